@@ -1,0 +1,128 @@
+// The maths of every cell, once: gates of one step forward, and their gradients backward, elementwise.
+//   x: input-side pre-activations W_ih x_t + b_ih      h: hidden-side pre-activations W_hh h_{t-1} + b_hh, gate by gate
+//   s: the states (h, then c); forward takes those of t-1 and leaves those of t
+//   q: the reserve of the gates, what backward needs besides the states
+// backward takes q, the states before (p) and after (s) the step and, in ds, the gradients of the states after it. It gives the
+// gradients of x and h in dx and dh, and leaves in ds what reaches the states before the step elementwise; what reaches h_{t-1} through
+// W_hh is the driver's to add.
+// A new cell is a struct here and a word in dispatch_cell and kCells.
+#pragma once
+
+#include <string_view>
+
+#include "math.h"
+
+namespace rnnfast {
+
+struct Tanh {
+  static constexpr const char* kCell = "rnn_tanh";
+  template <class V>
+  static RNNFAST_FN V value(V x) {
+    return tanh(x);
+  }
+  template <class V>
+  static RNNFAST_FN V slope(V y) {  // from the value
+    return fma(V(0) - y, y, V(1));
+  }
+};
+
+struct Relu {
+  static constexpr const char* kCell = "rnn_relu";
+  template <class V>
+  static RNNFAST_FN V value(V x) {
+    return relu(x);
+  }
+  template <class V>
+  static RNNFAST_FN V slope(V y) {
+    return select(y <= V(0), V(0), V(1));
+  }
+};
+
+// h' = f(x + h)   Elman 1990, torch.nn.RNN
+template <class Activation>
+struct Elman {
+  static constexpr const char* kName = Activation::kCell;
+  static constexpr int kGates = 1, kStates = 1, kReserve = 0;
+  static constexpr bool kSameGradients = true;  // dx == dh
+
+  template <class V>
+  static RNNFAST_FN void forward(const V* x, const V* h, V* s, V*) {
+    s[0] = Activation::value(x[0] + h[0]);
+  }
+  template <class V>
+  static RNNFAST_FN void backward(const V*, const V*, const V* s, V* ds, V* dx, V* dh) {
+    dx[0] = dh[0] = ds[0] * Activation::slope(s[0]);
+    ds[0] = V(0);
+  }
+};
+
+// r = sigmoid(x_r + h_r)   z = sigmoid(x_z + h_z)   n = tanh(x_n + r h_n)   h' = (1 - z) n + z h
+// Cho et al. 2014 v1 (arXiv 1406.1078v1): the reset gate acts after the product ("linear before reset"), as in torch and cuDNN.
+struct Gru {
+  static constexpr const char* kName = "gru";
+  static constexpr int kGates = 3, kStates = 1, kReserve = 4;  // gates r z n; reserve r z n h_n
+  static constexpr bool kSameGradients = false;
+
+  template <class V>
+  static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {
+    const V r = sigmoid(x[0] + h[0]), z = sigmoid(x[1] + h[1]);
+    const V n = tanh(fma(r, h[2], x[2]));
+    s[0] = fma(z, s[0] - n, n);
+    q[0] = r, q[1] = z, q[2] = n, q[3] = h[2];
+  }
+  template <class V>
+  static RNNFAST_FN void backward(const V* q, const V* p, const V*, V* ds, V* dx, V* dh) {
+    const V r = q[0], z = q[1], n = q[2], h_n = q[3];
+    dx[2] = ds[0] * (V(1) - z) * fma(V(0) - n, n, V(1));
+    dx[1] = dh[1] = ds[0] * (p[0] - n) * (z * (V(1) - z));
+    dx[0] = dh[0] = dx[2] * h_n * (r * (V(1) - r));
+    dh[2] = dx[2] * r;
+    ds[0] = ds[0] * z;
+  }
+};
+
+// i, f, o = sigmoid(x + h)   g = tanh(x_g + h_g)   c' = f c + i g   h' = o tanh(c')   Hochreiter and Schmidhuber 1997 with Gers' forget gate
+struct Lstm {
+  static constexpr const char* kName = "lstm";
+  static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
+  static constexpr bool kSameGradients = true;
+
+  template <class V>
+  static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {
+    q[0] = sigmoid(x[0] + h[0]), q[1] = sigmoid(x[1] + h[1]);
+    q[2] = tanh(x[2] + h[2]), q[3] = sigmoid(x[3] + h[3]);
+    s[1] = fma(q[1], s[1], q[0] * q[2]);
+    s[0] = q[3] * tanh(s[1]);
+  }
+  template <class V>
+  static RNNFAST_FN void backward(const V* q, const V* p, const V* s, V* ds, V* dx, V* dh) {
+    const V i = q[0], f = q[1], g = q[2], o = q[3], tanh_c = tanh(s[1]);
+    const V dc = fma(ds[0] * o, fma(V(0) - tanh_c, tanh_c, V(1)), ds[1]);
+    dx[0] = dh[0] = dc * g * (i * (V(1) - i));
+    dx[1] = dh[1] = dc * p[1] * (f * (V(1) - f));
+    dx[2] = dh[2] = dc * i * fma(V(0) - g, g, V(1));
+    dx[3] = dh[3] = ds[0] * tanh_c * (o * (V(1) - o));
+    ds[0] = V(0), ds[1] = dc * f;
+  }
+};
+
+struct CellFacts {
+  const char* name;
+  int gates, states, reserve;
+};
+
+template <class Cell>
+constexpr CellFacts facts_of() {
+  return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kReserve};
+}
+
+inline constexpr CellFacts kCells[] = {facts_of<Elman<Tanh>>(), facts_of<Elman<Relu>>(), facts_of<Gru>(), facts_of<Lstm>()};
+
+// Calls f with the cell of that name; false if there is none.
+template <class F>
+bool dispatch_cell(std::string_view name, F&& f) {
+  const auto try_cell = [&](auto cell) { return name == decltype(cell)::kName && (f(cell), true); };
+  return try_cell(Elman<Tanh>{}) || try_cell(Elman<Relu>{}) || try_cell(Gru{}) || try_cell(Lstm{});
+}
+
+}  // namespace rnnfast

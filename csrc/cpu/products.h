@@ -1,0 +1,63 @@
+// The large products around the recurrence, by the fastest library at hand: oneDNN for large float32 ones (MKL, which at::mm calls, runs at
+// 40 % of peak on some AMD cores where oneDNN is near it), at::mm for the rest.
+#pragma once
+
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include <optional>
+
+#include "cpu/driver.h"
+
+namespace rnnfast {
+
+// From here on oneDNN's cost per call no longer shows.
+inline constexpr int64_t kWorthOneDnn = int64_t{1} << 22;
+
+inline const std::optional<c10::OperatorHandle>& onednn_linear() {
+  static const auto op = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+  return op;
+}
+
+inline bool use_onednn(const at::Tensor& a, int64_t columns) {
+  return a.scalar_type() == at::kFloat && a.size(0) * a.size(1) * columns >= kWorthOneDnn && at::globalContext().userEnabledMkldnn() &&
+         onednn_linear().has_value();
+}
+
+// A contiguous copy of t [rows, columns] as [columns, rows].
+template <class T>
+at::Tensor transposed(const at::Tensor& t, int threads) {
+  const at::Tensor source = t.contiguous();
+  const int64_t rows = t.size(0), columns = t.size(1);
+  at::Tensor result = at::empty({columns, rows}, t.options());
+  constexpr int64_t kBand = 64;
+  const T* src = source.const_data_ptr<T>();
+  T* dst = result.mutable_data_ptr<T>();
+  parallel_for(rows * columns < 32768 ? 1 : threads, ceil_div(columns, kBand), [&](int64_t band) {
+    const int64_t first = band * kBand, count = columns - first < kBand ? columns - first : kBand;
+    transpose(src + first, columns, rows, count, dst + first * rows, rows);
+  });
+  return result;
+}
+
+// a [M, K] times w [N, K] transposed, plus bias [N] if defined. oneDNN is fast where w is the transposed view of a contiguous tensor.
+inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w, const at::Tensor& bias = {}) {
+  if (use_onednn(a, w.size(0))) {
+    torch::jit::Stack stack{a, w, bias.defined() ? c10::IValue(bias) : c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""};
+    onednn_linear()->callBoxed(stack);
+    return stack[0].toTensor();
+  }
+  return bias.defined() ? at::addmm(bias, a, w.t()) : at::mm(a, w.t());
+}
+
+// g [rows, N] transposed times x [rows, K].
+template <class T>
+at::Tensor transposed_times(const at::Tensor& g, const at::Tensor& x, int threads) {
+  if (!use_onednn(g, x.size(1))) return at::mm(g.t(), x);
+  return transposed<T>(times_transposed(transposed<T>(x, threads), g.t()), threads);
+}
+
+}  // namespace rnnfast

@@ -1,0 +1,145 @@
+// Vec<T>: one SIMD register of T, as wide as the instruction set this library is built for, by the compiler's vector extensions.
+// Intrinsics only for what these cannot say: loads and stores of the first n elements.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "math.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace rnnfast {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64, kVectorRegisters = 32;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32, kVectorRegisters = 16;
+#elif defined(__aarch64__)
+inline constexpr int kVectorBytes = 16, kVectorRegisters = 32;
+#else
+inline constexpr int kVectorBytes = 16, kVectorRegisters = 16;
+#endif
+
+// Spelled out per type: GCC 12 drops these attributes from a typedef of a dependent type.
+template <class T>
+struct Register;
+template <>
+struct Register<float> {
+  typedef float Raw __attribute__((vector_size(kVectorBytes)));
+  typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(float)), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Register<double> {
+  typedef double Raw __attribute__((vector_size(kVectorBytes)));
+  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(double)), may_alias));
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class T>
+struct Vec {
+  static constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
+  using Raw = typename Register<T>::Raw;
+  using Unaligned = typename Register<T>::Unaligned;
+  Raw raw;
+
+  Vec() = default;
+  RNNFAST_FN Vec(Raw r) : raw(r) {}
+  RNNFAST_FN Vec(T s) : raw(s - Raw{}) {}  // x - 0 folds to a broadcast, x + 0 would not (-0)
+
+  static RNNFAST_FN Vec load(const T* p) { return Raw(*reinterpret_cast<const Unaligned*>(p)); }
+  RNNFAST_FN void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = raw; }
+
+  // The first n elements, 0 < n <= kWidth; load leaves zeros behind them. Nothing past them is touched.
+  static RNNFAST_FN Vec load(const T* p, int64_t n) { return n == kWidth ? load(p) : load_first(p, n); }
+  RNNFAST_FN void store(T* p, int64_t n) const { n == kWidth ? store(p) : store_first(p, n); }
+  static RNNFAST_FN Vec load_first(const T* p, int64_t n);
+  RNNFAST_FN void store_first(T* p, int64_t n) const;
+
+  friend RNNFAST_FN Vec operator+(Vec a, Vec b) { return a.raw + b.raw; }
+  friend RNNFAST_FN Vec operator-(Vec a, Vec b) { return a.raw - b.raw; }
+  friend RNNFAST_FN Vec operator*(Vec a, Vec b) { return a.raw * b.raw; }
+  friend RNNFAST_FN Vec operator/(Vec a, Vec b) { return a.raw / b.raw; }
+  friend RNNFAST_FN auto operator<(Vec a, Vec b) { return a.raw < b.raw; }
+  friend RNNFAST_FN auto operator>(Vec a, Vec b) { return a.raw > b.raw; }
+  friend RNNFAST_FN auto operator<=(Vec a, Vec b) { return a.raw <= b.raw; }
+};
+
+template <class T>
+struct ScalarOf<Vec<T>> {
+  using type = T;
+};
+
+template <class T>
+RNNFAST_FN Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return a.raw * b.raw + c.raw;  // contracted, see -ffp-contract in setup.py
+}
+
+template <class T, class Mask>
+RNNFAST_FN Vec<T> select(Mask mask, Vec<T> a, Vec<T> b) {
+  return typename Vec<T>::Raw(mask ? a.raw : b.raw);
+}
+
+template <class T>
+RNNFAST_FN Vec<T> power_of_two(Vec<T> rounded) {
+  using C = ExpConstants<T>;
+  return typename Vec<T>::Raw(((typename Register<T>::Bits)rounded.raw + C::kBias) << C::kMantissa);
+}
+
+#if defined(__AVX512F__)
+template <>
+RNNFAST_FN Vec<float> Vec<float>::load_first(const float* p, int64_t n) {
+  return Raw(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+}
+template <>
+RNNFAST_FN void Vec<float>::store_first(float* p, int64_t n) const {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), raw);
+}
+template <>
+RNNFAST_FN Vec<double> Vec<double>::load_first(const double* p, int64_t n) {
+  return Raw(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p));
+}
+template <>
+RNNFAST_FN void Vec<double>::store_first(double* p, int64_t n) const {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), raw);
+}
+#elif defined(__AVX2__)
+RNNFAST_FN __m256i first_lanes(int64_t n, float) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+RNNFAST_FN __m256i first_lanes(int64_t n, double) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+template <>
+RNNFAST_FN Vec<float> Vec<float>::load_first(const float* p, int64_t n) {
+  return Raw(_mm256_maskload_ps(p, first_lanes(n, 0.f)));
+}
+template <>
+RNNFAST_FN void Vec<float>::store_first(float* p, int64_t n) const {
+  _mm256_maskstore_ps(p, first_lanes(n, 0.f), raw);
+}
+template <>
+RNNFAST_FN Vec<double> Vec<double>::load_first(const double* p, int64_t n) {
+  return Raw(_mm256_maskload_pd(p, first_lanes(n, 0.)));
+}
+template <>
+RNNFAST_FN void Vec<double>::store_first(double* p, int64_t n) const {
+  _mm256_maskstore_pd(p, first_lanes(n, 0.), raw);
+}
+#else
+template <class T>
+RNNFAST_FN Vec<T> Vec<T>::load_first(const T* p, int64_t n) {
+  Raw r{};
+  for (int64_t i = 0; i < n; ++i) r[i] = p[i];
+  return r;
+}
+template <class T>
+RNNFAST_FN void Vec<T>::store_first(T* p, int64_t n) const {
+  for (int64_t i = 0; i < n; ++i) p[i] = raw[i];
+}
+#endif
+
+}  // namespace rnnfast
