@@ -14,11 +14,13 @@ from glob import glob
 
 import torch
 from setuptools import setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 MAJOR, MINOR = torch.__version__.split(".")[:2]
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
-CXX = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
+CXX = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX += [f"-isystem{path}" for path in cpp_extension.include_paths()]  # no warnings from torch
 OPTIONS = {"include_dirs": [os.path.abspath("csrc")], "depends": HEADERS}
 INSTRUCTION_SETS = {"default": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
