@@ -100,8 +100,8 @@ RNNFAST_FN void split_exp(V x, V& scale, V& excess) {
   scale = power_of_two(rounded);
 }
 
-// 1 / (1 + e^-x). Max error: 2 ULP (float32: 1.5, float64: 1.6 measured); below -kLargestExp the result stays at that of
-// -kLargestExp (1.6e-38 in float32). Any x; NaN stays NaN. Measured by tests/test_numerics.py.
+// 1 / (1 + e^-x). Max error: 2.5 ULP, and in absolute terms 9e-8 in float32, 1.7e-16 in float64; below -kLargestExp the result stays at
+// that of -kLargestExp (1.6e-38 in float32). Any x; NaN stays NaN. Measured by tests/test_numerics.py.
 template <class V>
 RNNFAST_FN V sigmoid(V x) {
   V scale, excess;
@@ -109,15 +109,21 @@ RNNFAST_FN V sigmoid(V x) {
   return V(1) / (V(1) + fma(scale, excess, scale));
 }
 
-// (e^2x - 1) / (e^2x + 1), with e^2x - 1 free of cancellation. Max error: 3 ULP. Any x; NaN stays NaN.
-// Measured by tests/test_numerics.py.
+// With e = e^2|x| - 1, free of cancellation: e / (e + 2) where the result is below 1/2, and above it 1 - 2 / (e + 2), whose error
+// shrinks as the result nears 1; then the sign. Max error: 2.3 ULP, and in absolute terms 8e-8 in float32, 1.6e-16 in float64.
+// Any x; NaN stays NaN. Measured by tests/test_numerics.py.
 template <class V>
 RNNFAST_FN V tanh(V x) {
+  const auto negative = x < V(0);
+  V size = select(negative, V(0) - x, x);
+  size = clamp(size, ExpConstants<typename ScalarOf<V>::type>::kTanhIsOne);
   V scale, excess;
-  x = clamp(x, ExpConstants<typename ScalarOf<V>::type>::kTanhIsOne);
-  split_exp(x + x, scale, excess);
-  const V exp_minus_one = fma(scale, excess, scale - V(1));
-  return exp_minus_one / (exp_minus_one + V(2));
+  split_exp(size + size, scale, excess);
+  const V e = fma(scale, excess, scale - V(1));
+  const auto large = e > V(2);
+  const V quotient = select(large, V(-2), e) / (e + V(2));
+  const V result = select(large, quotient + V(1), quotient);
+  return select(negative, V(0) - result, result);
 }
 
 // max(x, 0), exact. NaN stays NaN, as in torch.
