@@ -32,15 +32,19 @@ struct Panels {
   int64_t units_from(int64_t unit) const { return hidden - unit < kWidth ? hidden - unit : kWidth; }
 };
 
-// dst[column * dst_stride + row] = src[row * src_stride + column], by blocks that fit in registers' reach of L1.
+// dst[column * dst_stride + row] = src[row * src_stride + column]. By small blocks through a buffer: with power-of-two strides, the lines of
+// a block of src or dst fall into one set of the L1 cache and would drive each other out.
 template <class T>
 void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t c = 0; c < columns; c += kBlock) {
-    for (int64_t r = 0; r < rows; r += kBlock) {
-      const int64_t c_end = c + kBlock < columns ? c + kBlock : columns, r_end = r + kBlock < rows ? r + kBlock : rows;
-      for (int64_t i = r; i < r_end; ++i)
-        for (int64_t j = c; j < c_end; ++j) dst[j * dst_stride + i] = src[i * src_stride + j];
+  constexpr int64_t kBlock = 64 / sizeof(T);
+  alignas(64) T block[kBlock][kBlock];
+  for (int64_t r = 0; r < rows; r += kBlock) {
+    const int64_t height = rows - r < kBlock ? rows - r : kBlock;
+    for (int64_t c = 0; c < columns; c += kBlock) {
+      const int64_t width = columns - c < kBlock ? columns - c : kBlock;
+      for (int64_t i = 0; i < height; ++i) std::memcpy(block[i], src + (r + i) * src_stride + c, width * sizeof(T));
+      for (int64_t j = 0; j < width; ++j)
+        for (int64_t i = 0; i < height; ++i) dst[(c + j) * dst_stride + r + i] = block[i][j];
     }
   }
 }
