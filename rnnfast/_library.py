@@ -1,0 +1,78 @@
+"""Loads the compiled libraries: the schemas and facts, and the kernels that fit this machine.
+
+Importing this module registers ``torch.ops.rnnfast.layer`` and ``layer_backward`` with kernels for
+the CPU (one library per instruction set, chosen as torch chooses its own, so ``ATEN_CPU_CAPABILITY``
+is honoured) and, where they were built, for CUDA.
+"""
+
+import importlib
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+_INSTALL = "pip install --no-build-isolation ."
+# Best first: what a CPU of that capability can run.
+_INSTRUCTION_SETS = {"AVX512": ("avx512", "avx2", "default"), "AVX2": ("avx2", "default")}
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _check_build() -> None:
+    """Compares versions before anything is loaded: a library built for another torch minor would
+    fail with an undefined symbol, or worse, not fail.
+    """
+    try:
+        built_for: str = importlib.import_module("rnnfast._build").TORCH
+    except ImportError:
+        raise ImportError(
+            f"rnnfast is not built: run `{_INSTALL}` in its source folder, and import it from elsewhere"
+            f" or install with `-e`"
+        ) from None
+    if _minor(built_for) != _minor(torch.__version__):
+        raise ImportError(
+            f"rnnfast was built for torch {_minor(built_for)} but this is torch {torch.__version__}:"
+            f" run `{_INSTALL}` again in its source folder"
+        )
+
+
+def _find(name: str) -> Path | None:
+    paths = (_FOLDER / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _load_cpu() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    for name in _INSTRUCTION_SETS.get(capability, ("default",)):
+        path = _find(f"_cpu_{name}")
+        if path is not None:
+            torch.ops.load_library(str(path))
+            return name
+    raise ImportError(f"rnnfast holds no CPU kernels: run `{_INSTALL}` again in its source folder")
+
+
+def _load_cuda() -> bool:
+    path = _find("_cuda")
+    if path is None or torch.version.cuda is None:
+        return False
+    torch.ops.load_library(str(path))
+    return True
+
+
+_check_build()
+
+from rnnfast import _C  # noqa: E402  (only after the check)
+
+INSTRUCTION_SET = _load_cpu()
+"""Which of ``avx512``, ``avx2`` and ``default`` the loaded CPU kernels were compiled for."""
+
+HAS_CUDA = _load_cuda()
+"""Whether CUDA kernels were built and loaded. Says nothing about a GPU being there."""
+
+KERNEL_DEVICES = frozenset({"cpu", "meta", "cuda"} if HAS_CUDA else {"cpu", "meta"})
+"""Device types that the ops serve; ``meta`` by the fake kernels."""
+
+__all__ = ["HAS_CUDA", "INSTRUCTION_SET", "KERNEL_DEVICES", "_C"]

@@ -1,0 +1,404 @@
+"""Layers and cells as functions: which implementation serves a call, its gradients, the stack of layers.
+
+The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their arguments as torch.nn does and
+then call :func:`stack` or :func:`cell`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, _VF
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+
+from rnnfast import ops, reference
+from rnnfast._library import KERNEL_DEVICES
+
+_CELLS = {mode: mode.lower() for mode in ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")}
+_TORCH_LAYERS = {mode: getattr(_VF, name) for mode, name in _CELLS.items()}
+_TORCH_CELLS = {mode: getattr(_VF, f"{name}_cell") for mode, name in _CELLS.items()}
+
+_KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_AUTOCAST_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+# Any other class may mean anything by its data. The last two only stand for plain tensors in tracing.
+_PLAIN_TYPES = frozenset(
+    {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
+)
+
+_functorch_layer = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
+
+
+class Route(NamedTuple):
+    """Which implementation serves a call, and why."""
+
+    kind: str
+    """``fused``, ``torch`` or ``reference``."""
+    reason: str
+
+
+_FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
+_AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
+
+
+def _transformed(tensors: Sequence[Tensor]) -> str | None:
+    """Names the transform that wants to differentiate or batch torch's own operations, if any."""
+    if _functorch_layer() is not None:
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        return "forward-mode AD: a tensor has a tangent"
+    return None
+
+
+def _autocasting(x: Tensor) -> bool:
+    device = x.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
+    """Says which implementation serves a call with these tensors, here and now.
+
+    Args:
+        input: the sequence, or the step of a cell.
+        others: all initial states and weights.
+        proj_size: of an LSTM with a projection.
+    """
+    tensors = (input, *others)
+    if not _is_compiling():
+        transform = _transformed(tensors)
+        if transform is not None:
+            return Route("reference", transform)
+        if _tracing_state() is not None:
+            return Route(
+                "torch", "torch.jit.trace or ONNX export: torch's own operator is recorded"
+            )
+    if proj_size:
+        return Route("torch", f"proj_size={proj_size} has no kernel")
+    dtype, device = input.dtype, input.device
+    if device.type not in KERNEL_DEVICES:
+        return Route("torch", f"no kernels for {device.type} tensors")
+    for t in tensors:
+        if type(t) not in _PLAIN_TYPES:
+            return Route("torch", f"a tensor is a {type(t).__name__}, not a plain tensor")
+        if t.device != device:
+            return Route("torch", f"tensors on {device} and on {t.device}")
+        if t.dtype != dtype:
+            return _mixed_route(tensors)
+    if _autocasting(input):
+        return _mixed_route(tensors)
+    if dtype not in _KERNEL_DTYPES:
+        return Route("torch", f"no kernels for {dtype}")
+    return _FUSED
+
+
+def _mixed_route(tensors: Sequence[Tensor]) -> Route:
+    """The route of tensors of several dtypes, or under autocast, which makes them one."""
+    if not _autocasting(tensors[0]):
+        return Route("torch", "tensors of several dtypes: torch raises its error")
+    if all(t.dtype in _AUTOCAST_DTYPES for t in tensors):
+        return _AUTOCAST
+    return Route("torch", "a dtype that autocast leaves alone")
+
+
+def _autocast_dtype(
+    mode: str, input: Tensor, states: Sequence[Tensor], onednn: bool
+) -> torch.dtype:
+    """The dtype in which torch.nn returns under autocast.
+
+    Autocast makes torch's products come out low, and what is then added to a state takes the higher
+    of both: that holds for all but the RNN, whose state is itself a sum of products, and LSTM layers
+    that oneDNN runs whole.
+    """
+    low = torch.get_autocast_dtype(input.device.type)
+    if mode.startswith("RNN"):
+        return low
+    if onednn and mode == "LSTM" and input.dtype in (torch.float32, torch.bfloat16):
+        return low
+    return torch.promote_types(low, states[-1].dtype if states else input.dtype)
+
+
+class _Layer(torch.autograd.Function):
+    """One layer with its gradients.
+
+    ``apply(cell, bidirectional, states given, x, batch_sizes, *states, *weights)`` gives
+    ``(output, *states_n, *reserve)``. The output itself is not saved: users may edit it in place.
+    """
+
+    @staticmethod
+    def forward(
+        cell: str,
+        bidirectional: bool,
+        given: int,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        output, states_n, reserve = ops.layer(
+            cell, x, batch_sizes, tensors[:given], tensors[given:], bidirectional, True
+        )
+        return output, *states_n, *reserve
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        cell, bidirectional, given, x, batch_sizes, *tensors = inputs
+        reserve = output[1 + ops.CELLS[cell]["states"] :]
+        ctx.cell, ctx.bidirectional, ctx.given = cell, bidirectional, given
+        ctx.weights_end = len(tensors)
+        ctx.save_for_backward(x, batch_sizes, *tensors, *reserve)
+        ctx.mark_non_differentiable(*reserve)
+        if not _is_compiling():  # Dynamo always materialises
+            ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *grads: Tensor | None) -> tuple[Any, ...]:
+        x, batch_sizes, *saved = ctx.saved_tensors
+        tensors, reserve = saved[: ctx.weights_end], saved[ctx.weights_end :]
+        states, weights = tensors[: ctx.given], tensors[ctx.given :]
+        count = ops.CELLS[ctx.cell]["states"]
+        needs_x, needs = ctx.needs_input_grad[3], ctx.needs_input_grad[5:]
+        grads = grads[:count]
+        if not _is_compiling() and _needs_graph((grad_output, *grads)):
+            wanted = iter(
+                _differentiable_gradients(ctx, x, batch_sizes, states, weights, grad_output, grads)
+            )
+        else:
+            state_needs = needs[: ctx.given] if ctx.given else (False,) * count
+            wanted = iter(
+                ops.layer_backward(
+                    ctx.cell,
+                    grad_output,
+                    grads,
+                    x,
+                    batch_sizes,
+                    weights,
+                    ctx.bidirectional,
+                    reserve,
+                    (needs_x, *state_needs, *needs[ctx.given :]),
+                )
+            )
+        grad_x = next(wanted) if needs_x else None
+        return (None, None, None, grad_x, None, *(next(wanted) if n else None for n in needs))
+
+
+def _needs_graph(grads: Sequence[Tensor | None]) -> bool:
+    """Whether the gradients must themselves be made of differentiable operations."""
+    if torch.is_grad_enabled():
+        return True
+    return _transformed([g for g in grads if g is not None]) is not None
+
+
+def _differentiable_gradients(
+    ctx: Any,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    grad_output: Tensor | None,
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The needed gradients as a graph over torch's operations, by running the reference again.
+
+    It runs on aliases of the saved tensors: differentiating with respect to these ends at this layer,
+    where the tensors themselves may depend on one another (weights computed from x, say).
+    """
+    create_graph = torch.is_grad_enabled()
+    dtype = ops.compute_dtype(x.dtype)
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        aliases = [t.view_as(t) for t in (x, *states, *weights)]
+        own_x, *own = (t.to(dtype) for t in aliases)
+        output, states_n = reference.layer(
+            ctx.cell,
+            own_x,
+            None if batch_sizes is None else batch_sizes.tolist(),
+            own[: ctx.given],
+            own[ctx.given :],
+            ctx.bidirectional,
+        )
+        results = [
+            (value.to(x.dtype), grad)
+            for value, grad in zip((output, *states_n), (grad_output, *grads), strict=True)
+            if grad is not None and value.requires_grad
+        ]
+        needs = (ctx.needs_input_grad[3], *ctx.needs_input_grad[5:])
+        wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
+        if not results:
+            return [None] * len(wanted)
+        values, value_grads = zip(*results, strict=True)
+        return list(
+            torch.autograd.grad(
+                values, wanted, value_grads, create_graph=create_graph, allow_unused=True
+            )
+        )
+
+
+def _fused_layer(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
+        results = _Layer.apply(  # type: ignore[no-untyped-call]
+            cell, bidirectional, len(states), x, batch_sizes, *states, *weights
+        )
+        return results[0], results[1 : 1 + ops.CELLS[cell]["states"]]
+    return ops.layer(cell, x, batch_sizes, states, weights, bidirectional, False)[:2]
+
+
+def _reference_layer(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
+    return reference.layer(cell, x, sizes, states, weights, bidirectional)
+
+
+def stack(
+    mode: str,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    *,
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    batch_first: bool = False,
+    proj_size: int = 0,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs all layers of an RNN, GRU or LSTM over a sequence.
+
+    Args:
+        mode: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``, torch's names.
+        input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or with ``batch_sizes`` the data
+            ``[rows, I]`` of a PackedSequence.
+        batch_sizes: of the PackedSequence, or None.
+        states: empty for zeros, or per state ``[L*D, B, H]``: h_0 (``[.., P]`` with a projection),
+            for LSTM also c_0.
+        weights: of all layers and directions, flat, in torch's order (``_flat_weights``).
+        has_biases: whether ``weights`` holds biases.
+        dropout: applied to the output of each layer but the last while ``training``, with the same
+            draws from the generator as torch.nn on the CPU.
+        proj_size: P of an LSTM with a projection, or 0.
+
+    Returns:
+        ``(output, states_n)`` in the layouts of ``input`` and ``states``.
+    """
+    chosen = route(input, (*states, *weights), proj_size)
+    if chosen.kind == "torch":
+        if not states:
+            batch_size = input.size(not batch_first) if batch_sizes is None else batch_sizes[0]
+            count = num_layers * (1 + bidirectional)
+            states = _zero_states(mode, input, batch_size, count, weights, proj_size)
+        hx = tuple(states) if mode == "LSTM" else states[0]
+        data = (input, hx) if batch_sizes is None else (input, batch_sizes, hx)
+        options = (has_biases, num_layers, dropout, training, bidirectional)
+        order = (batch_first,) if batch_sizes is None else ()
+        output, *states_n = _TORCH_LAYERS[mode](*data, list(weights), *options, *order)
+        return output, tuple(states_n)
+    if chosen is not _FUSED and _casts((input, *states, *weights)):
+        dtype = _autocast_dtype(mode, input, states, onednn=batch_sizes is None and not proj_size)
+        with torch.autocast(input.device.type, enabled=False):
+            return stack(
+                mode,
+                input.to(dtype),
+                batch_sizes,
+                [s.to(dtype) for s in states],
+                [w.to(dtype) for w in weights],
+                has_biases=has_biases,
+                num_layers=num_layers,
+                dropout=dropout,
+                training=training,
+                bidirectional=bidirectional,
+                batch_first=batch_first,
+                proj_size=proj_size,
+            )
+    layer = _fused_layer if chosen.kind == "fused" else _reference_layer
+    name = _CELLS[mode]
+    if batch_first:
+        input = input.transpose(0, 1)
+    if num_layers == 1:
+        output, states_n = layer(name, input, batch_sizes, states, weights, bidirectional)
+    else:
+        output, finals = input, []
+        directions, per_layer = 1 + bidirectional, len(weights) // num_layers
+        for i in range(num_layers):
+            own = [s[i * directions : (i + 1) * directions] for s in states]
+            own_weights = weights[i * per_layer : (i + 1) * per_layer]
+            output, states_n = layer(name, output, batch_sizes, own, own_weights, bidirectional)
+            finals.append(states_n)
+            if dropout and training and i + 1 < num_layers:
+                output = F.dropout(output, dropout, training=True)
+        states_n = [torch.cat(parts) for parts in zip(*finals, strict=True)]
+    return output.transpose(0, 1) if batch_first else output, tuple(states_n)
+
+
+def _zero_states(
+    mode: str, input: Tensor, batch_size: Any, count: int, weights: Sequence[Tensor], proj_size: int
+) -> list[Tensor]:
+    """The states that torch.nn starts from, `count` of them for all layers and directions."""
+    # In a trace, a size that is read and used as it is stays dynamic without a warning.
+    hidden = weights[0].shape[0] // 4 if proj_size else weights[1].shape[1]
+    sizes = [proj_size or hidden, hidden] if mode == "LSTM" else [hidden]
+    return [
+        torch.zeros(count, batch_size, size, dtype=input.dtype, device=input.device)
+        for size in sizes
+    ]
+
+
+def _casts(tensors: Sequence[Tensor]) -> bool:
+    return _autocasting(tensors[0]) and all(t.dtype in _AUTOCAST_DTYPES for t in tensors)
+
+
+def cell(
+    mode: str,
+    input: Tensor,
+    states: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """One step of a cell.
+
+    Args:
+        mode: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
+        input: ``[B, I]``.
+        states: empty for zeros, or ``(h,)``, for LSTM ``(h, c)``, each ``[B, H]``.
+        b_ih: both biases, or None and None.
+
+    Returns:
+        The new states, as many as the cell has, each ``[B, H]``.
+    """
+    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    chosen = route(input, (*states, *weights))
+    if chosen.kind == "torch":
+        if not states:
+            states = [s[0] for s in _zero_states(mode, input, input.size(0), 1, weights, 0)]
+        hx = tuple(states) if mode == "LSTM" else states[0]
+        result = _TORCH_CELLS[mode](input, hx, w_ih, w_hh, b_ih, b_hh)
+        return result if mode == "LSTM" else (result,)
+    if chosen is not _FUSED and _casts((input, *states, *weights)):
+        dtype = _autocast_dtype(mode, input, states, onednn=False)
+        with torch.autocast(input.device.type, enabled=False):
+            cast = [w.to(dtype) for w in weights]
+            biases = cast[2:] or (None, None)
+            return cell(mode, input.to(dtype), [s.to(dtype) for s in states], *cast[:2], *biases)
+    layer = _fused_layer if chosen.kind == "fused" else _reference_layer
+    initial = [s.unsqueeze(0) for s in states]
+    _, states_n = layer(_CELLS[mode], input.unsqueeze(0), None, initial, weights, False)
+    return tuple(s.squeeze(0) for s in states_n)

@@ -1,0 +1,185 @@
+"""The two ops, typed, with their fake kernels and FLOP formulas.
+
+They are public, but low: one layer, all its directions, no dropout, not differentiable by themselves.
+:mod:`rnnfast.functional` makes layers of any depth and their gradients out of them. Every argument is
+checked; a bad one raises RuntimeError or ValueError that names the op, the argument, what was wanted
+and what was given.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
+
+from rnnfast._library import _C
+
+CELLS: dict[str, dict[str, Any]] = {facts["name"]: facts for facts in _C.cells()}
+"""The table of cells by name: ``gates``, ``states`` and ``reserve`` (what backward keeps of the gates,
+in units of H).
+"""
+
+_layer = torch.ops.rnnfast.layer.default
+_layer_backward = torch.ops.rnnfast.layer_backward.default
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool = False,
+    train: bool = False,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """One layer over a whole sequence, in one or both directions.
+
+    Args:
+        cell: ``rnn_tanh``, ``rnn_relu``, ``gru`` or ``lstm``.
+        x: ``[T, B, I]``, or packed ``[rows, I]``; float32, float64, bfloat16 or float16; any strides.
+        batch_sizes: None, or int64 ``[T]`` on the CPU: positive, never increasing, of sum ``rows``.
+        states: empty for zeros, or per state of the cell ``[D, B, H]``: h_0, for ``lstm`` also c_0.
+        weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, H]`` and, all or none,
+            ``b_ih [G*H]``, ``b_hh [G*H]``.
+        bidirectional: D = 2 directions instead of one.
+        train: keep what :func:`layer_backward` needs.
+
+    Returns:
+        ``(output, states_n, reserve)``: ``[T, B, D*H]`` or ``[rows, D*H]``; per state ``[D, B, H]``;
+        and the reserve, in the type the kernels compute in (float32 for the half types): per state a
+        timeline ``[D, rows + B, H]``, then for gru and lstm the gates ``[D, rows, 4*H]``. ``[]``
+        without ``train``.
+    """
+    return _layer(cell, x, batch_sizes, states, weights, bidirectional, train)  # type: ignore[no-any-return]
+
+
+def layer_backward(
+    cell: str,
+    grad_output: Tensor | None,
+    grad_states_n: Sequence[Tensor | None],
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    reserve: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """The gradients of :func:`layer`, only those that are needed.
+
+    Args:
+        grad_output: gradient of ``output``, or None for zero.
+        grad_states_n: per state of the cell the gradient of ``states_n``, or None for zero.
+        reserve: what ``layer`` gave with ``train=True``.
+        needs: a flag for x, one per state of the cell, one per tensor of ``weights``.
+
+    Returns:
+        The gradients of what ``needs`` names, in its order, each in the sizes and dtype of its tensor.
+    """
+    return _layer_backward(  # type: ignore[no-any-return]
+        cell, grad_output, grad_states_n, x, batch_sizes, weights, bidirectional, reserve, needs
+    )
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type the kernels calculate in, and keep the reserve in."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> Any:
+    if batch_sizes is None:
+        return x.shape[1]
+    if states:
+        return states[0].shape[1]
+    if isinstance(batch_sizes, FakeTensor):
+        return torch.library.get_ctx().new_dynamic_size()
+    return int(batch_sizes[0]) if len(batch_sizes) else 0
+
+
+@torch.library.register_fake("rnnfast::layer")
+def _layer_fake(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    train: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    facts = CELLS[cell]
+    directions, hidden = 1 + bidirectional, weights[1].shape[1]
+    batch = _batch_size(x, batch_sizes, states)
+    output = x.new_empty([*x.shape[:-1], directions * hidden])
+    states_n = [x.new_empty([directions, batch, hidden]) for _ in range(facts["states"])]
+    if not train:
+        return output, states_n, []
+    rows, dtype = prod(x.shape[:-1]), compute_dtype(x.dtype)
+    timeline = [directions, rows + batch, hidden]
+    reserve = [x.new_empty(timeline, dtype=dtype) for _ in range(facts["states"])]
+    if facts["reserve"]:
+        reserve.append(x.new_empty([directions, rows, facts["reserve"] * hidden], dtype=dtype))
+    return output, states_n, reserve
+
+
+@torch.library.register_fake("rnnfast::layer_backward")
+def _layer_backward_fake(
+    cell: str,
+    grad_output: Tensor | None,
+    grad_states_n: Sequence[Tensor | None],
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    reserve: Sequence[Tensor],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    directions, timeline, hidden = reserve[0].shape
+    state = [directions, timeline - prod(x.shape[:-1]), hidden]
+    shapes = [x.shape, *[state] * CELLS[cell]["states"], *(w.shape for w in weights)]
+    return [x.new_empty(shape) for shape, needed in zip(shapes, needs, strict=True) if needed]
+
+
+def _products(weights: Sequence[Sequence[int]], bidirectional: bool) -> tuple[int, int]:
+    """Elements of all w_ih and of all w_hh, from the shapes of the weights."""
+    per_direction = len(weights) // (1 + bidirectional)
+    return sum(map(prod, weights[0::per_direction])), sum(map(prod, weights[1::per_direction]))
+
+
+@register_flop_formula(torch.ops.rnnfast.layer)  # type: ignore[untyped-decorator]
+def _layer_flops(
+    cell: str,
+    x: Sequence[int],
+    batch_sizes: Sequence[int] | None,
+    states: Sequence[Sequence[int]],
+    weights: Sequence[Sequence[int]],
+    bidirectional: bool,
+    train: bool,
+    **_: Any,
+) -> int:
+    return 2 * prod(x[:-1]) * sum(_products(weights, bidirectional))
+
+
+@register_flop_formula(torch.ops.rnnfast.layer_backward)  # type: ignore[untyped-decorator]
+def _layer_backward_flops(
+    cell: str,
+    grad_output: Sequence[int] | None,
+    grad_states_n: Sequence[Sequence[int] | None],
+    x: Sequence[int],
+    batch_sizes: Sequence[int] | None,
+    weights: Sequence[Sequence[int]],
+    bidirectional: bool,
+    reserve: Sequence[Sequence[int]],
+    needs: Sequence[bool],
+    **_: Any,
+) -> int:
+    rows, (w_ih, w_hh) = prod(x[:-1]), _products(weights, bidirectional)
+    per_direction = len(weights) // (1 + bidirectional)
+    needs_weights = needs[1 + CELLS[cell]["states"] :]
+    # The first step of each direction passes a gradient on only if h_0 wants one.
+    recurrent_rows = rows if needs[1] else 2 * rows - reserve[0][1]
+    total = recurrent_rows * w_hh + rows * w_ih * needs[0]
+    for i, shape in enumerate(weights):
+        total += rows * prod(shape) * (needs_weights[i] and i % per_direction < 2)
+    return 2 * total
