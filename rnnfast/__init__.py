@@ -1,0 +1,28 @@
+"""rnnfast: RNN, GRU and LSTM layers that replace those of torch.nn, from fused kernels.
+
+Write ``rnnfast.GRU`` for ``torch.nn.GRU``, or ``rnnfast.convert(model)``. See the README.
+"""
+
+from importlib.metadata import version
+
+from rnnfast import functional, ops
+from rnnfast.cells import GRUCell, LSTMCell, RNNCell
+from rnnfast.convert import convert, patched, revert
+from rnnfast.diagnose import explain
+from rnnfast.modules import GRU, LSTM, RNN
+
+__version__ = version("rnnfast")
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "convert",
+    "explain",
+    "functional",
+    "ops",
+    "patched",
+    "revert",
+]

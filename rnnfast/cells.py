@@ -1,0 +1,99 @@
+"""``RNNCell``, ``GRUCell``, ``LSTMCell``: drop-in replacements of the cells of ``torch.nn``.
+
+They inherit torch's own classes (which ``torch.compile`` accepts) and replace ``forward``: the
+checks of torch.nn in its words, then :func:`rnnfast.functional.cell`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from rnnfast._interop import Interop
+from rnnfast.functional import cell
+
+
+class _Cell(Interop, nn.RNNCellBase):
+    """What the three classes share: forms of the arguments, and one step through `mode`."""
+
+    def _step(
+        self, mode: str, input: Tensor, states: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """One step for ``[B, I]``, or for ``[I]`` without a batch; no `states`: zeros."""
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+            states = tuple(state.unsqueeze(0) for state in states)
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        states = cell(mode, input, states, *weights)
+        return states if batched else tuple(state.squeeze(0) for state in states)
+
+
+def _check_dim(name: str, what: str, tensor: Tensor) -> None:
+    dim = tensor.dim()
+    if dim != 2 and dim != 1:
+        raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {dim}D instead")
+
+
+class RNNCell(_Cell, nn.RNNCell):
+    r"""One step of :class:`rnnfast.RNN`; arguments, parameters, errors of :class:`torch.nn.RNNCell`."""
+
+    torch_class = nn.RNNCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step: see :meth:`GRUCell.forward`."""
+        if (leaf := self._call_as_leaf(input, hx)) is not None:
+            return leaf
+        _check_dim("RNNCell", "input", input)
+        if hx is not None:
+            _check_dim("RNNCell", "hidden", hx)
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        mode = "RNN_TANH" if self.nonlinearity == "tanh" else "RNN_RELU"
+        return self._step(mode, input, () if hx is None else (hx,))[0]
+
+
+class GRUCell(_Cell, nn.GRUCell):
+    """One step of :class:`rnnfast.GRU`; arguments, parameters, errors of :class:`torch.nn.GRUCell`."""
+
+    torch_class = nn.GRUCell
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step.
+
+        Args:
+            input: ``[B, I]``, or ``[I]`` without a batch
+            hx: the state before, ``[B, H]`` or ``[H]``; None: zeros
+
+        Returns:
+            the state after, in the form of `hx`
+
+        Raises:
+            ValueError, RuntimeError: an argument of another shape or dtype, in torch.nn's words
+        """
+        if (leaf := self._call_as_leaf(input, hx)) is not None:
+            return leaf
+        _check_dim("GRUCell", "input", input)
+        if hx is not None:
+            _check_dim("GRUCell", "hidden", hx)
+        return self._step("GRU", input, () if hx is None else (hx,))[0]
+
+
+class LSTMCell(_Cell, nn.LSTMCell):
+    """One step of :class:`rnnfast.LSTM`; arguments, parameters, errors of :class:`torch.nn.LSTMCell`."""
+
+    torch_class = nn.LSTMCell
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One step: :meth:`GRUCell.forward` with two states, ``(h, c)`` in and out."""
+        if (leaf := self._call_as_leaf(input, hx)) is not None:
+            return leaf
+        _check_dim("LSTMCell", "input", input)
+        states: tuple[Tensor, ...] = ()
+        if hx is not None:
+            for index, state in enumerate(hx):
+                _check_dim("LSTMCell", f"hx[{index}]", state)
+            states = (hx[0], hx[1])
+        h, c = self._step("LSTM", input, states)
+        return h, c
