@@ -88,7 +88,17 @@ void run_teams(const Plan& plan, int directions, const Work& work) {
   }
 }
 
-// Runs body(i) for i in [0, n), over the threads where `parallel`.
+// Threads that can run at once: a team of more would wait at its barriers for cores.
+inline int free_processors() {
+#if defined(_OPENMP)
+  static const int count = omp_get_num_procs();
+  return count;
+#else
+  return 1;
+#endif
+}
+
+// Runs body(i) for i in [0, n) over so many threads.
 template <class Body>
 void parallel_for(int threads, int64_t n, const Body& body) {
 #if defined(_OPENMP)

@@ -11,6 +11,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -27,7 +28,7 @@ inline at::ScalarType compute_type(at::ScalarType dtype) { return dtype == at::k
 
 template <class T>
 Plan plan_for(const Layer& layer) {
-  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int threads = at::in_parallel_region() ? 1 : std::min(at::get_num_threads(), free_processors());
   return plan({layer.cell.gates, layer.T, layer.B, layer.I, layer.H, static_cast<int>(layer.D), layer.uniform, threads,
                Vec<T>::kWidth, static_cast<int>(sizeof(T))});
 }

@@ -1,0 +1,66 @@
+"""The plan is a pure function of the problem: how the CPU kernels would run a layer.
+
+Catches a plan that asks for more threads than there are, splits what cannot be split, or projects a
+chunk of no steps.
+"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rnnfast import _C
+
+SIZES = st.sampled_from([1, 2, 3, 5, 16, 31, 64, 128, 500, 1024])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    cell=st.sampled_from([facts["name"] for facts in _C.cells()]),
+    dtype=st.sampled_from(["float32", "float64", "bfloat16"]),
+    T=SIZES,
+    B=SIZES,
+    I=SIZES,
+    H=SIZES,
+    directions=st.sampled_from([1, 2]),
+    threads=st.sampled_from([1, 2, 3, 4, 16]),
+    uniform=st.booleans(),
+)
+def test_plan_is_sound(
+    cell: str, dtype: str, T: int, B: int, I: int, H: int, directions: int, threads: int, uniform: bool
+) -> None:
+    problem = (cell, dtype, T, B, I, H, directions, threads, uniform)
+    plan = _C.plan(*problem)
+    assert plan == _C.plan(*problem)
+    assert 1 <= plan["threads"] <= threads
+    assert plan["threads"] == 1 or plan["threads"] % directions == 0
+    assert 1 <= plan["chunk_steps"] <= T
+    assert 1 <= plan["panel_groups"] <= 4
+    assert plan["kernel"] == ("step" if T == 1 else "packed")
+    per_direction = plan["threads"] // directions
+    if plan["split"] == "batch":
+        assert uniform and per_direction <= B
+    elif plan["split"] == "hidden":
+        assert (per_direction - 1) * plan["panel_groups"] * plan["vector_width"] < H
+    else:
+        assert plan["threads"] == 1 if plan["split"] == "none" else per_direction == 1
+
+
+def test_plan_of_known_problems() -> None:
+    def split(*problem: object) -> str:
+        return str(_C.plan("gru", "float32", *problem)["split"])
+
+    assert split(128, 128, 512, 512, 1, 2) == "batch", "64 rows a thread fill the tiles, no barrier"
+    assert split(1000, 1, 128, 256, 1, 2) == "hidden", "one row can only be split by its units"
+    assert split(128, 128, 512, 512, 1, 2, False) == "hidden", "a shrinking batch would idle a thread"
+    assert split(100, 32, 128, 128, 2, 2) == "direction", "each thread takes a direction"
+    assert split(20, 3, 5, 6, 1, 2) == "none", "too little work to wake a thread"
+
+
+@pytest.mark.parametrize(
+    "problem", [("gru", "float32", -1, 1, 1, 1, 1, 1), ("gru", "float32", 1, 1, 1, 1, 3, 1)]
+)
+def test_plan_refuses_nonsense(problem: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError, match="plan: sizes must not be negative, directions 1 or 2"):
+        _C.plan(*problem)
+    with pytest.raises(ValueError, match="plan: unknown cell 'qrnn'"):
+        _C.plan("qrnn", "float32", 1, 1, 1, 1, 1, 1)
