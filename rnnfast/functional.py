@@ -1,126 +1,24 @@
-"""Layers and cells as functions: which implementation serves a call, its gradients, the stack of layers.
+"""Layers and cells as functions: their gradients, the stack of layers, dropout between them.
 
-The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their arguments as torch.nn does and
-then call :func:`stack` or :func:`cell`.
+The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their arguments as torch.nn
+does and then call :func:`stack` or :func:`cell`. :func:`route` says what will serve a call.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, _VF
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
+from torch import _VF, Tensor
 
 from rnnfast import ops, reference
-from rnnfast._library import KERNEL_DEVICES
+from rnnfast.routes import FUSED, Route, autocast_dtype, casts, route, transformed
+
+__all__ = ["Route", "cell", "route", "stack"]
 
 _CELLS = {mode: mode.lower() for mode in ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")}
 _TORCH_LAYERS = {mode: getattr(_VF, name) for mode, name in _CELLS.items()}
 _TORCH_CELLS = {mode: getattr(_VF, f"{name}_cell") for mode, name in _CELLS.items()}
-
-_KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-_AUTOCAST_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
-# Any other class may mean anything by its data. The last two only stand for plain tensors in tracing.
-_PLAIN_TYPES = frozenset(
-    {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
-)
-
-_functorch_layer = torch._C._functorch.peek_interpreter_stack
-_tracing_state = torch._C._get_tracing_state
-_is_compiling = torch.compiler.is_compiling
-
-
-class Route(NamedTuple):
-    """Which implementation serves a call, and why."""
-
-    kind: str
-    """``fused``, ``torch`` or ``reference``."""
-    reason: str
-
-
-_FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
-_AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
-
-
-def _transformed(tensors: Sequence[Tensor]) -> str | None:
-    """Names the transform that wants to differentiate or batch torch's own operations, if any."""
-    if _functorch_layer() is not None:
-        return "a torch.func transform is active"
-    if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    ):
-        return "forward-mode AD: a tensor has a tangent"
-    return None
-
-
-def _autocasting(x: Tensor) -> bool:
-    device = x.device.type
-    return device != "meta" and torch.is_autocast_enabled(device)
-
-
-def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
-    """Says which implementation serves a call with these tensors, here and now.
-
-    Args:
-        input: the sequence, or the step of a cell.
-        others: all initial states and weights.
-        proj_size: of an LSTM with a projection.
-    """
-    tensors = (input, *others)
-    if not _is_compiling():
-        transform = _transformed(tensors)
-        if transform is not None:
-            return Route("reference", transform)
-        if _tracing_state() is not None:
-            return Route(
-                "torch", "torch.jit.trace or ONNX export: torch's own operator is recorded"
-            )
-    if proj_size:
-        return Route("torch", f"proj_size={proj_size} has no kernel")
-    dtype, device = input.dtype, input.device
-    if device.type not in KERNEL_DEVICES:
-        return Route("torch", f"no kernels for {device.type} tensors")
-    for t in tensors:
-        if type(t) not in _PLAIN_TYPES:
-            return Route("torch", f"a tensor is a {type(t).__name__}, not a plain tensor")
-        if t.device != device:
-            return Route("torch", f"tensors on {device} and on {t.device}")
-        if t.dtype != dtype:
-            return _mixed_route(tensors)
-    if _autocasting(input):
-        return _mixed_route(tensors)
-    if dtype not in _KERNEL_DTYPES:
-        return Route("torch", f"no kernels for {dtype}")
-    return _FUSED
-
-
-def _mixed_route(tensors: Sequence[Tensor]) -> Route:
-    """The route of tensors of several dtypes, or under autocast, which makes them one."""
-    if not _autocasting(tensors[0]):
-        return Route("torch", "tensors of several dtypes: torch raises its error")
-    if all(t.dtype in _AUTOCAST_DTYPES for t in tensors):
-        return _AUTOCAST
-    return Route("torch", "a dtype that autocast leaves alone")
-
-
-def _autocast_dtype(
-    mode: str, input: Tensor, states: Sequence[Tensor], onednn: bool
-) -> torch.dtype:
-    """The dtype in which torch.nn returns under autocast.
-
-    Autocast makes torch's products come out low, and what is then added to a state takes the higher
-    of both: that holds for all but the RNN, whose state is itself a sum of products, and LSTM layers
-    that oneDNN runs whole.
-    """
-    low = torch.get_autocast_dtype(input.device.type)
-    if mode.startswith("RNN"):
-        return low
-    if onednn and mode == "LSTM" and input.dtype in (torch.float32, torch.bfloat16):
-        return low
-    return torch.promote_types(low, states[-1].dtype if states else input.dtype)
 
 
 class _Layer(torch.autograd.Function):
@@ -152,7 +50,7 @@ class _Layer(torch.autograd.Function):
         ctx.weights_end = len(tensors)
         ctx.save_for_backward(x, batch_sizes, *tensors, *reserve)
         ctx.mark_non_differentiable(*reserve)
-        if not _is_compiling():  # Dynamo always materialises
+        if not torch.compiler.is_compiling():  # Dynamo always materialises
             ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -163,7 +61,7 @@ class _Layer(torch.autograd.Function):
         count = ops.CELLS[ctx.cell]["states"]
         needs_x, needs = ctx.needs_input_grad[3], ctx.needs_input_grad[5:]
         grads = grads[:count]
-        if not _is_compiling() and _needs_graph((grad_output, *grads)):
+        if not torch.compiler.is_compiling() and _needs_graph((grad_output, *grads)):
             wanted = iter(
                 _differentiable_gradients(ctx, x, batch_sizes, states, weights, grad_output, grads)
             )
@@ -190,7 +88,7 @@ def _needs_graph(grads: Sequence[Tensor | None]) -> bool:
     """Whether the gradients must themselves be made of differentiable operations."""
     if torch.is_grad_enabled():
         return True
-    return _transformed([g for g in grads if g is not None]) is not None
+    return transformed([g for g in grads if g is not None]) is not None
 
 
 def _differentiable_gradients(
@@ -301,7 +199,7 @@ def stack(
     chosen = route(input, (*states, *weights), proj_size)
     if chosen.kind == "torch":
         if not states:
-            batch_size = input.size(not batch_first) if batch_sizes is None else batch_sizes[0]
+            batch_size = input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
             count = num_layers * (1 + bidirectional)
             states = _zero_states(mode, input, batch_size, count, weights, proj_size)
         hx = tuple(states) if mode == "LSTM" else states[0]
@@ -310,8 +208,8 @@ def stack(
         order = (batch_first,) if batch_sizes is None else ()
         output, *states_n = _TORCH_LAYERS[mode](*data, list(weights), *options, *order)
         return output, tuple(states_n)
-    if chosen is not _FUSED and _casts((input, *states, *weights)):
-        dtype = _autocast_dtype(mode, input, states, onednn=batch_sizes is None and not proj_size)
+    if chosen is not FUSED and casts((input, *states, *weights)):
+        dtype = autocast_dtype(mode, input, states, onednn=batch_sizes is None and not proj_size)
         with torch.autocast(input.device.type, enabled=False):
             return stack(
                 mode,
@@ -360,10 +258,6 @@ def _zero_states(
     ]
 
 
-def _casts(tensors: Sequence[Tensor]) -> bool:
-    return _autocasting(tensors[0]) and all(t.dtype in _AUTOCAST_DTYPES for t in tensors)
-
-
 def cell(
     mode: str,
     input: Tensor,
@@ -392,8 +286,8 @@ def cell(
         hx = tuple(states) if mode == "LSTM" else states[0]
         result = _TORCH_CELLS[mode](input, hx, w_ih, w_hh, b_ih, b_hh)
         return result if mode == "LSTM" else (result,)
-    if chosen is not _FUSED and _casts((input, *states, *weights)):
-        dtype = _autocast_dtype(mode, input, states, onednn=False)
+    if chosen is not FUSED and casts((input, *states, *weights)):
+        dtype = autocast_dtype(mode, input, states, onednn=False)
         with torch.autocast(input.device.type, enabled=False):
             cast = [w.to(dtype) for w in weights]
             biases = cast[2:] or (None, None)
