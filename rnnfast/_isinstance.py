@@ -31,6 +31,7 @@ class _ViewType(type):
             return super().__new__(mcs, name, bases, namespace)
         # Someone derives from `module.__class__`, as parametrize and fully_shard do.
         reals = tuple(real_class(base) for base in bases)
+        namespace.setdefault("__module__", sys._getframe(1).f_globals.get("__name__"))
         return type(reals[0])(name, reals, namespace)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,8 @@ from rnnfast._interop import Interop
 from rnnfast._isinstance import Disguised
 from rnnfast.functional import stack
 
+_is_tracing = torch._C._get_tracing_state
+
 
 class _Layers(Disguised, Interop, nn.RNNBase):
     """What the three classes share: the checks of the arguments, in torch.nn's order and words."""
@@ -75,10 +77,12 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         else:
             self.check_forward_args(input, hx, batch_sizes)
             states = self._states(hx)
-        if input.size(1 if self.batch_first and batch_sizes is None else 0) == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if batch_sizes is not None:
-            _check_batch_sizes(input, batch_sizes)
+        batch_first = self.batch_first and batch_sizes is None
+        if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
+            if input.size(1 if batch_first else 0) == 0:
+                raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+            if batch_sizes is not None:
+                _check_batch_sizes(input, batch_sizes)
         return stack(
             self.mode,
             input,
@@ -90,7 +94,7 @@ class _Layers(Disguised, Interop, nn.RNNBase):
             dropout=self.dropout,
             training=self.training,
             bidirectional=bool(self.bidirectional),
-            batch_first=self.batch_first and batch_sizes is None,
+            batch_first=batch_first,
             proj_size=self.proj_size,
         )
 
@@ -103,6 +107,8 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         parameters = self._parameters
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
             if weight is None or parameters.get(name) is not weight:
+                if torch.compiler.is_compiling():  # the program's own tensors: not to be kept
+                    return [getattr(self, name) for name in self._flat_weights_names]
                 self._update_flat_weights()
                 self._check_no_weight_is_missing()
                 break
@@ -141,9 +147,9 @@ def _raise_dim(subject: str, dim: int, got: str) -> NoReturn:
 def _check_batch_sizes(input: Tensor, batch_sizes: Tensor) -> None:
     """Refuse a PackedSequence that does not fit together; torch.nn cuts the rest off in silence.
 
-    A program that is compiled or traced cannot look at the values; there the operator does.
+    A program that is compiled cannot look at the values; there the operator does.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling():
         return
     rows = int(batch_sizes.sum())
     if rows != input.size(0):
