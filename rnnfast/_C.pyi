@@ -1,3 +1,4 @@
+# ruff: noqa: N999
 from typing import TypedDict
 
 class CellFacts(TypedDict):
@@ -26,7 +27,7 @@ def plan(
     dtype: str,
     T: int,
     B: int,
-    I: int,  # noqa: E741  (torch's letter for the input size)
+    I: int,
     H: int,
     directions: int,
     threads: int,

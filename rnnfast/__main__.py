@@ -1,4 +1,4 @@
-"""``python -m rnnfast``: what was built, what is loaded, and whether it gives torch.nn's numbers."""
+"""``python -m rnnfast``: what was built, what is loaded, whether it gives torch.nn's numbers."""
 
 import sys
 

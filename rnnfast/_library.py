@@ -1,8 +1,8 @@
 """Loads the compiled libraries: the schemas and facts, and the kernels that fit this machine.
 
 Importing this module registers ``torch.ops.rnnfast.layer`` and ``layer_backward`` with kernels for
-the CPU (one library per instruction set, chosen as torch chooses its own, so ``ATEN_CPU_CAPABILITY``
-is honoured) and, where they were built, for CUDA.
+the CPU (one library per instruction set, chosen as torch chooses its own, so that
+``ATEN_CPU_CAPABILITY`` is honoured) and, where they were built, for CUDA.
 """
 
 import importlib
@@ -29,12 +29,12 @@ def _check_build() -> None:
         built_for: str = importlib.import_module("rnnfast._build").TORCH
     except ImportError:
         raise ImportError(
-            f"rnnfast is not built: run `{_INSTALL}` in its source folder, and import it from elsewhere"
-            f" or install with `-e`"
+            f"rnnfast is not built here: run `{_INSTALL}` in its source folder, with `-e` if you"
+            f" import it from there"
         ) from None
     if _minor(built_for) != _minor(torch.__version__):
         raise ImportError(
-            f"rnnfast was built for torch {_minor(built_for)} but this is torch {torch.__version__}:"
+            f"rnnfast was built for torch {_minor(built_for)}, this is torch {torch.__version__}:"
             f" run `{_INSTALL}` again in its source folder"
         )
 
@@ -44,12 +44,16 @@ def _find(name: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def _load(path: Path) -> None:
+    torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+
+
 def _load_cpu() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     for name in _INSTRUCTION_SETS.get(capability, ("default",)):
         path = _find(f"_cpu_{name}")
         if path is not None:
-            torch.ops.load_library(str(path))
+            _load(path)
             return name
     raise ImportError(f"rnnfast holds no CPU kernels: run `{_INSTALL}` again in its source folder")
 
@@ -58,7 +62,7 @@ def _load_cuda() -> bool:
     path = _find("_cuda")
     if path is None or torch.version.cuda is None:
         return False
-    torch.ops.load_library(str(path))
+    _load(path)
     return True
 
 

@@ -1,6 +1,5 @@
 """Which implementation, kernel and plan serve a call; what was built and loaded."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import functional
-from rnnfast._library import HAS_CUDA, INSTRUCTION_SET, _C
+from rnnfast._library import _C, HAS_CUDA, INSTRUCTION_SET
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
 
     Args:
         module: a layer or cell of rnnfast, or of torch.nn, which is explained as if converted.
-        input: what the module would be called with, and `hx` too.
+        input: the sequence, packed or not, or the step that the module would be called with.
+        hx: the initial states that it would be called with, or None.
 
     Raises:
         TypeError: `module` is neither a recurrent layer nor a recurrent cell.
@@ -65,59 +65,77 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
     )
 
 
-def _explain_cell(module: nn.RNNCellBase, input: Any, hx: Any) -> Explanation:
-    mode = type(module).__name__.removesuffix("Cell").upper()
-    if mode == "RNN":
+def _explain_cell(module: nn.RNNCellBase, input: Tensor, hx: Any) -> Explanation:
+    if isinstance(module, nn.RNNCell):
         mode = f"RNN_{module.nonlinearity}".upper()
-    weights = [w for w in (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh) if w is not None]
-    states = () if hx is None else tuple(hx) if mode == "LSTM" else (hx,)
-    route = functional.route(input, (*states, *weights))
-    batch = input.size(0) if input.dim() == 2 else 1
-    sizes = (1, batch, module.input_size, module.hidden_size, 1)
-    layer = _explain_layer("cell", f"{mode}_cell", mode, route, input, sizes, True)
+    elif isinstance(module, nn.GRUCell):
+        mode = "GRU"
+    else:
+        mode = "LSTM"
+    weights = list(module.parameters())
+    route = functional.route(input, (*_states(hx), *weights))
+    problem = {
+        "T": 1,
+        "B": input.size(0) if input.dim() == 2 else 1,
+        "I": module.input_size,
+        "H": module.hidden_size,
+        "directions": 1,
+    }
+    layer = _explain_layer("cell", mode, f"{mode.lower()}_cell", route, input, problem)
     return Explanation(repr(module), (layer,))
 
 
-def _explain_layers(module: nn.RNNBase, input: Any, hx: Any) -> Explanation:
+def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any) -> Explanation:
     uniform = True
     if isinstance(input, PackedSequence):
-        x, batch_sizes = input.data, input.batch_sizes
-        T, B = len(batch_sizes), int(batch_sizes[0])
-        uniform = int(batch_sizes[-1]) == B
+        x, sizes = input.data, input.batch_sizes.tolist()
+        steps, batch, uniform = len(sizes), sizes[0], sizes[0] == sizes[-1]
+    elif input.dim() == 2:
+        x, steps, batch = input, input.size(0), 1
     else:
-        x = input
-        T, B = (x.size(0), 1) if x.dim() == 2 else (x.size(0), x.size(1))
-        if module.batch_first and x.dim() == 3:
-            T, B = B, T
-    states = () if hx is None else tuple(hx) if module.mode == "LSTM" else (hx,)
-    route = functional.route(x, (*states, *module._flat_weights), module.proj_size)
+        x, steps, batch = input, input.size(module.batch_first), input.size(not module.batch_first)
+    weights = [w for w in module._flat_weights if w is not None]
+    route = functional.route(x, (*_states(hx), *weights), module.proj_size)
     directions = 2 if module.bidirectional else 1
     layers = []
     for i in range(module.num_layers):
-        I = directions * (module.proj_size or module.hidden_size) if i else module.input_size
-        sizes = (T, B, I, module.hidden_size, directions)
-        layers.append(_explain_layer(f"layer {i}", module.mode, module.mode, route, x, sizes, uniform))
+        features = directions * (module.proj_size or module.hidden_size) if i else module.input_size
+        problem = {
+            "T": steps,
+            "B": batch,
+            "I": features,
+            "H": module.hidden_size,
+            "directions": directions,
+            "uniform": uniform,
+        }
+        operator = module.mode.lower()
+        layers.append(_explain_layer(f"layer {i}", module.mode, operator, route, x, problem))
     return Explanation(repr(module), tuple(layers))
+
+
+def _states(hx: Any) -> tuple[Tensor, ...]:
+    if hx is None:
+        return ()
+    return (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
 
 def _explain_layer(
     name: str,
-    operator: str,
     mode: str,
+    operator: str,
     route: functional.Route,
     x: Tensor,
-    sizes: Sequence[int],
-    uniform: bool,
+    problem: dict[str, Any],
 ) -> LayerExplanation:
     if route.kind == "torch":
-        return LayerExplanation(name, "torch", f"torch.{operator.lower()}", route.reason)
+        return LayerExplanation(name, route.kind, f"torch.{operator}", route.reason)
     if route.kind == "reference":
-        return LayerExplanation(name, "reference", "torch's operations, step by step", route.reason)
+        return LayerExplanation(name, route.kind, "torch's operations step by step", route.reason)
     if x.device.type != "cpu":
-        return LayerExplanation(name, "fused", x.device.type, route.reason)
+        return LayerExplanation(name, route.kind, x.device.type, route.reason)
     dtype = str(x.dtype).removeprefix("torch.")
-    plan = _C.plan(mode.lower(), dtype, *sizes, torch.get_num_threads(), uniform)
-    return LayerExplanation(name, "fused", f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
+    plan = _C.plan(mode.lower(), dtype, threads=torch.get_num_threads(), **problem)
+    return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
 
 
 def describe() -> dict[str, str]:
@@ -175,6 +193,4 @@ def _difference(mode: str) -> float:
     for values in (expected, actual):
         loss = sum((value.square().sum() for value in list(values)), torch.zeros(()))
         values.extend(torch.autograd.grad(loss, [x, *weights]))
-    return max(
-        (a - b).abs().max().item() for a, b in zip(actual, expected, strict=True)
-    )
+    return max(float((a - b).abs().max()) for a, b in zip(actual, expected, strict=True))

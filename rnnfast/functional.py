@@ -102,8 +102,8 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     """The needed gradients as a graph over torch's operations, by running the reference again.
 
-    It runs on aliases of the saved tensors: differentiating with respect to these ends at this layer,
-    where the tensors themselves may depend on one another (weights computed from x, say).
+    It runs on aliases of the saved tensors: differentiating with respect to these ends at this
+    layer, where the tensors themselves may depend on one another (weights computed from x, say).
     """
     create_graph = torch.is_grad_enabled()
     dtype = ops.compute_dtype(x.dtype)
@@ -189,8 +189,12 @@ def stack(
             for LSTM also c_0.
         weights: of all layers and directions, flat, in torch's order (``_flat_weights``).
         has_biases: whether ``weights`` holds biases.
-        dropout: applied to the output of each layer but the last while ``training``, with the same
+        num_layers: L.
+        dropout: probability of a zero in the output of each layer but the last, with the same
             draws from the generator as torch.nn on the CPU.
+        training: without it there is no dropout.
+        bidirectional: D = 2 directions instead of one.
+        batch_first: see ``input``; of no effect on ``states``.
         proj_size: P of an LSTM with a projection, or 0.
 
     Returns:
@@ -199,7 +203,9 @@ def stack(
     chosen = route(input, (*states, *weights), proj_size)
     if chosen.kind == "torch":
         if not states:
-            batch_size = input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
+            batch_size = (
+                input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
+            )
             count = num_layers * (1 + bidirectional)
             states = _zero_states(mode, input, batch_size, count, weights, proj_size)
         hx = tuple(states) if mode == "LSTM" else states[0]
@@ -273,7 +279,10 @@ def cell(
         mode: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
         input: ``[B, I]``.
         states: empty for zeros, or ``(h,)``, for LSTM ``(h, c)``, each ``[B, H]``.
-        b_ih: both biases, or None and None.
+        w_ih: ``[G*H, I]``.
+        w_hh: ``[G*H, H]``.
+        b_ih: ``[G*H]``, or None if ``b_hh`` is.
+        b_hh: ``[G*H]``, or None if ``b_ih`` is.
 
     Returns:
         The new states, as many as the cell has, each ``[B, H]``.

@@ -1,9 +1,9 @@
 """The two ops, typed, with their fake kernels and FLOP formulas.
 
-They are public, but low: one layer, all its directions, no dropout, not differentiable by themselves.
-:mod:`rnnfast.functional` makes layers of any depth and their gradients out of them. Every argument is
-checked; a bad one raises RuntimeError or ValueError that names the op, the argument, what was wanted
-and what was given.
+They are public, but low: one layer, all its directions, no dropout, not differentiable by
+themselves. :mod:`rnnfast.functional` makes layers of any depth and their gradients out of them.
+Every argument is checked; a bad one raises RuntimeError or ValueError that names the op, the
+argument, what was wanted and what was given.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rnnfast._library import _C
 
-CELLS: dict[str, dict[str, Any]] = {facts["name"]: facts for facts in _C.cells()}
-"""The table of cells by name: ``gates``, ``states`` and ``reserve`` (what backward keeps of the gates,
-in units of H).
+CELLS = {facts["name"]: facts for facts in _C.cells()}
+"""The table of cells by name: ``gates``, ``states`` and ``reserve`` (what backward keeps of the
+gates, in units of H).
 """
 
 _layer = torch.ops.rnnfast.layer.default
@@ -39,7 +39,8 @@ def layer(
 
     Args:
         cell: ``rnn_tanh``, ``rnn_relu``, ``gru`` or ``lstm``.
-        x: ``[T, B, I]``, or packed ``[rows, I]``; float32, float64, bfloat16 or float16; any strides.
+        x: ``[T, B, I]``, or packed ``[rows, I]``; any strides; float32, float64, bfloat16 or
+            float16, and all other floating tensors too.
         batch_sizes: None, or int64 ``[T]`` on the CPU: positive, never increasing, of sum ``rows``.
         states: empty for zeros, or per state of the cell ``[D, B, H]``: h_0, for ``lstm`` also c_0.
         weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, H]`` and, all or none,
@@ -48,10 +49,10 @@ def layer(
         train: keep what :func:`layer_backward` needs.
 
     Returns:
-        ``(output, states_n, reserve)``: ``[T, B, D*H]`` or ``[rows, D*H]``; per state ``[D, B, H]``;
-        and the reserve, in the type the kernels compute in (float32 for the half types): per state a
-        timeline ``[D, rows + B, H]``, then for gru and lstm the gates ``[D, rows, 4*H]``. ``[]``
-        without ``train``.
+        ``(output, states_n, reserve)``: ``[T, B, D*H]`` or ``[rows, D*H]``; per state
+        ``[D, B, H]``; and the reserve, in the type the kernels compute in (float32 for the half
+        types): per state a timeline ``[D, rows + B, H]``, then for gru and lstm the gates
+        ``[D, rows, 4*H]``. ``[]`` without ``train``.
     """
     return _layer(cell, x, batch_sizes, states, weights, bidirectional, train)  # type: ignore[no-any-return]
 
@@ -70,13 +71,19 @@ def layer_backward(
     """The gradients of :func:`layer`, only those that are needed.
 
     Args:
+        cell: as :func:`layer` was given, and so x, batch_sizes, weights and bidirectional.
+        x: see ``cell``.
+        batch_sizes: see ``cell``.
+        weights: see ``cell``.
+        bidirectional: see ``cell``.
         grad_output: gradient of ``output``, or None for zero.
         grad_states_n: per state of the cell the gradient of ``states_n``, or None for zero.
         reserve: what ``layer`` gave with ``train=True``.
         needs: a flag for x, one per state of the cell, one per tensor of ``weights``.
 
     Returns:
-        The gradients of what ``needs`` names, in its order, each in the sizes and dtype of its tensor.
+        The gradients of what ``needs`` names, in its order, each contiguous, in the sizes and dtype
+        of its tensor.
     """
     return _layer_backward(  # type: ignore[no-any-return]
         cell, grad_output, grad_states_n, x, batch_sizes, weights, bidirectional, reserve, needs
@@ -98,7 +105,7 @@ def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor])
     return int(batch_sizes[0]) if len(batch_sizes) else 0
 
 
-@torch.library.register_fake("rnnfast::layer")
+@torch.library.register_fake("rnnfast::layer")  # type: ignore[untyped-decorator]
 def _layer_fake(
     cell: str,
     x: Tensor,
@@ -123,7 +130,7 @@ def _layer_fake(
     return output, states_n, reserve
 
 
-@torch.library.register_fake("rnnfast::layer_backward")
+@torch.library.register_fake("rnnfast::layer_backward")  # type: ignore[untyped-decorator]
 def _layer_backward_fake(
     cell: str,
     grad_output: Tensor | None,
@@ -147,7 +154,7 @@ def _products(weights: Sequence[Sequence[int]], bidirectional: bool) -> tuple[in
     return sum(map(prod, weights[0::per_direction])), sum(map(prod, weights[1::per_direction]))
 
 
-@register_flop_formula(torch.ops.rnnfast.layer)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.rnnfast.layer)
 def _layer_flops(
     cell: str,
     x: Sequence[int],
@@ -161,7 +168,7 @@ def _layer_flops(
     return 2 * prod(x[:-1]) * sum(_products(weights, bidirectional))
 
 
-@register_flop_formula(torch.ops.rnnfast.layer_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.rnnfast.layer_backward)
 def _layer_backward_flops(
     cell: str,
     grad_output: Sequence[int] | None,

@@ -1,8 +1,8 @@
 """The specification: the cells and the time loop in plain PyTorch.
 
-Any dtype and device, any order of derivative, forward and backward mode, ``vmap``: nothing is written
-in place and no tensor decides the control flow. The fused kernels are tested against it, and it serves
-what they cannot.
+Any dtype and device, any order of derivative, forward and backward mode, ``vmap``: nothing is
+written in place and no tensor decides the control flow. The fused kernels are tested against it,
+and it serves what they cannot.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,8 @@ def gru(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
 def lstm(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
     """Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
 
-    ``i, f, o = sigmoid(x + h)``, ``g = tanh(x + h)``, ``c' = f * c + i * g``, ``h' = o * tanh(c')``.
+    ``i, f, o = sigmoid(x + h)``, ``g = tanh(x + h)``, ``c' = f * c + i * g``,
+    ``h' = o * tanh(c')``.
     """
     i, f, g, o = (x_gates + h_gates).chunk(4, -1)
     c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
@@ -107,7 +108,7 @@ def _direction(
     b_ih, b_hh = weights[2:4] if len(weights) > 3 else (None, None)
     w_hr = _projection(weights)
     x_gates = F.linear(x, w_ih, b_ih)
-    steps = x_gates.unbind(0) if batch_sizes is None else x_gates.split(list(batch_sizes))
+    steps = x_gates.unbind(0) if batch_sizes is None else torch.split(x_gates, list(batch_sizes))
     if reverse:
         steps = steps[::-1]
     outputs: list[Tensor] = []

@@ -1,0 +1,120 @@
+"""Which of three implementations serves a call, with the reason; what autocast asks for.
+
+``fused`` are the ops of :mod:`rnnfast.ops`, ``torch`` is the operator that torch.nn calls, and
+``reference`` is :mod:`rnnfast.reference`. ``docs/design.md`` says when each is chosen.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+
+from rnnfast._library import KERNEL_DEVICES
+
+_KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_AUTOCAST_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+# Any other class may do anything with its data. The last two stand for plain tensors in tracing.
+_PLAIN_TYPES = frozenset(
+    {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
+)
+
+_functorch_layer = torch._C._functorch.peek_interpreter_stack
+_unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
+_tracing_state = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
+
+
+class Route(NamedTuple):
+    """Which implementation serves a call, and why."""
+
+    kind: str
+    """``fused``, ``torch`` or ``reference``."""
+    reason: str
+
+
+FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
+_TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
+AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
+
+
+def transformed(tensors: Sequence[Tensor]) -> str | None:
+    """Names the transform that wants to differentiate or batch torch's own operations, if any."""
+    if _functorch_layer() is not None:
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0 and any(_unpack_dual(t).tangent is not None for t in tensors):
+        return "forward-mode AD: a tensor has a tangent"
+    return None
+
+
+def _autocasting(x: Tensor) -> bool:
+    device = x.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
+    """Says which implementation serves a call with these tensors, here and now.
+
+    Args:
+        input: the sequence, or the step of a cell.
+        others: all initial states and weights.
+        proj_size: of an LSTM with a projection.
+    """
+    tensors = (input, *others)
+    if not _is_compiling():
+        transform = transformed(tensors)
+        if transform is not None:
+            return Route("reference", transform)
+        if _tracing_state() is not None:
+            return _TRACED
+    elif torch.onnx.is_in_onnx_export():
+        return _TRACED
+    if proj_size:
+        return Route("torch", f"proj_size={proj_size} has no kernel")
+    dtype, device = input.dtype, input.device
+    if device.type not in KERNEL_DEVICES:
+        return Route("torch", f"no kernels for {device.type} tensors")
+    for t in tensors:
+        if type(t) not in _PLAIN_TYPES:
+            return Route("torch", f"a tensor is a {type(t).__name__}, not a plain tensor")
+        if t.device != device:
+            return Route("torch", f"tensors on {device} and on {t.device}")
+        if t.dtype != dtype:
+            return _mixed_route(tensors)
+    if _autocasting(input):
+        return _mixed_route(tensors)
+    if dtype not in _KERNEL_DTYPES:
+        return Route("torch", f"no kernels for {dtype}")
+    return FUSED
+
+
+def _mixed_route(tensors: Sequence[Tensor]) -> Route:
+    """The route of tensors of several dtypes, or under autocast, which makes them one."""
+    if not _autocasting(tensors[0]):
+        return Route("torch", "tensors of several dtypes: torch raises its error")
+    if all(t.dtype in _AUTOCAST_DTYPES for t in tensors):
+        return AUTOCAST
+    return Route("torch", "a dtype that autocast leaves alone")
+
+
+def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: bool) -> torch.dtype:
+    """The dtype in which torch.nn returns under autocast.
+
+    Autocast makes torch's products come out low, and what is then added to a state takes the higher
+    of both: that holds for all but the RNN, whose state is itself a sum of products, and LSTM
+    layers that oneDNN runs whole.
+    """
+    low: torch.dtype = torch.get_autocast_dtype(input.device.type)
+    if mode.startswith("RNN"):
+        return low
+    if onednn and mode == "LSTM" and input.dtype in (torch.float32, torch.bfloat16):
+        return low
+    result: torch.dtype = torch.promote_types(low, states[-1].dtype if states else input.dtype)
+    return result
+
+
+def casts(tensors: Sequence[Tensor]) -> bool:
+    return _autocasting(tensors[0]) and all(t.dtype in _AUTOCAST_DTYPES for t in tensors)
