@@ -65,7 +65,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
     )
 
 
-def _explain_cell(module: nn.RNNCellBase, input: Tensor, hx: Any) -> Explanation:
+def _explain_cell(module: nn.RNNCellBase, input: Any, hx: Any) -> Explanation:
     if isinstance(module, nn.RNNCell):
         mode = f"RNN_{module.nonlinearity}".upper()
     elif isinstance(module, nn.GRUCell):
@@ -93,7 +93,8 @@ def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any)
     elif input.dim() == 2:
         x, steps, batch = input, input.size(0), 1
     else:
-        x, steps, batch = input, input.size(module.batch_first), input.size(not module.batch_first)
+        x, (first, second) = input, input.shape[:2]
+        steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
     route = functional.route(x, (*_states(hx), *weights), module.proj_size)
     directions = 2 if module.bidirectional else 1
@@ -193,4 +194,4 @@ def _difference(mode: str) -> float:
     for values in (expected, actual):
         loss = sum((value.square().sum() for value in list(values)), torch.zeros(()))
         values.extend(torch.autograd.grad(loss, [x, *weights]))
-    return max(float((a - b).abs().max()) for a, b in zip(actual, expected, strict=True))
+    return max(float((a - b).detach().abs().max()) for a, b in zip(actual, expected, strict=True))

@@ -84,6 +84,11 @@ class _Layer(torch.autograd.Function):
         return (None, None, None, grad_x, None, *(next(wanted) if n else None for n in needs))
 
 
+# Function.apply inspects the signature of forward on every call (35 us) and looks for functorch, for which
+# `route` has looked before: the call below it is all that is left to do in eager mode.
+_apply_eager = super(torch.autograd.Function, _Layer).apply
+
+
 def _needs_graph(grads: Sequence[Tensor | None]) -> bool:
     """Whether the gradients must themselves be made of differentiable operations."""
     if torch.is_grad_enabled():
@@ -144,9 +149,8 @@ def _fused_layer(
     bidirectional: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
-        results = _Layer.apply(  # type: ignore[no-untyped-call]
-            cell, bidirectional, len(states), x, batch_sizes, *states, *weights
-        )
+        apply = _Layer.apply if torch.compiler.is_compiling() else _apply_eager
+        results = apply(cell, bidirectional, len(states), x, batch_sizes, *states, *weights)
         return results[0], results[1 : 1 + ops.CELLS[cell]["states"]]
     return ops.layer(cell, x, batch_sizes, states, weights, bidirectional, False)[:2]
 
