@@ -23,8 +23,9 @@ class _Cell(Interop, nn.RNNCellBase):
         if not batched:
             input = input.unsqueeze(0)
             states = tuple(state.unsqueeze(0) for state in states)
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        states = cell(mode, input, states, *weights)
+        w_ih, w_hh = self.weight_ih, self.weight_hh
+        _check_sizes(input, states, w_ih.size(1), w_hh.size(1))
+        states = cell(mode, input, states, w_ih, w_hh, self.bias_ih, self.bias_hh)
         return states if batched else tuple(state.squeeze(0) for state in states)
 
 
@@ -32,6 +33,26 @@ def _check_dim(name: str, what: str, tensor: Tensor) -> None:
     dim = tensor.dim()
     if dim != 2 and dim != 1:
         raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {dim}D instead")
+
+
+def _check_sizes(
+    input: Tensor, states: tuple[Tensor, ...], input_size: int, hidden_size: int
+) -> None:
+    if input.size(1) != input_size:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(1)} expected {input_size}"
+        )
+    for index, state in enumerate(states):
+        if input.size(0) != state.size(0):
+            raise RuntimeError(
+                f"Input batch size {input.size(0)} doesn't match "
+                f"hidden{index} batch size {state.size(0)}"
+            )
+        if state.size(1) != hidden_size:
+            raise RuntimeError(
+                f"hidden{index} has inconsistent hidden_size: "
+                f"got {state.size(1)}, expected {hidden_size}"
+            )
 
 
 class RNNCell(_Cell, nn.RNNCell):
