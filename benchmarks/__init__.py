@@ -1,0 +1,1 @@
+"""Benchmarks of rnnfast against torch.nn: `python -m benchmarks --help`, `pytest benchmarks`."""

@@ -1,0 +1,119 @@
+"""Times rnnfast against torch.nn, side by side, and says what it found. See README.md, Numbers."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import problems, report, results
+from benchmarks.timing import FULL, QUICK, Budget, interleave
+from benchmarks.workloads import CELLS, PASSES, Workload, check, make_pass, make_workload
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+RESULTS = results.REPOSITORY / "benchmarks" / "results"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Checks rnnfast's values against torch.nn, then times the two in alternating "
+        "blocks. Prints a table and writes JSON.",
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--all", action="store_true", help="every problem, not only the main ones")
+    chosen.add_argument("--problems", nargs="+", metavar="NAME", help="only these; see problems.py")
+    cells = ("rnn_tanh", "gru", "lstm")
+    parser.add_argument(
+        "--cells", nargs="+", choices=CELLS, default=cells, help="default: %(default)s"
+    )
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
+    parser.add_argument(
+        "--noise", action="store_true", help="torch.nn on both sides: how far is 1.00x from 1.00x?"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file; default: named after the machine")
+    options = parser.parse_args(arguments)
+    try:
+        options.chosen = problems.select(options.problems) if options.problems else None
+    except ValueError as error:
+        parser.error(str(error))
+    options.chosen = options.chosen or (problems.ALL if options.all else problems.MAIN)
+    return options
+
+
+def candidate_library(noise: bool) -> tuple[str, ModuleType]:
+    """The library to time beside torch.nn, and its name in the results."""
+    if noise:
+        return "torch.nn", torch.nn
+    import rnnfast
+
+    return "rnnfast", rnnfast
+
+
+def what_ran(workload: Workload, library: ModuleType, name: str) -> str:
+    """The kernel behind the candidate, as `rnnfast.explain` names it."""
+    if library is torch.nn:
+        return "torch.nn"
+    with torch.inference_mode(name == "inference"):
+        return str(library.explain(workload.candidate, workload.x))
+
+
+def measure(
+    options: argparse.Namespace, library: ModuleType, budget: Budget
+) -> list[results.Measurement]:
+    """Checks, then times, every problem, cell and pass that was asked for."""
+    dtype = getattr(torch, options.dtype)
+    jobs = [
+        (p, cell, name) for p in options.chosen for cell in options.cells for name in options.passes
+    ]
+    measurements = []
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(jobs))
+        for problem, cell, name in jobs:
+            progress.update(bar, description=f"{problem.name} {cell} {name}")
+            workload = make_workload(problem, cell, dtype, torch.nn, library)
+            errors = check(workload, name)
+            baseline = make_pass(workload, workload.baseline, name)
+            candidate = make_pass(workload, workload.candidate, name)
+            pair = interleave(baseline, candidate, budget)
+            ran = what_ran(workload, library, name)
+            measurements.append(results.Measurement(problem, cell, name, pair, errors, ran))
+            progress.advance(bar)
+    return measurements
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    candidate, library = candidate_library(options.noise)
+    # What import left behind is walked once, not in the middle of a timed block.
+    gc.collect()
+    gc.freeze()
+    measurements = measure(options, library, QUICK if options.quick else FULL)
+    facts = results.environment(getattr(torch, options.dtype), candidate)
+    record = results.Record(facts, tuple(measurements))
+    path = options.output or RESULTS / results.default_name(facts, options.quick)
+    results.write(record, path)
+    report.main([str(path)])
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

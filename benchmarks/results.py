@@ -1,0 +1,183 @@
+"""What a run leaves behind: the measurements, the machine they were taken on, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.problems import Problem
+from benchmarks.timing import Pair, Summary, geometric_mean, summarise
+from benchmarks.workloads import Errors
+
+FORMAT = 1
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One problem, cell and pass: the samples of both sides and their errors against float64.
+
+    ran: what computed the candidate, in the words of `rnnfast.explain`.
+    """
+
+    problem: Problem
+    cell: str
+    pass_name: str
+    pair: Pair
+    errors: Errors
+    ran: str
+
+    @property
+    def baseline(self) -> Summary:
+        return summarise(self.pair.baseline)
+
+    @property
+    def candidate(self) -> Summary:
+        return summarise(self.pair.candidate)
+
+    @property
+    def speed_up(self) -> float:
+        """The ratio of the medians: the figure that is published."""
+        return self.baseline.median / self.candidate.median
+
+    @property
+    def pairwise(self) -> Summary:
+        """The ratios of blocks taken side by side: the same figure, hardened against drift."""
+        return summarise(self.pair.ratios)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run. `environment`: what it ran on, as `environment()` gives it."""
+
+    environment: dict[str, Any]
+    measurements: tuple[Measurement, ...]
+
+    def geometric_means(self) -> dict[tuple[str, str], float]:
+        """(cell, pass) -> geometric mean of the speed-ups over all problems of the record."""
+        groups: dict[tuple[str, str], list[float]] = {}
+        for measurement in self.measurements:
+            key = (measurement.cell, measurement.pass_name)
+            groups.setdefault(key, []).append(measurement.speed_up)
+        return {key: geometric_mean(ratios) for key, ratios in groups.items()}
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts: dict[str, str] = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", text, re.MULTILINE))
+    name = facts.get("model name", platform.machine())
+    if "cpu family" in facts:  # a virtual machine may hide the name, not the generation
+        name += f" (family {facts['cpu family']}, model {facts['model']})"
+    return name
+
+
+def git_commit() -> str:
+    """The commit the benchmark ran from, with a plus sign where tracked files were changed."""
+    try:
+        run = ("git", "-C", str(REPOSITORY))
+        commit: str = subprocess.check_output([*run, "rev-parse", "--short=12", "HEAD"], text=True)
+        changed = subprocess.check_output([*run, "status", "--porcelain", "-uno"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.strip() + ("+" if changed.strip() else "")
+
+
+def environment(dtype: torch.dtype, candidate: str) -> dict[str, Any]:
+    """The facts without which a number means nothing. `candidate`: what ran beside torch.nn."""
+    return {
+        "candidate": candidate,
+        "cpu": cpu_model(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "tf32": "not applicable: CPU",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "commit": git_commit(),
+    }
+
+
+def default_name(facts: dict[str, Any], quick: bool) -> str:
+    """The file name of a run on this machine: processor, threads, and what is not the default."""
+    processor = re.sub(r"\W+", "-", facts["cpu"].lower()).strip("-")
+    name = f"{processor}-{facts['threads']}-threads"
+    name += f"-{facts['dtype']}" if facts["dtype"] != "float32" else ""
+    name += "-noise" if facts["candidate"] != "rnnfast" else ""
+    return f"{name}{'-quick' if quick else ''}.json"
+
+
+def write(record: Record, path: Path) -> None:
+    """Writes the record as JSON, one measurement a line. Seconds keep five digits."""
+    means = {f"{cell} {name}": mean for (cell, name), mean in record.geometric_means().items()}
+    lines = ",\n".join(json.dumps(_to_json(measurement)) for measurement in record.measurements)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f'{{"format": {FORMAT},\n"environment": {json.dumps(record.environment, indent=1)},\n'
+        f'"geometric_means": {json.dumps(means, indent=1)},\n"measurements": [\n{lines}\n]}}\n'
+    )
+
+
+def read(path: Path) -> Record:
+    """Reads what `write` wrote. Raises ValueError for another format."""
+    data = json.loads(path.read_text())
+    if data.get("format") != FORMAT:
+        raise ValueError(f"{path}: wanted format {FORMAT}, got {data.get('format')}")
+    return Record(
+        data["environment"], tuple(_from_json(entries) for entries in data["measurements"])
+    )
+
+
+def _to_json(measurement: Measurement) -> dict[str, Any]:
+    problem = measurement.problem
+    return {
+        "problem": {"name": problem.name, **dataclasses.asdict(problem)},
+        "cell": measurement.cell,
+        "pass": measurement.pass_name,
+        "speed_up": _rounded(measurement.speed_up),
+        "pairwise": {k: _rounded(v) for k, v in dataclasses.asdict(measurement.pairwise).items()},
+        "seconds": {
+            side: {
+                **{k: _rounded(v) for k, v in dataclasses.asdict(summarise(samples)).items()},
+                "samples": _all_rounded(samples),
+            }
+            for side, samples in dataclasses.asdict(measurement.pair).items()
+        },
+        "ran": measurement.ran,
+        "errors": {k: _rounded(v) for k, v in dataclasses.asdict(measurement.errors).items()},
+    }
+
+
+def _from_json(entry: dict[str, Any]) -> Measurement:
+    fields = {key: value for key, value in entry["problem"].items() if key != "name"}
+    problem = Problem(**{**fields, "lengths": tuple(fields["lengths"])})
+    seconds = {side: tuple(entry["seconds"][side]["samples"]) for side in ("baseline", "candidate")}
+    return Measurement(
+        problem,
+        entry["cell"],
+        entry["pass"],
+        Pair(**seconds),
+        Errors(**entry["errors"]),
+        entry["ran"],
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _all_rounded(samples: Iterable[float]) -> list[float]:
+    return [_rounded(sample) for sample in samples]

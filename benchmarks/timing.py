@@ -1,0 +1,106 @@
+"""Timing two functions against each other on a machine that is not quiet, and the statistics.
+
+The two sides alternate in short blocks, and the order turns round after every pair (A B, B A,
+A B, ...). A neighbour's load, a change of clock or a warm cache then meets both, and the ratio of
+two adjacent blocks is worth more than the ratio of two runs minutes apart.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure one pair. All times in seconds.
+
+    total: until this is spent (both sides together); block: a block of calls lasts at least this;
+    rounds: at least and at most so many pairs of blocks, whatever `total` says;
+    lead_in: a block whose calls are shorter than this begins with one that is not timed.
+    """
+
+    total: float
+    block: float = 0.005
+    rounds: tuple[int, int] = (5, 200)
+    warm_up: float = 0.1
+    lead_in: float = 0.05
+
+
+FULL = Budget(total=2.0)
+QUICK = Budget(total=0.2, rounds=(3, 50), warm_up=0.02)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds per call, one sample a block; samples of the same index were taken side by side."""
+
+    baseline: tuple[float, ...]
+    candidate: tuple[float, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Baseline over candidate of each pair of blocks: the speed-ups."""
+        return [a / b for a, b in zip(self.baseline, self.candidate, strict=True)]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and the 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def summarise(samples: Sequence[float]) -> Summary:
+    """Of at least two samples, interpolated linearly between them."""
+    p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
+    return Summary(statistics.median(samples), p20, p80)
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """Of at least one positive ratio."""
+    return math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
+
+
+def interleave(
+    baseline: Callable[[], None],
+    candidate: Callable[[], None],
+    budget: Budget,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Pair:
+    """Warms both sides up, then times them in alternating blocks until the budget is spent."""
+    sides = (baseline, candidate)
+    estimates = [_warm_up(side, budget, clock) for side in sides]
+    calls = [max(1, math.ceil(budget.block / max(estimate, 1e-9))) for estimate in estimates]
+    samples: tuple[list[float], list[float]] = ([], [])
+    at_least, at_most = budget.rounds
+    start = clock()
+    for turn in range(at_most):
+        if turn >= at_least and clock() - start >= budget.total:
+            break
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            if estimates[side] < budget.lead_in:
+                sides[side]()
+            samples[side].append(_block(sides[side], calls[side], clock))
+    return Pair(tuple(samples[0]), tuple(samples[1]))
+
+
+def _warm_up(function: Callable[[], None], budget: Budget, clock: Callable[[], float]) -> float:
+    """Calls at least twice and until `budget.warm_up` is over; the seconds of the shortest call."""
+    start, shortest, count = clock(), math.inf, 0
+    while count < 2 or clock() - start < budget.warm_up:
+        shortest = min(shortest, _block(function, 1, clock))
+        count += 1
+    return shortest
+
+
+def _block(function: Callable[[], None], calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(calls):
+        function()
+    return (clock() - start) / calls

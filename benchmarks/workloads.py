@@ -1,0 +1,180 @@
+"""A problem made concrete: the layers of both libraries, their input, a pass to time, its values.
+
+*Inference* is a call under `torch.inference_mode()`. *Training* is a call, then the backward pass
+from a fixed gradient of the output to every parameter; the input itself requires no gradient, as
+in the first layer of any model, and the parameters' gradients are None before each call, as
+`optimizer.zero_grad()` leaves them. The initial state is the default, zeros. Packing a batch of
+sequences happens before, once: it is not the layer's work.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from benchmarks.problems import Problem
+
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+    "gru": ("GRU", {}),
+    "lstm": ("LSTM", {}),
+}
+"""Cell -> the class of torch.nn (and of rnnfast) that holds it, with its arguments."""
+
+PASSES = ("inference", "training")
+
+ERROR_FACTOR = 4.0
+"""A right layer's error is at most this many times torch.nn's own ..."""
+
+ERROR_FLOOR = 64.0
+"""... plus this many units of rounding: torch.nn may happen to be exact. A wrong weight, gate or
+step shows at 1e-3 and above; both together stay below 1e-4 in float32."""
+
+
+class WrongValuesError(AssertionError):
+    """A layer's output or gradient is not torch.nn's: there is nothing to time."""
+
+
+def make_layer(library: ModuleType, cell: str, problem: Problem, dtype: torch.dtype) -> nn.Module:
+    """The layer of `cell` in `library` (torch.nn, rnnfast) for `problem`, initialised by torch's
+    generator.
+    """
+    class_name, arguments = CELLS[cell]
+    layer: nn.Module = getattr(library, class_name)(
+        problem.I,
+        problem.H,
+        problem.layers,
+        bidirectional=problem.bidirectional,
+        dtype=dtype,
+        **arguments,
+    )
+    return layer
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One cell on one problem: input `[T, B, I]` or packed, gradient of the output, two layers
+    with the same weights.
+    """
+
+    problem: Problem
+    cell: str
+    x: Tensor | PackedSequence
+    grad_output: Tensor
+    baseline: nn.Module
+    candidate: nn.Module
+
+
+def make_workload(
+    problem: Problem,
+    cell: str,
+    dtype: torch.dtype,
+    baseline: ModuleType,
+    candidate: ModuleType,
+    seed: int = 0,
+) -> Workload:
+    """Draws the weights of `baseline`'s layer, copies them to `candidate`'s, draws the input."""
+    torch.manual_seed(seed)
+    first = make_layer(baseline, cell, problem, dtype)
+    second = make_layer(candidate, cell, problem, dtype)
+    second.load_state_dict(first.state_dict())
+    dense = torch.randn(problem.T, problem.B, problem.I, dtype=dtype)
+    x: Tensor | PackedSequence = dense
+    width = problem.H * (2 if problem.bidirectional else 1)
+    if problem.lengths:
+        x = pack_padded_sequence(dense, torch.tensor(problem.lengths))
+        grad_output = torch.randn(sum(problem.lengths), width, dtype=dtype)
+    else:
+        grad_output = torch.randn(problem.T, problem.B, width, dtype=dtype)
+    return Workload(problem, cell, x, grad_output, first, second)
+
+
+def make_pass(workload: Workload, layer: nn.Module, name: str) -> Callable[[], None]:
+    """The call to time: "inference" or "training" of `layer` on the workload's input."""
+    x, grad_output = workload.x, workload.grad_output
+
+    def inference() -> None:
+        with torch.inference_mode():
+            layer(x)
+
+    parameters = list(layer.parameters())
+
+    def training() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        output = layer(x)[0]
+        (output.data if isinstance(output, PackedSequence) else output).backward(grad_output)
+
+    return {"inference": inference, "training": training}[name]
+
+
+def values(
+    layer: nn.Module, x: Tensor | PackedSequence, grad_output: Tensor, name: str
+) -> dict[str, Tensor]:
+    """Everything that pass `name` computes: output, final states and, in training, the gradient of
+    every parameter, each under its name.
+    """
+    with torch.inference_mode(name == "inference"):
+        output, states = layer(x)
+    output = output.data if isinstance(output, PackedSequence) else output
+    states = states if isinstance(states, tuple) else (states,)
+    result = {"output": output, **dict(zip(("h_n", "c_n"), states, strict=False))}
+    if name == "training":
+        parameters = dict(layer.named_parameters())
+        grads = torch.autograd.grad(output, list(parameters.values()), grad_output)
+        result |= {f"grad of {key}": grad for key, grad in zip(parameters, grads, strict=True)}
+    return {key: value.detach() for key, value in result.items()}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The largest error of each side over all values, relative to the largest of its tensor."""
+
+    baseline: float
+    candidate: float
+
+
+def check(workload: Workload, name: str) -> Errors:
+    """Compares both sides with torch.nn in float64 on all values of pass `name`.
+
+    Raises WrongValuesError where the candidate's error exceeds ERROR_FACTOR times the baseline's
+    plus ERROR_FLOOR roundings, or where a value is missing, misshapen or of another dtype.
+    """
+    exact_layer = copy.deepcopy(workload.baseline).double()
+    exact = values(exact_layer, workload.x.to(torch.float64), workload.grad_output.double(), name)
+    ours = values(workload.candidate, workload.x, workload.grad_output, name)
+    theirs = values(workload.baseline, workload.x, workload.grad_output, name)
+    where = f"{workload.cell} {workload.problem.name} {name}"
+    if ours.keys() != exact.keys():
+        raise WrongValuesError(f"{where}: wanted {list(exact)}, got {list(ours)}")
+    worst = Errors(0.0, 0.0)
+    for key, truth in exact.items():
+        got, peer = ours[key], theirs[key]
+        if got.shape != peer.shape or got.dtype != peer.dtype:
+            raise WrongValuesError(
+                f"{where}: {key} must be {peer.dtype} {list(peer.shape)}, "
+                f"got {got.dtype} {list(got.shape)}"
+            )
+        error, own = relative_error(got, truth), relative_error(peer, truth)
+        limit = ERROR_FACTOR * own + ERROR_FLOOR * torch.finfo(peer.dtype).eps
+        if not error <= limit:  # also catches NaN
+            raise WrongValuesError(
+                f"{where}: error of {key} is {error:.2e}; torch.nn's own is {own:.2e}, "
+                f"the limit {limit:.2e}"
+            )
+        worst = Errors(max(worst.baseline, own), max(worst.candidate, error))
+    return worst
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value of the truth."""
+    scale = truth.abs().max().clamp_min(torch.finfo(truth.dtype).tiny)
+    return ((got.double() - truth).abs().max() / scale).item()

@@ -1,0 +1,358 @@
+"""The benchmarks: a number is only as good as what made it.
+
+Contract: problems are what their names say; the value check lets a right layer pass and stops a
+layer that is wrong in any weight, in any gradient or in dtype; the timer's figures follow from its
+clock; a record survives the way to disk; reports show what was measured.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+# The repository's root, last: an installed rnnfast must win over the source folder beside this one.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks import numerics, problems, report, results, timing, workloads
+from benchmarks.__main__ import main
+from benchmarks.problems import Problem
+
+SMALL = Problem(5, 3, 4, 6, "test")
+STACK = Problem(4, 2, 3, 5, "test", layers=2, bidirectional=True)
+PACKED = Problem(4, 3, 4, 6, "test", lengths=(4, 2, 1))
+
+# ---- problems ----
+
+
+def test_problems_are_the_promised_ones_and_names_tell_them_apart() -> None:
+    sizes = [(p.T, p.B, p.I, p.H) for p in problems.MAIN]
+    assert sizes == [
+        (50, 32, 128, 128),
+        (100, 1, 64, 64),
+        (1000, 1, 128, 256),
+        (128, 32, 256, 256),
+        (128, 128, 512, 512),
+        (256, 16, 1024, 1024),
+        (1, 32, 128, 128),
+        (20, 3, 5, 6),
+    ]
+    assert len({p.name for p in problems.ALL}) == len({p.label for p in problems.ALL}) == 12
+    assert all(p.origin for p in problems.ALL)
+
+
+def test_a_name_says_all_that_shapes_the_work() -> None:
+    assert SMALL.name == "t5b3i4h6"
+    assert STACK.name == "t4b2i3h5-l2-bi"
+    assert PACKED.name == "t4b3i4h6-packed"
+
+
+def test_packed_lengths_spread_like_sentences() -> None:
+    packed = next(p for p in problems.ALL if p.lengths)
+    assert sorted(packed.lengths)[15:17] == [20, 20]  # the median asked for
+    assert packed.lengths[0] == packed.T > 2.5 * 20
+    assert 1 <= packed.lengths[-1] < 20 / 2.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"T": 0}, "every size must be positive"),
+        ({"layers": 0}, "every size must be positive"),
+        ({"lengths": (1, 5, 2)}, "the longest first"),
+        ({"lengths": (5, 2, 0)}, "lengths must be positive"),
+        ({"lengths": (5, 2)}, "agree with T and B"),
+    ],
+)
+def test_an_impossible_problem_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Problem(**{"T": 5, "B": 3, "I": 4, "H": 6, "origin": "test", **arguments})
+
+
+def test_select_keeps_order_and_names_what_there_is() -> None:
+    first, second = problems.ALL[0], problems.ALL[5]
+    assert problems.select([second.name, first.name]) == (first, second)
+    with pytest.raises(ValueError, match=f"no problem named t9; there are: {first.name}"):
+        problems.select(["t9"])
+
+
+# ---- the value check ----
+
+
+def workload(problem: Problem, cell: str, dtype: torch.dtype) -> workloads.Workload:
+    """torch.nn on both sides: a candidate that is right."""
+    return workloads.make_workload(problem, cell, dtype, nn, nn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("problem", [SMALL, STACK, PACKED], ids=lambda p: p.name)
+@pytest.mark.parametrize("cell", workloads.CELLS)
+def test_a_right_layer_passes(cell: str, problem: Problem, dtype: torch.dtype) -> None:
+    made = workload(problem, cell, dtype)
+    for name in workloads.PASSES:
+        errors = workloads.check(made, name)
+        assert errors.candidate == errors.baseline <= 30 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", workloads.PASSES)
+@pytest.mark.parametrize("parameter", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_perturbed_weights_are_caught(parameter: str, name: str) -> None:
+    made = workload(SMALL, "gru", torch.float32)
+    with torch.no_grad():
+        made.candidate.get_parameter(parameter).view(-1)[0] += 1e-2
+    with pytest.raises(workloads.WrongValuesError, match=f"gru t5b3i4h6 {name}: error of output"):
+        workloads.check(made, name)
+
+
+def test_a_wrong_gradient_is_caught_though_the_output_is_right() -> None:
+    made = workload(SMALL, "lstm", torch.float32)
+    made.candidate.weight_hh_l0.register_hook(lambda grad: grad * 1.001)
+    workloads.check(made, "inference")
+    with pytest.raises(workloads.WrongValuesError, match="grad of weight_hh_l0"):
+        workloads.check(made, "training")
+
+
+def replaced_output(change: Callable[[Tensor], Tensor]) -> workloads.Workload:
+    """A workload whose candidate returns its right output changed by `change`."""
+    made = workload(SMALL, "rnn_tanh", torch.float32)
+    made.candidate.register_forward_hook(lambda _, __, out: (change(out[0]), out[1]))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda out: out.double(), r"output must be torch.float32 \[5, 3, 6\], got torch.float64"),
+        (lambda out: out[:-1], r"output must be torch.float32 \[5, 3, 6\], got .* \[4, 3, 6\]"),
+        (lambda out: out.index_fill(0, torch.tensor(2), float("nan")), "error of output is nan"),
+    ],
+)
+def test_other_dtype_shape_or_nan_is_caught(
+    change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(workloads.WrongValuesError, match=message):
+        workloads.check(replaced_output(change), "inference")
+
+
+def test_the_training_pass_leaves_the_gradients_the_check_compared() -> None:
+    made = workload(PACKED, "gru", torch.float64)
+    layer = made.baseline
+    expected = workloads.values(layer, made.x, made.grad_output, "training")
+    run = workloads.make_pass(made, layer, "training")
+    run()
+    run()  # a second call replaces the gradients, it does not add to them
+    for key, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[f"grad of {key}"], rtol=0, atol=0)
+
+
+# ---- the timer ----
+
+
+class Clock:
+    """A clock that only moves when somebody works."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def worker(self, name: str, seconds: float) -> Callable[[], None]:
+        def work() -> None:
+            self.now += seconds
+            self.log.append(name)
+
+        return work
+
+
+def test_sides_alternate_in_rotating_order() -> None:
+    clock = Clock()
+    budget = timing.Budget(total=0, block=1, rounds=(4, 4), warm_up=0, lead_in=0)
+    pair = timing.interleave(clock.worker("a", 3.0), clock.worker("b", 1.5), budget, clock)
+    assert "".join(clock.log) == "aabb" + "ab" + "ba" + "ab" + "ba"  # two warm-up calls a side
+    assert pair == timing.Pair((3.0,) * 4, (1.5,) * 4)
+    assert pair.ratios == [2.0] * 4
+
+
+def test_short_calls_are_timed_in_blocks_after_one_untimed_call() -> None:
+    clock = Clock()
+    budget = timing.Budget(total=0, block=1.0, rounds=(2, 2), warm_up=0, lead_in=0.5)
+    pair = timing.interleave(clock.worker("a", 0.25), clock.worker("b", 1.0), budget, clock)
+    assert "".join(clock.log) == "aabb" + "aaaaab" + "baaaaa"
+    assert pair == timing.Pair((0.25, 0.25), (1.0, 1.0))
+
+
+@pytest.mark.parametrize(("total", "expected"), [(0, 3), (12, 6), (1000, 8)])
+def test_rounds_follow_the_time_budget_within_limits(total: float, expected: int) -> None:
+    clock = Clock()
+    budget = timing.Budget(total=total, block=1, rounds=(3, 8), warm_up=0, lead_in=0)
+    pair = timing.interleave(clock.worker("a", 1), clock.worker("b", 1), budget, clock)
+    assert len(pair.baseline) == len(pair.candidate) == expected
+
+
+def test_statistics_of_known_samples() -> None:
+    assert timing.summarise([5, 1, 4, 2, 3, 6]) == timing.Summary(3.5, 2.0, 5.0)
+    assert timing.geometric_mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
+    pair = timing.Pair((2.0, 3.0, 10.0), (1.0, 1.0, 2.0))
+    measured = results.Measurement(SMALL, "gru", "training", pair, workloads.Errors(0, 0), "")
+    assert measured.speed_up == 3.0  # of the medians: 3 and 1
+    assert measured.pairwise == timing.Summary(3.0, 2.4, 4.2)  # of 2, 3 and 5
+
+
+# ---- records and reports ----
+
+
+@pytest.fixture
+def record() -> results.Record:
+    """Two cells on two problems, both passes: the LSTM half, the GRU four times as fast."""
+    measurements = tuple(
+        results.Measurement(
+            problem,
+            cell,
+            name,
+            timing.Pair((0.002, 0.002), (0.002 / speed_up, 0.002 / speed_up)),
+            workloads.Errors(4e-7, 3e-7),
+            "fused",
+        )
+        for problem in (SMALL, PACKED)
+        for cell, speed_up in (("gru", 4.0), ("lstm", 0.5))
+        for name in workloads.PASSES
+    )
+    return results.Record(results.environment(torch.float32, "rnnfast"), measurements)
+
+
+def test_a_record_survives_the_way_to_disk(record: results.Record, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "record.json"
+    results.write(record, path)
+    assert results.read(path) == record
+    assert record.geometric_means() == pytest.approx(
+        {
+            ("gru", "inference"): 4.0,
+            ("gru", "training"): 4.0,
+            ("lstm", "inference"): 0.5,
+            ("lstm", "training"): 0.5,
+        }
+    )
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"format": 0}')
+    with pytest.raises(ValueError, match="wanted format 1, got 0"):
+        results.read(path)
+
+
+def test_the_environment_names_what_a_number_depends_on() -> None:
+    facts = results.environment(torch.bfloat16, "rnnfast")
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["isa"] == torch.backends.cpu.get_cpu_capability()
+    assert (facts["torch"], facts["dtype"]) == (torch.__version__, "bfloat16")
+    assert facts["cpu"]
+    named = {**facts, "cpu": "AMD EPYC (family 25, model 17)", "threads": 2}
+    expected = "amd-epyc-family-25-model-17-2-threads-bfloat16-quick.json"
+    assert results.default_name(named, quick=True) == expected
+
+
+def test_markdown_shows_times_ratios_and_means(record: results.Record) -> None:
+    lines = report.markdown(record).splitlines()
+    assert "| 5, 3, 4, 6 | 2.00 → 0.500 | **4.00x** | 2.00 → 4.00 | **0.50x** |" in lines
+    assert "| geometric mean |  | 4.00x |  | 0.50x |" in lines
+    assert sum(line.startswith("|---") for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.891e-5, "0.0389"), (1.0176e-3, "1.02"), (1.2345e-2, "12.3"), (0.2353, "235")],
+)
+def test_milliseconds_keep_three_digits(seconds: float, text: str) -> None:
+    assert report.milliseconds(seconds) == text
+
+
+def test_only_the_marked_block_is_replaced() -> None:
+    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    once = report.replace_block(text, "new\n")
+    assert once == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    assert report.replace_block(once, "new") == once
+    with pytest.raises(ValueError, match="wanted the markers"):
+        report.replace_block("no markers", "new")
+
+
+def test_the_readme_has_a_block_for_the_numbers() -> None:
+    text = (results.REPOSITORY / "README.md").read_text()
+    assert "**9.99x**" in report.replace_block(text, "**9.99x**")
+
+
+def test_the_plot_is_a_picture(record: results.Record, tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    path = tmp_path / "plot.png"
+    report.plot(record, path)
+    picture = imread(path)
+    assert picture.shape[0] > 300
+    assert picture.shape[1] > 1000
+    for cell in ("gru", "lstm"):
+        colour = [int(report.COLOURS[cell][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        assert (abs(picture[..., :3] - colour).max(axis=-1) < 0.01).sum() > 1000, cell
+
+
+def test_the_command_measures_writes_and_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, threads = tmp_path / "noise.json", torch.get_num_threads()
+    options = ["--noise", "--quick", "--problems", "t20b3i5h6", "--cells", "gru", "--threads", "1"]
+    try:
+        assert main([*options, "--output", str(path)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    read = results.read(path)
+    assert [(m.problem.name, m.cell, m.pass_name) for m in read.measurements] == [
+        ("t20b3i5h6", "gru", "inference"),
+        ("t20b3i5h6", "gru", "training"),
+    ]
+    assert (read.environment["candidate"], read.environment["threads"]) == ("torch.nn", 1)
+    # The same code on both sides: a timer that favours one of them would show here.
+    assert all(0.5 < m.speed_up < 2 for m in read.measurements)
+    printed = capsys.readouterr().out
+    assert f"{read.measurements[0].speed_up:.2f}x" in printed
+    assert str(path) in printed.replace("\n", "")
+
+
+# ---- numerics ----
+
+
+def test_an_error_is_counted_in_units_of_the_last_place() -> None:
+    got = torch.tensor([1.0, 2.0, -0.5], dtype=torch.float32)
+    eps = 2.0**-23
+    truth = np.array([1.0 + 3 * eps, 2.0 + eps, -0.5 - eps], np.longdouble)
+    # The gaps are eps at 1, 2 eps at 2 and eps / 2 at a half.
+    assert numerics.bound(got, truth) == numerics.Bound(absolute=3 * eps, ulp=3.0)
+    assert numerics.bound(got[1:], truth[1:]) == numerics.Bound(absolute=eps, ulp=2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("function", numerics.FUNCTIONS)
+def test_a_layer_computes_the_function_that_is_measured(function: str, dtype: torch.dtype) -> None:
+    x = numerics.inputs(dtype)
+    assert len(x) > 30_000
+    error = numerics.bound(numerics.of_layer(function, x), numerics.exact(function, x))
+    assert 0.49 < error.ulp < 0.6  # all there is to see is the rounding of the result
+
+
+def test_the_precision_tables_hold_every_dtype_cell_and_side() -> None:
+    rows = numerics.layers([SMALL], [torch.float32]).splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows] == list(workloads.CELLS)
+    for row in rows:
+        errors = [float(text) for text in row.strip("| ").split(" | ")[3:]]
+        assert len(errors) == 6
+        assert all(0 < error < 1e-5 for error in errors)
+
+
+def test_the_page_on_precision_has_a_block_for_the_tables() -> None:
+    text = (results.REPOSITORY / "docs" / "numerics.md").read_text()
+    assert "| 9.9e-9 |" in report.replace_block(text, "| 9.9e-9 |", numerics.BEGIN, numerics.END)
