@@ -79,7 +79,8 @@ def _make_view(real: type[Disguised]) -> type:
     names = {key: real.__dict__.get(key) for key in ("__module__", "__doc__")}
     names |= {"__qualname__": real.__qualname__, "_real": real}
     view = meta(real.__name__, (_Quiet, real, real.torch_class), names)
-    type.__setattr__(real, "_view", view)
+    for cls in (real, view):  # a view has itself, should someone make it the type of an object
+        type.__setattr__(cls, "_view", view)
     return view
 
 
