@@ -84,16 +84,17 @@ class _Layer(torch.autograd.Function):
         return (None, None, None, grad_x, None, *(next(wanted) if n else None for n in needs))
 
 
-# Function.apply inspects the signature of forward on every call (35 us) and looks for functorch, for which
-# `route` has looked before: the call below it is all that is left to do in eager mode.
+# Function.apply inspects the signature of forward on every call (35 us), and looks for functorch, for
+# which `route` has looked before: the call below it is all that is left to do in eager mode.
 _apply_eager = super(torch.autograd.Function, _Layer).apply
 
 
 def _needs_graph(grads: Sequence[Tensor | None]) -> bool:
     """Whether the gradients must themselves be made of differentiable operations."""
-    if torch.is_grad_enabled():
-        return True
-    return transformed([g for g in grads if g is not None]) is not None
+    given = [g for g in grads if g is not None]
+    # autograd.grad(is_grads_batched=True) batches in a way of its own, which no mode tells of.
+    batched = any(torch._C._functorch.is_legacy_batchedtensor(g) for g in given)
+    return torch.is_grad_enabled() or batched or transformed(given) is not None
 
 
 def _differentiable_gradients(

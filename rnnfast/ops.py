@@ -95,6 +95,19 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
+def _check_devices(
+    op: str, x: Tensor, batch_sizes: Tensor | None, others: Sequence[Tensor | None]
+) -> None:
+    """Tensors of the meta device among others: the dispatcher brings such a call here."""
+    for t in others:
+        if t is not None and t.device != x.device:
+            raise RuntimeError(
+                f"{op}: all tensors must be on the device of x, {x.device}, got {t.device}"
+            )
+    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"{op}: batch_sizes must be on the CPU, got {batch_sizes.device}")
+
+
 def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> Any:
     if batch_sizes is None:
         return x.shape[1]
@@ -115,6 +128,7 @@ def _layer_fake(
     bidirectional: bool,
     train: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    _check_devices("rnnfast::layer", x, batch_sizes, [*states, *weights])
     facts = CELLS[cell]
     directions, hidden = 1 + bidirectional, weights[1].shape[1]
     batch = _batch_size(x, batch_sizes, states)
@@ -142,6 +156,8 @@ def _layer_backward_fake(
     reserve: Sequence[Tensor],
     needs: Sequence[bool],
 ) -> list[Tensor]:
+    tensors = [grad_output, *grad_states_n, *weights, *reserve]
+    _check_devices("rnnfast::layer_backward", x, batch_sizes, tensors)
     directions, timeline, hidden = reserve[0].shape
     state = [directions, timeline - prod(x.shape[:-1]), hidden]
     shapes = [x.shape, *[state] * CELLS[cell]["states"], *(w.shape for w in weights)]

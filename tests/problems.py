@@ -65,13 +65,15 @@ class Problem:
             "bidirectional": self.bidirectional,
             "bias": self.bias,
             "dropout": self.dropout,
+            "device": self.device,
+            "dtype": self.dtype,
         }
         if self.proj_size:
             options["proj_size"] = self.proj_size
         name = self.mode.partition("_")[0]
         if name == "RNN":
             options["nonlinearity"] = self.mode.removeprefix("RNN_").lower()
-        self.module = getattr(nn, name)(self.I, self.H, **options).to(self.device, self.dtype)
+        self.module = getattr(nn, name)(self.I, self.H, **options)
         shape = (self.T, self.B, self.I)
         if self.lengths is not None:
             self.B = len(self.lengths)

@@ -80,7 +80,7 @@ def test_any_configuration_matches_torch_in_float32(problem: Problem) -> None:
         {"lengths": (1,)},
         {"lengths": (4, 2, 1), "bidirectional": True, "layers": 2, "states_given": False},
         {"B": 70, "H": 48, "T": 12, "I": 20},
-        {"B": 33, "H": 40, "T": 40, "bidirectional": True},
+        {"B": 33, "H": 40, "T": 11, "bidirectional": True},
     ],
     ids=str,
 )
@@ -144,9 +144,7 @@ def test_dropout_draws_as_torch_does(mode: str, lengths: tuple[int, ...] | None,
     torch.manual_seed(5)
     ours, after_ours = problem.rnnfast(), torch.get_rng_state()
     assert_close(ours, theirs, 1e-12)
-    assert_close(
-        gradients(ours, problem.leaves), gradients(theirs, problem.leaves), 1e-11
-    )
+    assert_close(gradients(ours, problem.leaves), gradients(theirs, problem.leaves), 1e-11)
     assert torch.equal(after_ours, after_theirs)
 
 
@@ -193,9 +191,7 @@ def test_cells_match_torch(mode: str, states_given: bool, bias: bool, B: int, de
     ours = functional.cell(mode, problem.x[0], states, *problem.weights[:2], *biases)
     theirs = [s[0] for s in problem.torch()[1:]]
     assert_close(ours, theirs, 1e-12)
-    assert_close(
-        gradients(ours, problem.leaves), gradients(theirs, problem.leaves), 1e-11
-    )
+    assert_close(gradients(ours, problem.leaves), gradients(theirs, problem.leaves), 1e-11)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -241,11 +237,8 @@ def test_routes_name_their_reason() -> None:
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "GRU", "LSTM"])
 def test_complex_takes_torchs_route(mode: str) -> None:
-    problem = Problem(mode, states_given=False)
-    problem.module.to(torch.complex128)
-    problem.x = torch.randn(5, 3, 4, dtype=torch.complex128, requires_grad=True)
-    ours, theirs = problem.rnnfast(), problem.torch()
-    assert_close(ours, theirs, 1e-12)
+    problem = Problem(mode, dtype=torch.complex128)
+    assert_close(problem.rnnfast(), problem.torch(), 1e-12)
 
 
 def test_subclass_in_subclass_out() -> None:
@@ -286,7 +279,7 @@ def test_gradients_under_no_grad_are_not_prepared() -> None:
 
 
 def test_two_threads_at_once() -> None:
-    problems = [Problem(mode, T=20, B=9, H=33, seed=i) for i, mode in enumerate(MODES)]
+    problems = [Problem(mode, T=6, B=9, H=33, seed=i) for i, mode in enumerate(MODES)]
     expected = [gradients(p.torch(), p.leaves) for p in problems]
     results: list[Any] = [None] * len(problems)
 
