@@ -1,10 +1,11 @@
-// The maths of every cell, once: gates of one step forward, and their gradients backward, elementwise.
-//   x: input-side pre-activations W_ih x_t + b_ih      h: hidden-side pre-activations W_hh h_{t-1} + b_hh, gate by gate
-//   s: the states (h, then c); forward takes those of t-1 and leaves those of t
-//   q: the reserve of the gates, what backward needs besides the states
-// backward takes q, the states before (p) and after (s) the step and, in ds, the gradients of the states after it. It gives the
-// gradients of x and h in dx and dh, and leaves in ds what reaches the states before the step elementwise; what reaches h_{t-1} through
-// W_hh is the driver's to add.
+// The maths of every cell, once: gates of one step forward, and their gradients backward,
+// elementwise.
+//   x: input-side pre-activations W_ih x_t + b_ih      h: hidden-side pre-activations W_hh h_{t-1}
+//   + b_hh, gate by gate s: the states (h, then c); forward takes those of t-1 and leaves those of
+//   t q: the reserve of the gates, what backward needs besides the states
+// backward takes q, the states before (p) and after (s) the step and, in ds, the gradients of the
+// states after it. It gives the gradients of x and h in dx and dh, and leaves in ds what reaches
+// the states before the step elementwise; what reaches h_{t-1} through W_hh is the driver's to add.
 // A new cell is a struct here and a word in dispatch_cell and kCells.
 #pragma once
 
@@ -57,7 +58,8 @@ struct Elman {
 };
 
 // r = sigmoid(x_r + h_r)   z = sigmoid(x_z + h_z)   n = tanh(x_n + r h_n)   h' = (1 - z) n + z h
-// Cho et al. 2014 v1 (arXiv 1406.1078v1): the reset gate acts after the product ("linear before reset"), as in torch and cuDNN.
+// Cho et al. 2014 v1 (arXiv 1406.1078v1): the reset gate acts after the product ("linear before
+// reset"), as in torch and cuDNN.
 struct Gru {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3, kStates = 1, kReserve = 4;  // gates r z n; reserve r z n h_n
@@ -81,7 +83,8 @@ struct Gru {
   }
 };
 
-// i, f, o = sigmoid(x + h)   g = tanh(x_g + h_g)   c' = f c + i g   h' = o tanh(c')   Hochreiter and Schmidhuber 1997 with Gers' forget gate
+// i, f, o = sigmoid(x + h)   g = tanh(x_g + h_g)   c' = f c + i g   h' = o tanh(c')   Hochreiter
+// and Schmidhuber 1997 with Gers' forget gate
 struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
@@ -116,7 +119,8 @@ constexpr CellFacts facts_of() {
   return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kReserve};
 }
 
-inline constexpr CellFacts kCells[] = {facts_of<Elman<Tanh>>(), facts_of<Elman<Relu>>(), facts_of<Gru>(), facts_of<Lstm>()};
+inline constexpr CellFacts kCells[] = {facts_of<Elman<Tanh>>(), facts_of<Elman<Relu>>(),
+                                       facts_of<Gru>(), facts_of<Lstm>()};
 
 // Calls f with the cell of that name; false if there is none.
 template <class F>

@@ -1,4 +1,5 @@
-// The argument checks of the two ops, shared by every backend's binder. The ops are public: whatever passes here, a kernel may trust.
+// The argument checks of the two ops, shared by every backend's binder. The ops are public:
+// whatever passes here, a kernel may trust.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -22,7 +23,9 @@ struct Layer {
   at::ScalarType dtype;
   std::vector<int64_t> batch, offset;  // [T], [T + 1]
 
-  Walk walk(int64_t direction) const { return {{T, rows, batch.data(), offset.data()}, direction == 1}; }
+  Walk walk(int64_t direction) const {
+    return {{T, rows, batch.data(), offset.data()}, direction == 1};
+  }
   int64_t weights_per_direction() const { return has_biases ? 4 : 2; }
   int64_t x_dims() const { return packed ? 2 : 3; }
   bool packed;
@@ -35,22 +38,28 @@ struct Layer {
 inline CellFacts find_cell(const char* op, std::string_view name) {
   for (const CellFacts& cell : kCells)
     if (name == cell.name) return cell;
-  TORCH_CHECK_VALUE(false, op, ": cell must be one of rnn_tanh, rnn_relu, gru, lstm, got '", name, "'");
+  TORCH_CHECK_VALUE(false, op, ": cell must be one of rnn_tanh, rnn_relu, gru, lstm, got '", name,
+                    "'");
 }
 
-inline void check_tensor(const char* op, const char* name, const at::Tensor& t, const at::Tensor& like, at::ScalarType dtype,
-                         at::IntArrayRef sizes) {
+inline void check_tensor(const char* op, const char* name, const at::Tensor& t,
+                         const at::Tensor& like, at::ScalarType dtype, at::IntArrayRef sizes) {
   TORCH_CHECK(t.defined(), op, ": ", name, " must be a tensor of sizes ", sizes, ", got None");
   TORCH_CHECK(t.sizes() == sizes, op, ": ", name, " must have sizes ", sizes, ", got ", t.sizes());
-  TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " must be of dtype ", dtype, ", got ", t.scalar_type());
-  TORCH_CHECK(t.device() == like.device(), op, ": ", name, " must be on the device of x, ", like.device(), ", got ", t.device());
-  TORCH_CHECK(t.layout() == at::kStrided, op, ": ", name, " must be a strided tensor, got ", t.layout());
+  TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " must be of dtype ", dtype, ", got ",
+              t.scalar_type());
+  TORCH_CHECK(t.device() == like.device(), op, ": ", name, " must be on the device of x, ",
+              like.device(), ", got ", t.device());
+  TORCH_CHECK(t.layout() == at::kStrided, op, ": ", name, " must be a strided tensor, got ",
+              t.layout());
 }
 
 // Fills T, B, rows, batch and offset.
-inline void check_steps(const char* op, const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes, Layer& layer) {
+inline void check_steps(const char* op, const at::Tensor& x,
+                        const std::optional<at::Tensor>& batch_sizes, Layer& layer) {
   layer.packed = batch_sizes.has_value() && batch_sizes->defined();
-  TORCH_CHECK(x.dim() == layer.x_dims(), op, ": x must be [T, B, I], or [rows, I] with batch_sizes; got ", x.dim(), " dimensions ",
+  TORCH_CHECK(x.dim() == layer.x_dims(), op,
+              ": x must be [T, B, I], or [rows, I] with batch_sizes; got ", x.dim(), " dimensions ",
               layer.packed ? "with" : "without", " batch_sizes");
   layer.I = x.size(-1);
   if (!layer.packed) {
@@ -58,9 +67,10 @@ inline void check_steps(const char* op, const at::Tensor& x, const std::optional
     layer.batch.assign(layer.T, layer.B);
   } else {
     const at::Tensor& b = *batch_sizes;
-    TORCH_CHECK(b.dim() == 1 && b.scalar_type() == at::kLong && b.device().is_cpu() && b.layout() == at::kStrided, op,
-                ": batch_sizes must be a one-dimensional int64 tensor on the CPU, got ", b.dim(), " dimensions of ", b.scalar_type(),
-                " on ", b.device());
+    TORCH_CHECK(b.dim() == 1 && b.scalar_type() == at::kLong && b.device().is_cpu() &&
+                    b.layout() == at::kStrided,
+                op, ": batch_sizes must be a one-dimensional int64 tensor on the CPU, got ",
+                b.dim(), " dimensions of ", b.scalar_type(), " on ", b.device());
     layer.T = b.size(0);
     const int64_t* sizes = b.const_data_ptr<int64_t>();
     for (const auto t : c10::irange(layer.T)) layer.batch.push_back(sizes[t * b.stride(0)]);
@@ -69,22 +79,26 @@ inline void check_steps(const char* op, const at::Tensor& x, const std::optional
   layer.offset.assign(layer.T + 1, 0);
   layer.uniform = true;
   for (const auto t : c10::irange(layer.T)) {
-    const int64_t now = layer.batch[t], limit = t ? layer.batch[t - 1] : x.size(layer.packed ? 0 : 1);
-    TORCH_CHECK(!layer.packed || (now > 0 && now <= limit), op, ": batch_sizes must be positive, never increase and sum up to the ",
-                x.size(0), " rows of x; got ", now, " at step ", t);
+    const int64_t now = layer.batch[t],
+                  limit = t ? layer.batch[t - 1] : x.size(layer.packed ? 0 : 1);
+    TORCH_CHECK(!layer.packed || (now > 0 && now <= limit), op,
+                ": batch_sizes must be positive, never increase and sum up to the ", x.size(0),
+                " rows of x; got ", now, " at step ", t);
     layer.uniform &= now == layer.B;
     layer.offset[t + 1] = layer.offset[t] + now;
   }
   layer.rows = layer.offset[layer.T];
-  TORCH_CHECK(!layer.packed || layer.rows == x.size(0), op, ": batch_sizes must sum up to the ", x.size(0), " rows of x, got ",
-              layer.rows);
+  TORCH_CHECK(!layer.packed || layer.rows == x.size(0), op, ": batch_sizes must sum up to the ",
+              x.size(0), " rows of x, got ", layer.rows);
 }
 
-inline void check_weights(const char* op, const at::Tensor& x, at::TensorList weights, Layer& layer) {
+inline void check_weights(const char* op, const at::Tensor& x, at::TensorList weights,
+                          Layer& layer) {
   const int64_t per_direction = static_cast<int64_t>(weights.size()) / layer.D;
-  TORCH_CHECK((per_direction == 2 || per_direction == 4) && per_direction * layer.D == static_cast<int64_t>(weights.size()), op,
-              ": weights must hold w_ih, w_hh and either no biases or b_ih, b_hh for each of ", layer.D, " directions; got ",
-              weights.size(), " tensors");
+  TORCH_CHECK((per_direction == 2 || per_direction == 4) &&
+                  per_direction * layer.D == static_cast<int64_t>(weights.size()),
+              op, ": weights must hold w_ih, w_hh and either no biases or b_ih, b_hh for each of ",
+              layer.D, " directions; got ", weights.size(), " tensors");
   layer.has_biases = per_direction == 4;
   TORCH_CHECK(weights[1].dim() == 2, op, ": w_hh must have 2 dimensions, got ", weights[1].dim());
   layer.H = weights[1].size(1);
@@ -92,39 +106,47 @@ inline void check_weights(const char* op, const at::Tensor& x, at::TensorList we
   static constexpr const char* kNames[] = {"w_ih", "w_hh", "b_ih", "b_hh"};
   const std::vector<int64_t> sizes[] = {{rows, layer.I}, {rows, layer.H}, {rows}, {rows}};
   for (const auto i : c10::irange(weights.size()))
-    check_tensor(op, kNames[i % per_direction], weights[i], x, layer.dtype, sizes[i % per_direction]);
+    check_tensor(op, kNames[i % per_direction], weights[i], x, layer.dtype,
+                 sizes[i % per_direction]);
 }
 
-inline Layer check_layer(const char* op, std::string_view cell, const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
-                         at::TensorList weights, bool bidirectional) {
+inline Layer check_layer(const char* op, std::string_view cell, const at::Tensor& x,
+                         const std::optional<at::Tensor>& batch_sizes, at::TensorList weights,
+                         bool bidirectional) {
   Layer layer{};
   layer.cell = find_cell(op, cell);
   layer.D = bidirectional ? 2 : 1;
   layer.dtype = x.scalar_type();
-  TORCH_CHECK(layer.dtype == at::kFloat || layer.dtype == at::kDouble || layer.dtype == at::kBFloat16 || layer.dtype == at::kHalf, op,
-              ": x must be of dtype float32, float64, bfloat16 or float16, got ", layer.dtype);
+  TORCH_CHECK(layer.dtype == at::kFloat || layer.dtype == at::kDouble ||
+                  layer.dtype == at::kBFloat16 || layer.dtype == at::kHalf,
+              op, ": x must be of dtype float32, float64, bfloat16 or float16, got ", layer.dtype);
   TORCH_CHECK(x.layout() == at::kStrided, op, ": x must be a strided tensor, got ", x.layout());
   check_steps(op, x, batch_sizes, layer);
   check_weights(op, x, weights, layer);
   return layer;
 }
 
-inline void check_states(const char* op, const at::Tensor& x, at::TensorList states, const Layer& layer) {
+inline void check_states(const char* op, const at::Tensor& x, at::TensorList states,
+                         const Layer& layer) {
   static constexpr const char* kNames[] = {"h_0", "c_0"};
   const int64_t count = layer.cell.states;
-  TORCH_CHECK(states.empty() || static_cast<int64_t>(states.size()) == count, op, ": states must be empty or hold ", count,
-              " tensors for cell ", layer.cell.name, ", got ", states.size());
-  for (const auto k : c10::irange(states.size())) check_tensor(op, kNames[k], states[k], x, layer.dtype, {layer.D, layer.B, layer.H});
+  TORCH_CHECK(states.empty() || static_cast<int64_t>(states.size()) == count, op,
+              ": states must be empty or hold ", count, " tensors for cell ", layer.cell.name,
+              ", got ", states.size());
+  for (const auto k : c10::irange(states.size()))
+    check_tensor(op, kNames[k], states[k], x, layer.dtype, {layer.D, layer.B, layer.H});
 }
 
 // Sizes of the reserve: a timeline per state, then the gates if the cell keeps any.
 inline std::vector<std::vector<int64_t>> reserve_sizes(const Layer& layer) {
-  std::vector<std::vector<int64_t>> sizes(layer.cell.states, {layer.D, layer.rows + layer.B, layer.H});
+  std::vector<std::vector<int64_t>> sizes(layer.cell.states,
+                                          {layer.D, layer.rows + layer.B, layer.H});
   if (layer.cell.reserve) sizes.push_back({layer.D, layer.rows, layer.cell.reserve * layer.H});
   return sizes;
 }
 
-inline void check_reserve(const char* op, const at::Tensor& x, at::TensorList reserve, const Layer& layer, at::ScalarType compute) {
+inline void check_reserve(const char* op, const at::Tensor& x, at::TensorList reserve,
+                          const Layer& layer, at::ScalarType compute) {
   const auto sizes = reserve_sizes(layer);
   TORCH_CHECK(reserve.size() == sizes.size(), op, ": reserve must be the ", sizes.size(),
               " tensors that rnnfast::layer gave with train=True, got ", reserve.size());

@@ -14,11 +14,13 @@ namespace py = pybind11;
 TORCH_LIBRARY(rnnfast, m) {
   m.set_python_module("rnnfast.ops");  // where the fake kernels are
   m.def(
-      "layer(str cell, Tensor x, Tensor? batch_sizes, Tensor[] states, Tensor[] weights, bool bidirectional, bool train)"
+      "layer(str cell, Tensor x, Tensor? batch_sizes, Tensor[] states, Tensor[] weights, bool "
+      "bidirectional, bool train)"
       " -> (Tensor output, Tensor[] states_n, Tensor[] reserve)",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "layer_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor x, Tensor? batch_sizes, Tensor[] weights,"
+      "layer_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor x, Tensor? "
+      "batch_sizes, Tensor[] weights,"
       " bool bidirectional, Tensor[] reserve, bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
 }
@@ -46,28 +48,37 @@ py::list cells() {
   py::list result;
   for (const CellFacts& cell : kCells) {
     py::dict facts;
-    facts["name"] = cell.name, facts["gates"] = cell.gates, facts["states"] = cell.states, facts["reserve"] = cell.reserve;
+    facts["name"] = cell.name, facts["gates"] = cell.gates, facts["states"] = cell.states,
+    facts["reserve"] = cell.reserve;
     result.append(facts);
   }
   return result;
 }
 
-int vector_bytes(const std::string& capability) { return capability == "AVX512" ? 64 : capability == "AVX2" ? 32 : 16; }
+int vector_bytes(const std::string& capability) {
+  return capability == "AVX512" ? 64 : capability == "AVX2" ? 32 : 16;
+}
 
-py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B, int64_t I, int64_t H, int directions,
-                  int threads, bool uniform) {
+py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
+                  int64_t I, int64_t H, int directions, int threads, bool uniform) {
   const CellFacts* facts = nullptr;
   for (const CellFacts& c : kCells)
     if (cell == c.name) facts = &c;
   if (!facts) throw py::value_error("plan: unknown cell '" + cell + "'");
   if (T < 0 || B < 0 || I < 0 || H < 0 || directions < 1 || directions > 2 || threads < 1)
-    throw py::value_error("plan: sizes must not be negative, directions 1 or 2, threads at least 1");
-  const int element = dtype == "float64" ? 8 : 4, width = vector_bytes(at::get_cpu_capability()) / element;
+    throw py::value_error(
+        "plan: sizes must not be negative, directions 1 or 2, threads at least 1");
+  const int element = dtype == "float64" ? 8 : 4,
+            width = vector_bytes(at::get_cpu_capability()) / element;
   const Plan p = plan({facts->gates, T, B, I, H, directions, uniform, threads, width, element});
   py::dict result;
   result["kernel"] = p.packed ? "packed" : "step";
-  result["split"] = p.threads == 1 ? "none" : p.threads == directions ? "direction" : p.split == Split::kBatch ? "batch" : "hidden";
-  result["threads"] = p.threads, result["chunk_steps"] = p.chunk_steps, result["panel_groups"] = p.group;
+  result["split"] = p.threads == 1             ? "none"
+                    : p.threads == directions  ? "direction"
+                    : p.split == Split::kBatch ? "batch"
+                                               : "hidden";
+  result["threads"] = p.threads, result["chunk_steps"] = p.chunk_steps,
+  result["panel_groups"] = p.group;
   result["vector_width"] = width;
   return result;
 }
@@ -78,6 +89,7 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &rnnfast::build_info, "Facts about this build.");
   m.def("cells", &rnnfast::cells, "The table of cells.");
-  m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
-        py::arg("directions"), py::arg("threads"), py::arg("uniform") = true, "How the CPU kernels would run a layer.");
+  m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
+        py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
+        py::arg("uniform") = true, "How the CPU kernels would run a layer.");
 }

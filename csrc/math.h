@@ -1,5 +1,6 @@
 // Elementary functions of the cells, for any number-like V: a SIMD register, a float, a double.
-// V brings +, -, *, /, a constructor from its scalar, comparison to a mask, and the free functions below.
+// V brings +, -, *, /, a constructor from its scalar, comparison to a mask, and the free functions
+// below.
 #pragma once
 
 #include <cstdint>
@@ -30,15 +31,16 @@ struct ExpConstants<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23;
   static constexpr Bits kBias = 127;
-  static constexpr float kRound = 12582912.f;                                 // 1.5 * 2^23
+  static constexpr float kRound = 12582912.f;  // 1.5 * 2^23
   static constexpr float kLog2e = 1.44269504088896341f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // their sum is ln 2
-  static constexpr float kLargestExp = 87.f;                                  // 2^n stays finite and normal
-  static constexpr float kTanhIsOne = 9.02f;                                  // 1 - tanh(x) < 2^-25
+  static constexpr float kLargestExp = 87.f;  // 2^n stays finite and normal
+  static constexpr float kTanhIsOne = 9.02f;  // 1 - tanh(x) < 2^-25
   // e^r = 1 + r + r^2 P(r): Cephes' expf (Moshier), highest power first.
   static constexpr int kTerms = 6;
-  static constexpr float kPolynomial[kTerms] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
-                                                4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+  static constexpr float kPolynomial[kTerms] = {1.9875691500e-4f, 1.3981999507e-3f,
+                                                8.3334519073e-3f, 4.1665795894e-2f,
+                                                1.6666665459e-1f, 5.0000001201e-1f};
 };
 
 template <>
@@ -54,8 +56,9 @@ struct ExpConstants<double> {
   // Taylor's series, whose first left-out term is below 2^-57 on |r| <= ln(2)/2.
   static constexpr int kTerms = 12;
   static constexpr double kPolynomial[kTerms] = {
-      1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
-      1.0 / 5040.0,       1.0 / 720.0,       1.0 / 120.0,      1.0 / 24.0,      1.0 / 6.0,      1.0 / 2.0};
+      1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+      1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
+      1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        1.0 / 2.0};
 };
 
 RNNFAST_FN float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -85,7 +88,8 @@ RNNFAST_FN V clamp(V x, typename ScalarOf<V>::type limit) {
   return select(x < V(-limit), V(-limit), x);
 }
 
-// e^x = scale + scale * excess, for |x| <= kLargestExp. `excess` = e^r - 1 keeps its relative accuracy near x = 0.
+// e^x = scale + scale * excess, for |x| <= kLargestExp. `excess` = e^r - 1 keeps its relative
+// accuracy near x = 0.
 template <class V>
 RNNFAST_FN void split_exp(V x, V& scale, V& excess) {
   using C = ExpConstants<typename ScalarOf<V>::type>;
@@ -100,8 +104,9 @@ RNNFAST_FN void split_exp(V x, V& scale, V& excess) {
   scale = power_of_two(rounded);
 }
 
-// 1 / (1 + e^-x). Max error: 2.5 ULP, and in absolute terms 9e-8 in float32, 1.7e-16 in float64; below -kLargestExp the result stays at
-// that of -kLargestExp (1.6e-38 in float32). Any x; NaN stays NaN. Measured by tests/test_numerics.py.
+// 1 / (1 + e^-x). Max error: 2.5 ULP, and in absolute terms 9e-8 in float32, 1.7e-16 in float64;
+// below -kLargestExp the result stays at that of -kLargestExp (1.6e-38 in float32). Any x; NaN
+// stays NaN. Measured by tests/test_numerics.py.
 template <class V>
 RNNFAST_FN V sigmoid(V x) {
   V scale, excess;
@@ -109,9 +114,10 @@ RNNFAST_FN V sigmoid(V x) {
   return V(1) / (V(1) + fma(scale, excess, scale));
 }
 
-// With e = e^2|x| - 1, free of cancellation: e / (e + 2) where the result is below 1/2, and above it 1 - 2 / (e + 2), whose error
-// shrinks as the result nears 1; then the sign. Max error: 2.3 ULP, and in absolute terms 8e-8 in float32, 1.6e-16 in float64.
-// Any x; NaN stays NaN. Measured by tests/test_numerics.py.
+// With e = e^2|x| - 1, free of cancellation: e / (e + 2) where the result is below 1/2, and above
+// it 1 - 2 / (e + 2), whose error shrinks as the result nears 1; then the sign. Max error: 2.3 ULP,
+// and in absolute terms 8e-8 in float32, 1.6e-16 in float64. Any x; NaN stays NaN. Measured by
+// tests/test_numerics.py.
 template <class V>
 RNNFAST_FN V tanh(V x) {
   const auto negative = x < V(0);

@@ -1,5 +1,6 @@
-// What the drivers of every backend are given: plain structs, no torch. Rows are the rows of a packed sequence: time t holds batch[t] of
-// them from row offset[t] on. A dense [T, B, *] sequence is the packed one with batch[t] = B. All counts are in elements, 64 bits.
+// What the drivers of every backend are given: plain structs, no torch. Rows are the rows of a
+// packed sequence: time t holds batch[t] of them from row offset[t] on. A dense [T, B, *] sequence
+// is the packed one with batch[t] = B. All counts are in elements, 64 bits.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +14,19 @@ struct Steps {
   const int64_t* offset;  // [T]
 };
 
-// One direction in time over the steps: the order of the steps, and where the states of a row stand in its timeline [rows + B, H]:
-// forward in time the initial states come first, backward in time last, so that in a dense sequence the state before row r and the
-// state after it always lie B rows apart.
+// One direction in time over the steps: the order of the steps, and where the states of a row stand
+// in its timeline [rows + B, H]: forward in time the initial states come first, backward in time
+// last, so that in a dense sequence the state before row r and the state after it always lie B rows
+// apart.
 struct Walk {
   Steps steps;
   bool reverse;
 
   int64_t batch_size() const { return steps.count ? steps.batch[0] : 0; }
   int64_t time(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
-  int64_t after(int64_t t, int64_t b) const { return steps.offset[t] + b + (reverse ? 0 : batch_size()); }
+  int64_t after(int64_t t, int64_t b) const {
+    return steps.offset[t] + b + (reverse ? 0 : batch_size());
+  }
   int64_t initial(int64_t b) const { return b + (reverse ? steps.rows : 0); }
   int64_t before(int64_t t, int64_t b) const {
     const int64_t previous = reverse ? t + 1 : t - 1;
@@ -43,40 +47,45 @@ inline constexpr int kMaxStates = 2;
 template <class T>
 struct ForwardDirection {
   Walk walk;
-  int64_t hidden;                  // H
-  const T* x_gates;                // [rows of the chunk, G*H] W_ih x + b_ih
-  int64_t x_gates_row;             // the row of the sequence at which x_gates begins
-  const T* w_hh;                   // [G*H, H] packed, see Panels; or null, and then
-  const T* h_gates;                // [B, G*H] W_hh h_0, at rows h_gates_stride apart (0: one row of zeros): T = 1 is not worth packing
+  int64_t hidden;       // H
+  const T* x_gates;     // [rows of the chunk, G*H] W_ih x + b_ih
+  int64_t x_gates_row;  // the row of the sequence at which x_gates begins
+  const T* w_hh;        // [G*H, H] packed, see Panels; or null, and then
+  const T* h_gates;  // [B, G*H] W_hh h_0, at rows h_gates_stride apart (0: one row of zeros): T = 1
+                     // is not worth packing
   int64_t h_gates_stride;
-  const T* b_hh;                   // [G*H] or null
-  T* h[2];                         // [B, state_stride] h by the parity of the step: read from one, written to the other
-  T* c;                            // [B, state_stride] the second state, in place; null if the cell has none
-  int64_t state_stride;            // padded to whole registers
-  T* output;                       // [rows, output_stride], from the first column of this direction
-  int64_t output_stride;           // D*H
-  T* states_n[kMaxStates];         // [B, H]
-  T* timelines[kMaxStates];        // [rows + B, H] per state, initial states filled in, or null: inference
-  T* gates;                        // [rows, reserve*H] or null: inference, or a cell without
+  const T* b_hh;  // [G*H] or null
+  T* h[2];  // [B, state_stride] h by the parity of the step: read from one, written to the other
+  T* c;     // [B, state_stride] the second state, in place; null if the cell has none
+  int64_t state_stride;      // padded to whole registers
+  T* output;                 // [rows, output_stride], from the first column of this direction
+  int64_t output_stride;     // D*H
+  T* states_n[kMaxStates];   // [B, H]
+  T* timelines[kMaxStates];  // [rows + B, H] per state, initial states filled in, or null:
+                             // inference
+  T* gates;                  // [rows, reserve*H] or null: inference, or a cell without
 };
 
 // One direction of a layer, backward.
 template <class T>
 struct BackwardDirection {
-  Walk walk;                            // as in forward; the driver goes through it from its end
-  int64_t hidden;                       // H
-  const T* w_hh;                        // [G*H, H] packed, see Panels; or null where T = 1
-  const T* grad_output;                 // [rows, grad_output_stride] from the first column of this direction, or null: zero
-  int64_t grad_output_stride;           // D*H
-  const T* timelines[kMaxStates];       // as written by forward
-  const T* gates;                       // as written by forward
-  T* carry[2];                          // [B, carry_stride] hidden-side gate gradients of the last step, by parity; zeros at first
+  Walk walk;             // as in forward; the driver goes through it from its end
+  int64_t hidden;        // H
+  const T* w_hh;         // [G*H, H] packed, see Panels; or null where T = 1
+  const T* grad_output;  // [rows, grad_output_stride] from the first column of this direction, or
+                         // null: zero
+  int64_t grad_output_stride;      // D*H
+  const T* timelines[kMaxStates];  // as written by forward
+  const T* gates;                  // as written by forward
+  T* carry[2];  // [B, carry_stride] hidden-side gate gradients of the last step, by parity; zeros
+                // at first
   int64_t carry_stride;
-  T* grad_states[kMaxStates];           // [B, state_stride] in: gradients of states_n; then those of the running state
-  int64_t state_stride;                 // padded to whole registers
-  T* grad_x_gates;                      // [rows, G*H]
-  T* grad_h_gates;                      // [rows, G*H]; null where it equals grad_x_gates or nobody asks
-  bool want_h_0;                        // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
+  T* grad_states[kMaxStates];  // [B, state_stride] in: gradients of states_n; then those of the
+                               // running state
+  int64_t state_stride;        // padded to whole registers
+  T* grad_x_gates;             // [rows, G*H]
+  T* grad_h_gates;             // [rows, G*H]; null where it equals grad_x_gates or nobody asks
+  bool want_h_0;  // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
 };
 
 }  // namespace rnnfast

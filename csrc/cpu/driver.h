@@ -1,5 +1,6 @@
-// The time loop of a layer on the CPU, forward and backward: a team of threads per direction walks over the steps, each step one product
-// with packed weights whose sums go straight into the cell's gate maths.
+// The time loop of a layer on the CPU, forward and backward: a team of threads per direction walks
+// over the steps, each step one product with packed weights whose sums go straight into the cell's
+// gate maths.
 #pragma once
 
 #include <atomic>
@@ -17,7 +18,8 @@
 
 namespace rnnfast {
 
-// All threads of a team wait for each other. Spins, then yields: with more threads than free cores it is slow, never stuck.
+// All threads of a team wait for each other. Spins, then yields: with more threads than free cores
+// it is slow, never stuck.
 class Barrier {
  public:
   void wait(int size, int64_t& generation) {
@@ -53,15 +55,17 @@ struct Member {
   int64_t generation = 0;
 
   Range share(int64_t n) const { return {n * rank / size, n * (rank + 1) / size}; }
-  // The part of [first, last) of the batch, and of the panels, that is this thread's. Batch shares are of the whole batch, so that a row
-  // stays with its thread while the batch shrinks.
+  // The part of [first, last) of the batch, and of the panels, that is this thread's. Batch shares
+  // are of the whole batch, so that a row stays with its thread while the batch shrinks.
   Range rows(int64_t batch_size, int64_t first, int64_t last) const {
     if (split == Split::kHidden) return {first, last};
     const Range mine = share(batch_size);
     const Range result{mine.begin > first ? mine.begin : first, mine.end < last ? mine.end : last};
     return result.begin < result.end ? result : Range{0, 0};
   }
-  Range panels(int64_t count) const { return split == Split::kHidden ? share(count) : Range{0, count}; }
+  Range panels(int64_t count) const {
+    return split == Split::kHidden ? share(count) : Range{0, count};
+  }
   void wait() {
     if (split == Split::kHidden) barrier->wait(size, generation);
   }
@@ -74,16 +78,19 @@ void run_teams(const Plan& plan, int directions, const Work& work) {
 #if defined(_OPENMP)
 #pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
   {
-    const int threads = omp_get_num_threads(), thread = omp_get_thread_num();  // may be fewer than asked for
+    const int threads = omp_get_num_threads(),
+              thread = omp_get_thread_num();  // may be fewer than asked for
 #else
   {
     const int threads = 1, thread = 0;
 #endif
     if (threads < directions) {
-      for (int d = thread; d < directions; d += threads) work(d, Member{0, 1, plan.split, &barriers[d]});
+      for (int d = thread; d < directions; d += threads)
+        work(d, Member{0, 1, plan.split, &barriers[d]});
     } else {
       const int d = thread % directions;
-      work(d, Member{thread / directions, (threads - d + directions - 1) / directions, plan.split, &barriers[d]});
+      work(d, Member{thread / directions, (threads - d + directions - 1) / directions, plan.split,
+                     &barriers[d]});
     }
   }
 }
@@ -110,12 +117,15 @@ void parallel_for(int threads, int64_t n, const Body& body) {
 template <class Cell>
 inline constexpr int kReserveSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
 
-// One step of the cell for `units` units of one row: sums are W_hh h, gate by gate `gate_stride` apart.
+// One step of the cell for `units` units of one row: sums are W_hh h, gate by gate `gate_stride`
+// apart.
 template <class Cell, class T>
-RNNFAST_FN void forward_units(const ForwardDirection<T>& d, int64_t t, bool last, const T* h_in, T* h_out, int64_t row, int64_t unit,
-                              int64_t units, const T* sums, int64_t gate_stride) {
+RNNFAST_FN void forward_units(const ForwardDirection<T>& d, int64_t t, bool last, const T* h_in,
+                              T* h_out, int64_t row, int64_t unit, int64_t units, const T* sums,
+                              int64_t gate_stride) {
   using V = Vec<T>;
-  const int64_t H = d.hidden, at = d.walk.steps.offset[t] + row, state = row * d.state_stride + unit;
+  const int64_t H = d.hidden, at = d.walk.steps.offset[t] + row,
+                state = row * d.state_stride + unit;
   V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
   const T* x_gates = d.x_gates + (at - d.x_gates_row) * Cell::kGates * H + unit;
   for (int g = 0; g < Cell::kGates; ++g) {
@@ -134,19 +144,22 @@ RNNFAST_FN void forward_units(const ForwardDirection<T>& d, int64_t t, bool last
     if (d.timelines[k]) s[k].store(d.timelines[k] + d.walk.after(t, row) * H + unit, units);
   }
   if (d.gates)
-    for (int k = 0; k < Cell::kReserve; ++k) q[k].store(d.gates + (at * Cell::kReserve + k) * H + unit, units);
+    for (int k = 0; k < Cell::kReserve; ++k)
+      q[k].store(d.gates + (at * Cell::kReserve + k) * H + unit, units);
 }
 
 // Steps [steps.begin, steps.end) of one direction.
 template <class Cell, class T>
-void forward_steps(const ForwardDirection<T>& d, const Panels<T>& panels, Range steps, Member& member) {
+void forward_steps(const ForwardDirection<T>& d, const Panels<T>& panels, Range steps,
+                   Member& member) {
   const Range my_panels = member.panels(panels.count());
   for (int64_t i = steps.begin; i < steps.end; ++i) {
     const int64_t t = d.walk.time(i), staying = d.walk.staying(i);
     const Range rows = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch[t]);
     const T* h_in = d.h[i & 1];
     T* h_out = d.h[1 - (i & 1)];
-    const auto consume = [&](int64_t row, int64_t unit, int64_t units, const T* sums, int64_t gate_stride) {
+    const auto consume = [&](int64_t row, int64_t unit, int64_t units, const T* sums,
+                             int64_t gate_stride) {
       forward_units<Cell>(d, t, row >= staying, h_in, h_out, row, unit, units, sums, gate_stride);
     };
     if (d.w_hh) {
@@ -156,35 +169,42 @@ void forward_steps(const ForwardDirection<T>& d, const Panels<T>& panels, Range 
         for (int64_t panel = my_panels.begin; panel < my_panels.end; ++panel)
           for (int g = 0; g < panels.groups_in(panel); ++g) {
             const int64_t unit = panels.first_unit(panel, g);
-            consume(row, unit, panels.units_from(unit), d.h_gates + row * d.h_gates_stride + unit, d.hidden);
+            consume(row, unit, panels.units_from(unit), d.h_gates + row * d.h_gates_stride + unit,
+                    d.hidden);
           }
     }
     member.wait();
   }
 }
 
-// The gate gradients of one step for `units` units of one row: sums are what the step after sent back through W_hh.
+// The gate gradients of one step for `units` units of one row: sums are what the step after sent
+// back through W_hh.
 template <class Cell, class T>
-RNNFAST_FN void backward_units(const BackwardDirection<T>& d, int64_t t, T* carry, int64_t row, int64_t unit, int64_t units,
-                               const T* sums) {
+RNNFAST_FN void backward_units(const BackwardDirection<T>& d, int64_t t, T* carry, int64_t row,
+                               int64_t unit, int64_t units, const T* sums) {
   using V = Vec<T>;
-  const int64_t H = d.hidden, at = d.walk.steps.offset[t] + row, state = row * d.state_stride + unit;
+  const int64_t H = d.hidden, at = d.walk.steps.offset[t] + row,
+                state = row * d.state_stride + unit;
   const int64_t after = d.walk.after(t, row) * H + unit, before = d.walk.before(t, row) * H + unit;
-  V q[kReserveSlots<Cell>], s[Cell::kStates], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates], dh[Cell::kGates];
-  for (int k = 0; k < Cell::kReserve; ++k) q[k] = V::load(d.gates + (at * Cell::kReserve + k) * H + unit, units);
+  V q[kReserveSlots<Cell>], s[Cell::kStates], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates],
+      dh[Cell::kGates];
+  for (int k = 0; k < Cell::kReserve; ++k)
+    q[k] = V::load(d.gates + (at * Cell::kReserve + k) * H + unit, units);
   for (int k = 0; k < Cell::kStates; ++k) {
     s[k] = V::load(d.timelines[k] + after, units);
     p[k] = V::load(d.timelines[k] + before, units);
     ds[k] = V::load(d.grad_states[k] + state);
   }
   ds[0] = ds[0] + V::load(sums);
-  if (d.grad_output) ds[0] = ds[0] + V::load(d.grad_output + at * d.grad_output_stride + unit, units);
+  if (d.grad_output)
+    ds[0] = ds[0] + V::load(d.grad_output + at * d.grad_output_stride + unit, units);
   Cell::backward(q, p, s, ds, dx, dh);
   for (int k = 0; k < Cell::kStates; ++k) ds[k].store(d.grad_states[k] + state);
   for (int g = 0; g < Cell::kGates; ++g) {
     dx[g].store(d.grad_x_gates + (at * Cell::kGates + g) * H + unit, units);
     dh[g].store(carry + row * d.carry_stride + g * H + unit, units);
-    if (!Cell::kSameGradients && d.grad_h_gates) dh[g].store(d.grad_h_gates + (at * Cell::kGates + g) * H + unit, units);
+    if (!Cell::kSameGradients && d.grad_h_gates)
+      dh[g].store(d.grad_h_gates + (at * Cell::kGates + g) * H + unit, units);
   }
 }
 
@@ -197,14 +217,17 @@ void backward_steps(const BackwardDirection<T>& d, const Panels<T>& panels, Memb
     const int64_t t = back.time(i), batch = back.steps.batch[t], staying = back.staying(i);
     T* carry = d.carry[1 - (i & 1)];
     const int64_t depth = i == 0 ? 0 : panels.depth;
-    multiply(panels, d.w_hh, d.carry[i & 1], d.carry_stride, depth, member.rows(back.batch_size(), 0, batch), my_panels,
+    multiply(panels, d.w_hh, d.carry[i & 1], d.carry_stride, depth,
+             member.rows(back.batch_size(), 0, batch), my_panels,
              [&](int64_t row, int64_t unit, int64_t units, const T* sums, int64_t) {
                backward_units<Cell>(d, t, carry, row, unit, units, sums);
              });
     member.wait();
     if (!d.want_h_0 || staying == batch) continue;
-    // Rows that began here: what reaches their h_0. The next step reads this carry too and writes the other one.
-    multiply(panels, d.w_hh, carry, d.carry_stride, panels.depth, member.rows(back.batch_size(), staying, batch), my_panels,
+    // Rows that began here: what reaches their h_0. The next step reads this carry too and writes
+    // the other one.
+    multiply(panels, d.w_hh, carry, d.carry_stride, panels.depth,
+             member.rows(back.batch_size(), staying, batch), my_panels,
              [&](int64_t row, int64_t unit, int64_t, const T* sums, int64_t) {
                T* grad = d.grad_states[0] + row * d.state_stride + unit;
                (Vec<T>::load(grad) + Vec<T>::load(sums)).store(grad);

@@ -9,9 +9,10 @@
 
 namespace rnnfast {
 
-// Weights [K, columns] packed for the tiles. The H units stand in groups of one register; a panel is `group` of these side by side (the
-// last may be narrower), and for each of the K rows it holds, contiguously, `gates` registers per group: the columns of one unit's gates
-// lie in the same panel, so that one tile sees all a cell needs. Units past H are zero columns.
+// Weights [K, columns] packed for the tiles. The H units stand in groups of one register; a panel
+// is `group` of these side by side (the last may be narrower), and for each of the K rows it holds,
+// contiguously, `gates` registers per group: the columns of one unit's gates lie in the same panel,
+// so that one tile sees all a cell needs. Units past H are zero columns.
 template <class T>
 struct Panels {
   static constexpr int64_t kWidth = Vec<T>::kWidth;
@@ -32,17 +33,20 @@ struct Panels {
   int64_t units_from(int64_t unit) const { return hidden - unit < kWidth ? hidden - unit : kWidth; }
 };
 
-// dst[column * dst_stride + row] = src[row * src_stride + column]. By small blocks through a buffer: with power-of-two strides, the lines of
-// a block of src or dst fall into one set of the L1 cache and would drive each other out.
+// dst[column * dst_stride + row] = src[row * src_stride + column]. By small blocks through a
+// buffer: with power-of-two strides, the lines of a block of src or dst fall into one set of the L1
+// cache and would drive each other out.
 template <class T>
-void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
+void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst,
+               int64_t dst_stride) {
   constexpr int64_t kBlock = 64 / sizeof(T);
   alignas(64) T block[kBlock][kBlock];
   for (int64_t r = 0; r < rows; r += kBlock) {
     const int64_t height = rows - r < kBlock ? rows - r : kBlock;
     for (int64_t c = 0; c < columns; c += kBlock) {
       const int64_t width = columns - c < kBlock ? columns - c : kBlock;
-      for (int64_t i = 0; i < height; ++i) std::memcpy(block[i], src + (r + i) * src_stride + c, width * sizeof(T));
+      for (int64_t i = 0; i < height; ++i)
+        std::memcpy(block[i], src + (r + i) * src_stride + c, width * sizeof(T));
       for (int64_t j = 0; j < width; ++j)
         for (int64_t i = 0; i < height; ++i) dst[(c + j) * dst_stride + r + i] = block[i][j];
     }
@@ -52,13 +56,15 @@ void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, 
 // One panel of w_hh [G*H, H] for the forward product h w_hh^T: K = H.
 template <class T>
 void pack_forward(const T* w_hh, const Panels<T>& panels, int64_t panel, T* dst) {
-  const int64_t width = Panels<T>::kWidth, vectors = int64_t{panels.groups_in(panel)} * panels.gates, hidden = panels.hidden;
+  const int64_t width = Panels<T>::kWidth,
+                vectors = int64_t{panels.groups_in(panel)} * panels.gates, hidden = panels.hidden;
   for (int g = 0; g < panels.groups_in(panel); ++g) {
     const int64_t unit = panels.first_unit(panel, g), units = panels.units_from(unit);
     for (int gate = 0; gate < panels.gates; ++gate) {
       T* out = dst + (g * panels.gates + gate) * width;
       // A transpose whose destination rows are `vectors * width` apart, straight into the panel.
-      transpose(w_hh + (gate * hidden + unit) * hidden, hidden, units, hidden, out, vectors * width);
+      transpose(w_hh + (gate * hidden + unit) * hidden, hidden, units, hidden, out,
+                vectors * width);
       for (int64_t k = 0; units < width && k < hidden; ++k)
         for (int64_t i = units; i < width; ++i) out[k * vectors * width + i] = T(0);
     }
@@ -78,7 +84,8 @@ void pack_backward(const T* w_hh, const Panels<T>& panels, int64_t panel, T* dst
 
 inline constexpr int kMaxVectors = 4, kMaxRows = 8;
 
-// Rows of a tile that is `vectors` registers wide: as many sums as the registers hold beside one row of weights and a broadcast.
+// Rows of a tile that is `vectors` registers wide: as many sums as the registers hold beside one
+// row of weights and a broadcast.
 constexpr int tile_rows(int vectors) {
   const int rows = (kVectorRegisters - 1) / vectors - 1;
   return rows < 1 ? 1 : rows > kMaxRows ? kMaxRows : rows;
@@ -90,13 +97,15 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t depth, T* sums) {
   using Raw = typename Vec<T>::Raw;
   using Unaligned = typename Vec<T>::Unaligned;
   constexpr int kWidth = Vec<T>::kWidth;
-  // Small tiles sum alternating k apart: eight independent chains hide the latency of the multiply-add.
+  // Small tiles sum alternating k apart: eight independent chains hide the latency of the
+  // multiply-add.
   constexpr int kChains = MR * NV >= 8 ? 1 : (7 + MR * NV) / (MR * NV);
   Raw sum[kChains][MR][NV] = {};
   const auto step = [&](int chain, int64_t k) __attribute__((always_inline)) {
     Raw row[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) row[v] = *reinterpret_cast<const Unaligned*>(w + (k * NV + v) * kWidth);
+    for (int v = 0; v < NV; ++v)
+      row[v] = *reinterpret_cast<const Unaligned*>(w + (k * NV + v) * kWidth);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       const T factor = a[m * a_stride + k];
@@ -134,7 +143,8 @@ template <class T>
 TileFunction<T> tile_function(int rows, int vectors) {
   using Rows = std::make_integer_sequence<int, kMaxRows>;
   static constexpr std::array<TileFunction<T>, kMaxRows> kTiles[kMaxVectors] = {
-      tiles_of_width<T, 1>(Rows{}), tiles_of_width<T, 2>(Rows{}), tiles_of_width<T, 3>(Rows{}), tiles_of_width<T, 4>(Rows{})};
+      tiles_of_width<T, 1>(Rows{}), tiles_of_width<T, 2>(Rows{}), tiles_of_width<T, 3>(Rows{}),
+      tiles_of_width<T, 4>(Rows{})};
   return kTiles[vectors - 1][rows - 1];
 }
 
@@ -142,23 +152,27 @@ struct Range {
   int64_t begin, end;
 };
 
-// Multiplies rows of a [*, K] by the panels [range of panels] of w and hands every (row, group of units) to
-// consume(row, first unit, units, sums, stride from gate to gate of sums). depth 0 gives zeros.
+// Multiplies rows of a [*, K] by the panels [range of panels] of w and hands every (row, group of
+// units) to consume(row, first unit, units, sums, stride from gate to gate of sums). depth 0 gives
+// zeros.
 template <class T, class Consume>
-RNNFAST_FN void multiply(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride, int64_t depth, Range rows, Range panel_range,
-                         Consume&& consume) {
+RNNFAST_FN void multiply(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
+                         int64_t depth, Range rows, Range panel_range, Consume&& consume) {
   alignas(kVectorBytes) T sums[kMaxRows * kMaxVectors * Panels<T>::kWidth];
   for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
     const int groups = panels.groups_in(panel), vectors = groups * panels.gates;
     for (int64_t row = rows.begin; row < rows.end;) {
-      const int64_t left = rows.end - row, tiles = (left + tile_rows(vectors) - 1) / tile_rows(vectors);
-      const int count = static_cast<int>((left + tiles - 1) / tiles);  // even tiles rather than a thin last one
-      tile_function<T>(count, vectors)(a + row * a_stride, a_stride, depth ? w + panels.offset(panel) : w, depth, sums);
+      const int64_t left = rows.end - row,
+                    tiles = (left + tile_rows(vectors) - 1) / tile_rows(vectors);
+      const int count =
+          static_cast<int>((left + tiles - 1) / tiles);  // even tiles rather than a thin last one
+      tile_function<T>(count, vectors)(a + row * a_stride, a_stride,
+                                       depth ? w + panels.offset(panel) : w, depth, sums);
       for (int m = 0; m < count; ++m) {
         for (int g = 0; g < groups; ++g) {
           const int64_t unit = panels.first_unit(panel, g);
-          consume(row + m, unit, panels.units_from(unit), sums + (m * vectors + g * panels.gates) * Panels<T>::kWidth,
-                  Panels<T>::kWidth);
+          consume(row + m, unit, panels.units_from(unit),
+                  sums + (m * vectors + g * panels.gates) * Panels<T>::kWidth, Panels<T>::kWidth);
         }
       }
       row += count;

@@ -1,5 +1,6 @@
-// The large products around the recurrence, by the fastest library at hand: oneDNN for large float32 ones (MKL, which at::mm calls, runs at
-// 40 % of peak on some AMD cores where oneDNN is near it), at::mm for the rest.
+// The large products around the recurrence, by the fastest library at hand: oneDNN for large
+// float32 ones (MKL, which at::mm calls, runs at 40 % of peak on some AMD cores where oneDNN is
+// near it), at::mm for the rest.
 #pragma once
 
 #include <ATen/Context.h>
@@ -23,8 +24,8 @@ inline const std::optional<c10::OperatorHandle>& onednn_linear() {
 }
 
 inline bool use_onednn(const at::Tensor& a, int64_t columns) {
-  return a.scalar_type() == at::kFloat && a.size(0) * a.size(1) * columns >= kWorthOneDnn && at::globalContext().userEnabledMkldnn() &&
-         onednn_linear().has_value();
+  return a.scalar_type() == at::kFloat && a.size(0) * a.size(1) * columns >= kWorthOneDnn &&
+         at::globalContext().userEnabledMkldnn() && onednn_linear().has_value();
 }
 
 // A contiguous copy of t [rows, columns] as [columns, rows].
@@ -43,10 +44,17 @@ at::Tensor transposed(const at::Tensor& t, int threads) {
   return result;
 }
 
-// a [M, K] times w [N, K] transposed, plus bias [N] if defined. oneDNN is fast where w is the transposed view of a contiguous tensor.
-inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w, const at::Tensor& bias = {}) {
+// a [M, K] times w [N, K] transposed, plus bias [N] if defined. oneDNN is fast where w is the
+// transposed view of a contiguous tensor.
+inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w,
+                                   const at::Tensor& bias = {}) {
   if (use_onednn(a, w.size(0))) {
-    torch::jit::Stack stack{a, w, bias.defined() ? c10::IValue(bias) : c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""};
+    torch::jit::Stack stack{a,
+                            w,
+                            bias.defined() ? c10::IValue(bias) : c10::IValue(),
+                            "none",
+                            c10::List<std::optional<at::Scalar>>(),
+                            ""};
     onednn_linear()->callBoxed(stack);
     return stack[0].toTensor();
   }

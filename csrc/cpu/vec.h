@@ -1,5 +1,6 @@
-// Vec<T>: one SIMD register of T, as wide as the instruction set this library is built for, by the compiler's vector extensions.
-// Intrinsics only for what these cannot say: loads and stores of the first n elements.
+// Vec<T>: one SIMD register of T, as wide as the instruction set this library is built for, by the
+// compiler's vector extensions. Intrinsics only for what these cannot say: loads and stores of the
+// first n elements.
 #pragma once
 
 #include <cstdint>
@@ -29,13 +30,15 @@ struct Register;
 template <>
 struct Register<float> {
   typedef float Raw __attribute__((vector_size(kVectorBytes)));
-  typedef float Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(float)), may_alias));
+  typedef float Unaligned
+      __attribute__((vector_size(kVectorBytes), aligned(alignof(float)), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 template <>
 struct Register<double> {
   typedef double Raw __attribute__((vector_size(kVectorBytes)));
-  typedef double Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(double)), may_alias));
+  typedef double Unaligned
+      __attribute__((vector_size(kVectorBytes), aligned(alignof(double)), may_alias));
   typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 
@@ -53,8 +56,11 @@ struct Vec {
   static RNNFAST_FN Vec load(const T* p) { return Raw(*reinterpret_cast<const Unaligned*>(p)); }
   RNNFAST_FN void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = raw; }
 
-  // The first n elements, 0 < n <= kWidth; load leaves zeros behind them. Nothing past them is touched.
-  static RNNFAST_FN Vec load(const T* p, int64_t n) { return n == kWidth ? load(p) : load_first(p, n); }
+  // The first n elements, 0 < n <= kWidth; load leaves zeros behind them. Nothing past them is
+  // touched.
+  static RNNFAST_FN Vec load(const T* p, int64_t n) {
+    return n == kWidth ? load(p) : load_first(p, n);
+  }
   RNNFAST_FN void store(T* p, int64_t n) const { n == kWidth ? store(p) : store_first(p, n); }
   static RNNFAST_FN Vec load_first(const T* p, int64_t n);
   RNNFAST_FN void store_first(T* p, int64_t n) const;
@@ -108,7 +114,8 @@ RNNFAST_FN void Vec<double>::store_first(double* p, int64_t n) const {
 }
 #elif defined(__AVX2__)
 RNNFAST_FN __m256i first_lanes(int64_t n, float) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 RNNFAST_FN __m256i first_lanes(int64_t n, double) {
   return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));

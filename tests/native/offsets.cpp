@@ -1,5 +1,6 @@
-// Where the kernels read and write in tensors of more than 2^31 elements, without such tensors: every position is an int64_t product of
-// sizes, computed by the functions below and nowhere else. Exits with the number of wrong ones.
+// Where the kernels read and write in tensors of more than 2^31 elements, without such tensors:
+// every position is an int64_t product of sizes, computed by the functions below and nowhere else.
+// Exits with the number of wrong ones.
 #include <cstdio>
 #include <vector>
 
@@ -13,7 +14,8 @@ static int failures = 0;
 
 static void expect(const char* what, int64_t got, int64_t wanted) {
   if (got == wanted) return;
-  std::printf("%s: got %lld, wanted %lld\n", what, static_cast<long long>(got), static_cast<long long>(wanted));
+  std::printf("%s: got %lld, wanted %lld\n", what, static_cast<long long>(got),
+              static_cast<long long>(wanted));
   ++failures;
 }
 
@@ -42,7 +44,8 @@ int main() {
   expect("offset of the last panel", panels.offset(panel), panel * 3 * width * (int64_t{3} << 17));
   expect("a row of x_gates", (forward.after(3, 0) - B) * 3 * H, (3 * B - 7) * 15);
 
-  const Plan huge = plan({4, int64_t{1} << 20, int64_t{1} << 20, 1, int64_t{1} << 12, 1, true, 2, 16, 4});
+  const Plan huge =
+      plan({4, int64_t{1} << 20, int64_t{1} << 20, 1, int64_t{1} << 12, 1, true, 2, 16, 4});
   expect("steps of a chunk", huge.chunk_steps, 1);
   return failures;
 }

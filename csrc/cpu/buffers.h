@@ -1,0 +1,53 @@
+// What the two halves of the binder share: the compute type, the plan of a layer, buffers.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "check.h"
+#include "cpu/products.h"
+
+namespace rnnfast {
+
+using at::Tensor;
+using Tensors = std::vector<Tensor>;
+
+inline at::ScalarType compute_type(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+template <class T>
+Plan plan_for(const Layer& layer) {
+  const int threads =
+      at::in_parallel_region() ? 1 : std::min(at::get_num_threads(), free_processors());
+  return plan({layer.cell.gates, layer.T, layer.B, layer.I, layer.H, static_cast<int>(layer.D),
+               layer.uniform, threads, Vec<T>::kWidth, static_cast<int>(sizeof(T))});
+}
+
+// Rows padded to whole registers, and off the power of two at which all rows of a tile would fall
+// into one set of the L1 cache.
+template <class T>
+int64_t padded(int64_t columns) {
+  return (ceil_div(columns, Vec<T>::kWidth) + 1) * Vec<T>::kWidth;
+}
+
+// at::zeros goes through a second op to fill; for the small buffers of a short call that shows.
+template <class T>
+Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  Tensor result = at::empty(sizes, options);
+  std::memset(result.mutable_data_ptr<T>(), 0, result.nbytes());
+  return result;
+}
+
+template <class T>
+void copy_rows(const T* src, int64_t src_stride, T* dst, int64_t dst_stride, int64_t rows,
+               int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r)
+    std::copy_n(src + r * src_stride, columns, dst + r * dst_stride);
+}
+
+}  // namespace rnnfast

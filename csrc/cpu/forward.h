@@ -1,0 +1,137 @@
+// One layer forward: allocates, packs, and alternates the projection of a chunk of steps with the
+// time loop over it.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include "cpu/buffers.h"
+
+namespace rnnfast {
+
+template <class Cell, class T>
+struct LayerForward {
+  const Layer& layer;
+  const Plan plan;
+  Tensors weights, states;
+  Tensor x, output, buffers, packed, h_gates;
+  Tensors states_n, reserve;
+  ForwardDirection<T> directions[2];
+  Panels<T> panels;
+
+  static constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
+
+  LayerForward(const Layer& l, const Tensor& input, at::TensorList initial,
+               at::TensorList all_weights, bool train)
+      : layer(l),
+        plan(plan_for<T>(l)),
+        panels{l.H, l.H, Cell::kGates, Cell::kGates > 1 ? 1 : plan.group} {
+    x = input.to(kType).contiguous().view({layer.rows, layer.I});
+    for (const Tensor& w : all_weights) weights.push_back(w.to(kType).contiguous());
+    for (const Tensor& s : initial) states.push_back(s.to(kType).contiguous());
+    const auto options = x.options();
+    output = at::empty({layer.rows, layer.D * layer.H}, options);
+    for (int k = 0; k < Cell::kStates; ++k)
+      states_n.push_back(at::empty({layer.D, layer.B, layer.H}, options));
+    if (train)
+      for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
+    buffers = zeros<T>({layer.D, Cell::kStates + 1, layer.B, padded<T>(layer.H)}, options);
+    if (plan.packed) packed = at::empty({layer.D, panels.size()}, options);
+  }
+
+  const Tensor& weight(int64_t d, int64_t i) const {
+    return weights[d * layer.weights_per_direction() + i];
+  }
+
+  void prepare(int64_t d) {
+    const int64_t B = layer.B, H = layer.H, stride = padded<T>(H);
+    T* buffer = buffers.mutable_data_ptr<T>() + d * (Cell::kStates + 1) * B * stride;
+    ForwardDirection<T>& f = directions[d] = {};
+    f.walk = layer.walk(d), f.hidden = H, f.state_stride = stride;
+    f.h[0] = buffer, f.h[1] = buffer + B * stride;
+    if (Cell::kStates > 1) f.c = buffer + 2 * B * stride;
+    f.output = output.mutable_data_ptr<T>() + d * H, f.output_stride = layer.D * H;
+    if (layer.has_biases) f.b_hh = weight(d, 3).template const_data_ptr<T>();
+    for (int k = 0; k < Cell::kStates; ++k) {
+      f.states_n[k] = states_n[k].template mutable_data_ptr<T>() + d * B * H;
+      if (!reserve.empty())
+        f.timelines[k] = reserve[k].template mutable_data_ptr<T>() + d * (layer.rows + B) * H;
+      fill_initial(f, k, d);
+    }
+    if (Cell::kReserve && !reserve.empty())
+      f.gates = reserve[Cell::kStates].template mutable_data_ptr<T>() +
+                d * layer.rows * Cell::kReserve * H;
+    prepare_product(f, d);
+  }
+
+  // h goes into both of its buffers: rows that come alive late find it in whichever is read then.
+  void fill_initial(ForwardDirection<T>& f, int k, int64_t d) {
+    const int64_t B = layer.B, H = layer.H;
+    T* timeline = f.timelines[k] ? f.timelines[k] + f.walk.initial(0) * H : nullptr;
+    if (states.empty()) {
+      if (timeline) std::fill_n(timeline, B * H, T(0));
+      return;
+    }
+    const T* initial = states[k].template const_data_ptr<T>() + d * B * H;
+    if (timeline) std::copy_n(initial, B * H, timeline);
+    copy_rows(initial, H, k == 0 ? f.h[0] : f.c, f.state_stride, B, H);
+    if (k == 0) copy_rows(initial, H, f.h[1], f.state_stride, B, H);
+  }
+
+  void prepare_product(ForwardDirection<T>& f, int64_t d) {
+    const Tensor& w_hh = weight(d, 1);
+    if (plan.packed) {
+      T* dst = packed.mutable_data_ptr<T>() + d * panels.size();
+      const T* src = w_hh.template const_data_ptr<T>();
+      parallel_for(w_hh.numel() < 32768 ? 1 : plan.threads, panels.count(), [&](int64_t panel) {
+        pack_forward(src, panels, panel, dst + panels.offset(panel));
+      });
+      f.w_hh = dst;
+      return;
+    }
+    const int64_t columns = Cell::kGates * layer.H;
+    Tensor product =
+        states.empty() ? zeros<T>({columns}, x.options()) : at::mm(states[0][d], w_hh.t());
+    f.h_gates = product.const_data_ptr<T>(), f.h_gates_stride = states.empty() ? 0 : columns;
+    kept.push_back(product);
+  }
+
+  // The rows of x that steps [begin, end) of a walk read.
+  Range rows_of(const Walk& walk, int64_t begin, int64_t end) const {
+    return walk.reverse ? Range{layer.offset[layer.T - end], layer.offset[layer.T - begin]}
+                        : Range{layer.offset[begin], layer.offset[end]};
+  }
+
+  // w_ih as times_transposed likes it, for products of `rows` rows.
+  Tensor projection_weight(int64_t d, int64_t rows) const {
+    const Tensor& w_ih = weight(d, 0);
+    return use_onednn(x.narrow(0, 0, rows), w_ih.size(0)) ? transposed<T>(w_ih, plan.threads).t()
+                                                          : w_ih;
+  }
+
+  void run() {
+    Tensor w_ih[2];
+    for (int64_t d = 0; d < layer.D; ++d) {
+      prepare(d);
+      w_ih[d] = projection_weight(d, layer.offset[plan.chunk_steps]);
+    }
+    for (int64_t begin = 0; begin < layer.T; begin += plan.chunk_steps) {
+      const int64_t end = std::min(begin + plan.chunk_steps, layer.T);
+      Tensor x_gates[2];
+      for (int64_t d = 0; d < layer.D; ++d) {
+        const Range rows = rows_of(directions[d].walk, begin, end);
+        x_gates[d] = times_transposed(x.narrow(0, rows.begin, rows.end - rows.begin), w_ih[d],
+                                      layer.has_biases ? weight(d, 2) : Tensor());
+        directions[d].x_gates = x_gates[d].const_data_ptr<T>(),
+        directions[d].x_gates_row = rows.begin;
+      }
+      run_teams(plan, static_cast<int>(layer.D), [&](int d, Member member) {
+        forward_steps<Cell>(directions[d], panels, {begin, end}, member);
+      });
+    }
+  }
+
+  Tensors kept;  // alive until the kernels are through
+};
+
+}  // namespace rnnfast
