@@ -84,8 +84,8 @@ class _Layer(torch.autograd.Function):
         return (None, None, None, grad_x, None, *(next(wanted) if n else None for n in needs))
 
 
-# Function.apply inspects the signature of forward on every call (35 us), and looks for functorch, for
-# which `route` has looked before: the call below it is all that is left to do in eager mode.
+# Function.apply inspects the signature of forward on every call (35 us), and looks for functorch,
+# for which `route` has looked before: the call below it is all that is left to do in eager mode.
 _apply_eager = super(torch.autograd.Function, _Layer).apply
 
 

@@ -22,7 +22,7 @@ _PLAIN_TYPES = frozenset(
     {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
 )
 
-_functorch_layer = torch._C._functorch.peek_interpreter_stack
+_transforms_active = torch._C._are_functorch_transforms_active
 _unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
 _tracing_state = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
@@ -43,8 +43,10 @@ AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn 
 
 def transformed(tensors: Sequence[Tensor]) -> str | None:
     """Names the transform that wants to differentiate or batch torch's own operations, if any."""
-    if _functorch_layer() is not None:
+    if _transforms_active():
         return "a torch.func transform is active"
+    if _is_compiling():  # Dynamo compiles no forward-mode AD but that of torch.func
+        return None
     if forward_ad._current_level >= 0 and any(_unpack_dual(t).tangent is not None for t in tensors):
         return "forward-mode AD: a tensor has a tangent"
     return None
@@ -64,13 +66,10 @@ def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
         proj_size: of an LSTM with a projection.
     """
     tensors = (input, *others)
-    if not _is_compiling():
-        transform = transformed(tensors)
-        if transform is not None:
-            return Route("reference", transform)
-        if _tracing_state() is not None:
-            return _TRACED
-    elif torch.onnx.is_in_onnx_export():
+    transform = transformed(tensors)
+    if transform is not None:
+        return Route("reference", transform)
+    if torch.onnx.is_in_onnx_export() if _is_compiling() else _tracing_state() is not None:
         return _TRACED
     if proj_size:
         return Route("torch", f"proj_size={proj_size} has no kernel")

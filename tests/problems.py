@@ -41,7 +41,7 @@ class Problem:
     mode: str
     T: int = 5
     B: int = 3
-    I: int = 4
+    I: int = 4  # noqa: E741
     H: int = 6
     layers: int = 1
     bidirectional: bool = False

@@ -1,7 +1,7 @@
 """The raw ops: their values against the reference, their registration, and every bad argument.
 
-Catches a fake kernel that disagrees with the real one, an argument that a kernel would read past the
-end of, a needless gradient, a reserve of another layout than the documented one.
+Catches a fake kernel that disagrees with the real one, an argument that a kernel would read past
+the end of, a needless gradient, a reserve of another layout than the documented one.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,258 @@
+"""torch.compile, export, tracing, fake tensors and autocast.
+
+Catches a graph break, a fake kernel with other sizes than the real one, a gradient lost on the way,
+an autocast dtype that is not torch.nn's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from problems import MODES, Problem, assert_close, gradients
+from test_autograd import as_function
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rnnfast import functional
+
+SHAPES: list[dict[str, Any]] = [
+    {"layers": 2, "bidirectional": True, "states_given": False},
+    {"lengths": (5, 3, 1)},
+    {"T": 1},
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> None:
+    torch._dynamo.reset()
+
+
+def compiled(call: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    return torch.compile(call, fullgraph=True, backend="aot_eager", **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compiles_without_graph_breaks(mode: str, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, **shape)
+    call = as_function(problem)
+    ours, expected = compiled(call)(*problem.leaves), call(*problem.leaves)
+    assert_close(ours, expected, 1e-12)
+    assert_close(gradients(ours, problem.leaves), gradients(expected, problem.leaves), 1e-11)
+    with torch.no_grad():
+        assert_close(compiled(call)(*problem.leaves), [e.detach() for e in expected], 1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiles_with_dynamic_sizes(mode: str) -> None:
+    call = compiled(as_function(Problem(mode)), dynamic=True)
+    for changes in ({}, {"T": 7}, {"B": 2}, {"T": 3, "B": 5}):
+        problem = Problem(mode, **changes)
+        ours, theirs = call(*problem.leaves), problem.torch()
+        assert_close(ours, theirs, 1e-12)
+        assert_close(gradients(ours, problem.leaves), gradients(theirs, problem.leaves), 1e-11)
+
+
+def test_compiles_with_the_default_backend() -> None:
+    problem = Problem("GRU", layers=2)
+    call = as_function(problem)
+
+    def model(*leaves: Tensor) -> Tensor:
+        return torch.relu(call(*leaves)[0]) * 2  # something for inductor to do
+
+    ours = torch.compile(model, fullgraph=True)(*problem.leaves)
+    expected = torch.relu(problem.torch()[0]) * 2
+    assert_close([ours], [expected], 1e-12)
+    assert_close(gradients([ours], problem.leaves), gradients([expected], problem.leaves), 1e-11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cells_compile(mode: str) -> None:
+    problem = Problem(mode, T=1)
+
+    def step(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return functional.cell(mode, x, tensors[:-4], *tensors[-4:])
+
+    arguments = (problem.x[0], *(s[0] for s in problem.states), *problem.weights)
+    ours, expected = compiled(step)(*arguments), step(*arguments)
+    assert_close(ours, expected, 1e-12)
+    assert_close(gradients(ours, problem.leaves), gradients(expected, problem.leaves), 1e-11)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_transforms_inside_a_compiled_function(mode: str) -> None:
+    problem = Problem(mode)
+    leaves = [leaf.detach() for leaf in problem.leaves]
+    call = as_function(problem)
+
+    def gradient(*leaves: Tensor) -> Tensor:
+        return torch.func.grad(lambda *leaves: call(*leaves)[0].sum())(*leaves)
+
+    def batched(xs: Tensor, *others: Tensor) -> Tensor:
+        return torch.func.vmap(lambda x: call(x, *others)[0])(xs)
+
+    expected = torch.autograd.grad(problem.torch()[0].sum(), problem.x)
+    assert_close([compiled(gradient)(*leaves)], expected, 1e-11)
+    ours = compiled(batched)(torch.stack([leaves[0], -leaves[0]]), *leaves[1:])
+    assert_close([ours[1]], [call(-leaves[0], *leaves[1:])[0]], 1e-12)
+
+
+class Layers(nn.Module):
+    """The smallest module around the stack."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(problem.weights)
+        self.problem = problem
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return as_function(self.problem)(x, *self.weights)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(mode: str, strict: bool) -> None:
+    problem = Problem(mode, layers=2, states_given=False)
+    model = Layers(problem).requires_grad_(False)
+    x = problem.x.detach()
+    dynamic = ({0: torch.export.Dim("T"), 1: torch.export.Dim("B")},)
+    program = torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=strict)
+    targets = [node.target for node in program.graph.nodes]
+    assert targets.count(torch.ops.rnnfast.layer.default) == 2
+    longer = torch.cat([x, -x])
+    assert_close(program.module()(longer), model(longer), 1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_make_fx_sees_one_operator(mode: str) -> None:
+    problem = Problem(mode)
+    call, leaves = as_function(problem), [leaf.detach() for leaf in problem.leaves]
+    graph = make_fx(call)(*leaves)
+    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert targets.count(torch.ops.rnnfast.layer.default) == 1
+    other = [2 * leaf for leaf in leaves]
+    assert_close(graph(*other), call(*other), 1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("states_given", [True, False])
+def test_jit_trace_records_torchs_operator(mode: str, states_given: bool) -> None:
+    problem = Problem(mode, states_given=states_given)
+    call, leaves = as_function(problem), tuple(leaf.detach() for leaf in problem.leaves)
+    traced = torch.jit.trace(call, leaves)
+    assert f"aten::{problem.cell}" in str(traced.graph)
+    longer = (torch.cat([leaves[0], leaves[0]]), *leaves[1:])
+    assert_close(traced(*longer), call(*longer), 1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_fake_tensors_forward_and_backward(mode: str) -> None:
+    problem = Problem(mode, layers=2, bidirectional=True, states_given=False)
+    real = problem.rnnfast()
+    with FakeTensorMode() as fake:
+        leaves = [fake.from_tensor(leaf) for leaf in problem.leaves]
+        values = as_function(problem)(*leaves)
+        grads = torch.autograd.grad([v.sum() for v in values], leaves)
+    assert [(v.shape, v.stride(), v.dtype) for v in values] == [
+        (v.shape, v.stride(), v.dtype) for v in real
+    ]
+    assert [g.shape for g in grads] == [leaf.shape for leaf in problem.leaves]
+
+
+LOW = [torch.bfloat16, torch.float16]
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    try:
+        return [t.dtype for t in call()]
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lengths", [None, (5, 3, 1)], ids=["dense", "packed"])
+@pytest.mark.parametrize("low", LOW)
+def test_autocast_gives_torchs_dtypes(
+    mode: str, lengths: tuple[int, ...] | None, low: torch.dtype
+) -> None:
+    for x_dtype in FLOATS:
+        for state_dtype in (None, *FLOATS):
+            problem = Problem(mode, lengths=lengths, dtype=torch.float32, layers=2)
+            problem.x = problem.x.detach().to(x_dtype)
+            states = problem.states if state_dtype is not None else ()
+            problem.states = tuple(s.detach().to(state_dtype) for s in states)
+            with torch.autocast("cpu", dtype=low):
+                ours, theirs = outcome(problem.rnnfast), outcome(problem.torch)
+            if isinstance(theirs, str):
+                # oneDNN has no float16 LSTM on most CPUs; ours computes in float32.
+                assert "could not create a primitive descriptor" in theirs
+                theirs = [low] * 3
+            assert ours == theirs, (x_dtype, state_dtype)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("low", LOW)
+def test_autocast_gives_torchs_dtypes_for_cells(mode: str, low: torch.dtype) -> None:
+    for x_dtype in FLOATS:
+        for state_dtype in FLOATS:
+            problem = Problem(mode, T=1, dtype=torch.float32)
+            x = problem.x.detach()[0].to(x_dtype)
+            states = [s.detach()[0].to(state_dtype) for s in problem.states]
+            name = problem.cell + "_cell"
+            with torch.autocast("cpu", dtype=low):
+                ours = functional.cell(mode, x, states, *problem.weights)
+                hx = states if mode == "LSTM" else states[0]
+                theirs = getattr(torch, name)(x, hx, *problem.weights)
+            theirs = theirs if mode == "LSTM" else [theirs]
+            assert [t.dtype for t in ours] == [t.dtype for t in theirs], (x_dtype, state_dtype)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lengths", [None, (5, 3, 1)], ids=["dense", "packed"])
+def test_autocast_is_no_less_precise_than_torchs(
+    mode: str, lengths: tuple[int, ...] | None
+) -> None:
+    problem = Problem(mode, lengths=lengths, dtype=torch.float32, layers=2, H=20)
+    exact = [t.detach() for t in problem.rnnfast()]
+    exact_grads = gradients(problem.rnnfast(), problem.weights)
+    errors = []
+    for run in (problem.rnnfast, problem.torch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            values = run()
+        grads = gradients(values, problem.weights)
+        assert [g.dtype for g in grads if g is not None] == [torch.float32] * len(problem.weights)
+        errors.append(
+            [
+                max((a.float() - b).abs().max().item() for a, b in zip(*pair, strict=True))
+                for pair in ((values, exact), (grads, exact_grads))
+            ]
+        )
+    for ours, theirs in zip(*errors, strict=True):
+        assert ours <= 1.25 * theirs
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_float64_input_under_autocast_raises_as_torch(mode: str) -> None:
+    problem = Problem(mode, dtype=torch.float32, states_given=False)
+    problem.x = problem.x.detach().double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = outcome(problem.rnnfast), outcome(problem.torch)
+    assert ours == theirs
+    assert "must have the same dtype" in ours
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_compiles(mode: str) -> None:
+    problem = Problem(mode, dtype=torch.float32)
+    call = as_function(problem)
+
+    def model(*leaves: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return call(*leaves)
+
+    ours, expected = compiled(model)(*problem.leaves), model(*problem.leaves)
+    assert_close(ours, expected, 1e-6)
+    assert_close(gradients(ours, problem.leaves), gradients(expected, problem.leaves), 1e-2)
