@@ -6,25 +6,27 @@ checks of torch.nn in its words, then :func:`rnnfast.functional.cell`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from rnnfast._interop import Interop
 from rnnfast.functional import cell
 
+_is_tracing = torch._C._get_tracing_state
+
 
 class _Cell(Interop, nn.RNNCellBase):
     """What the three classes share: forms of the arguments, and one step through `mode`."""
 
-    def _step(
-        self, mode: str, input: Tensor, states: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
+    def _step(self, mode: str, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One step for ``[B, I]``, or for ``[I]`` without a batch; no `states`: zeros."""
         batched = input.dim() == 2
         if not batched:
             input = input.unsqueeze(0)
             states = tuple(state.unsqueeze(0) for state in states)
         w_ih, w_hh = self.weight_ih, self.weight_hh
-        _check_sizes(input, states, w_ih.size(1), w_hh.size(1))
+        if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
+            _check_sizes(input, states, w_ih.size(1), w_hh.size(1))
         states = cell(mode, input, states, w_ih, w_hh, self.bias_ih, self.bias_hh)
         return states if batched else tuple(state.squeeze(0) for state in states)
 

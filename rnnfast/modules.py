@@ -19,6 +19,7 @@ from rnnfast._isinstance import Disguised
 from rnnfast.functional import stack
 
 _is_tracing = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
 
 
 class _Layers(Disguised, Interop, nn.RNNBase):
@@ -104,11 +105,13 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         Parametrisations, weight normalisation, pruning, ``functional_call``, replicas and sharding
         put other tensors in the place of the parameters between two calls.
         """
+        if (
+            _is_compiling()
+        ):  # `_flat_weights` may hold an earlier call's tensors, or keep this one's
+            return [getattr(self, name) for name in self._flat_weights_names]
         parameters = self._parameters
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
             if weight is None or parameters.get(name) is not weight:
-                if torch.compiler.is_compiling():  # the program's own tensors: not to be kept
-                    return [getattr(self, name) for name in self._flat_weights_names]
                 self._update_flat_weights()
                 self._check_no_weight_is_missing()
                 break
@@ -149,7 +152,7 @@ def _check_batch_sizes(input: Tensor, batch_sizes: Tensor) -> None:
 
     A program that is compiled cannot look at the values; there the operator does.
     """
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return
     rows = int(batch_sizes.sum())
     if rows != input.size(0):

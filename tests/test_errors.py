@@ -50,7 +50,9 @@ def construct(library: Any, name: str, options: dict[str, Any]) -> nn.Module:
     ],
 )
 def test_constructor_refuses_what_torch_refuses(name: str, options: dict[str, Any]) -> None:
-    assert_same_error(lambda: construct(nn, name, options), lambda: construct(rnnfast, name, options))
+    assert_same_error(
+        lambda: construct(nn, name, options), lambda: construct(rnnfast, name, options)
+    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -60,7 +62,9 @@ def test_constructor_checks_in_torchs_order(name: str, picks: list[int]) -> None
     options: dict[str, Any] = {}
     for pick in picks:
         options |= bad[pick % len(bad)]
-    assert_same_error(lambda: construct(nn, name, options), lambda: construct(rnnfast, name, options))
+    assert_same_error(
+        lambda: construct(nn, name, options), lambda: construct(rnnfast, name, options)
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -134,7 +138,9 @@ def test_call_refuses_what_torch_refuses(name: str, case: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_no_step_is_refused_with_batch_first(name: str) -> None:
     theirs, ours = build(name, 5, 6, batch_first=True)
-    assert_same_error(lambda: theirs(X.transpose(0, 1)[:, :0]), lambda: ours(X.transpose(0, 1)[:, :0]))
+    assert_same_error(
+        lambda: theirs(X.transpose(0, 1)[:, :0]), lambda: ours(X.transpose(0, 1)[:, :0])
+    )
 
 
 @pytest.mark.parametrize("name", ["RNN", "GRU"])
@@ -185,7 +191,9 @@ def test_packed_call_refuses_what_torch_refuses(case: str) -> None:
 @pytest.mark.parametrize("sizes", [(3, 2), (3, 2, 2), (2, 1)])
 def test_batch_sizes_that_do_not_add_up_are_refused(name: str, sizes: tuple[int, ...]) -> None:
     # torch.nn drops the rows that are too many, in silence.
-    with pytest.raises(RuntimeError, match="batch_sizes must add up to the number of rows of data, 6"):
+    with pytest.raises(
+        RuntimeError, match="batch_sizes must add up to the number of rows of data, 6"
+    ):
         getattr(rnnfast, name)(5, 6)(packed(ROWS, *sizes))
 
 

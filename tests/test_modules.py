@@ -372,7 +372,9 @@ def test_state_dicts_load_both_ways(name: str, options: dict[str, Any]) -> None:
     back = getattr(nn, name)(5, 6, **options)
     assert str(ours.load_state_dict(theirs.state_dict())) == "<All keys matched successfully>"
     back.load_state_dict(ours.state_dict(), assign=True)
-    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), back.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(theirs.parameters(), back.parameters(), strict=True)
+    )
     ours.load_state_dict(theirs.state_dict(), assign=True)
     x = torch.randn(4, 3, 5, dtype=theirs.weight_hh_l0.dtype)
     assert_same(theirs(x), ours(x))
