@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from typing import Any, ClassVar
 
-import torch
 from torch import fx
 
 from rnnfast._isinstance import real_class
@@ -25,15 +24,15 @@ class Interop:
         """Whether `cls` is one of ours, and no class that a user (or torch) derived from it."""
         return "torch_class" in real_class(cls).__dict__
 
-    def _call_as_leaf(self: Any, input: Any, hx: Any) -> fx.Proxy | None:
+    def _call_as_leaf(self: Any, input: Any, hx: Any) -> Any:
         """Record this call in the FX graph that is traced, as for a module of torch.nn.
 
         ``fx.Tracer`` takes modules for leaves by the name of their file, so it calls ours with
-        proxies. Returns None when `input` is no proxy, or a user's own forward is being traced.
+        proxies. Returns a proxy, or None when `input` is none, or a user's forward is traced.
         """
         if not isinstance(input, fx.Proxy) or not type(self)._is_exact():
             return None
-        path = input.tracer.path_of_module(self)
+        path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
         if path == "" or self._forward_hooks or self._forward_pre_hooks:
             raise fx.proxy.TraceError(
                 f"{type(self).__name__}: FX traces this module only as a part of a larger one, "
@@ -42,7 +41,7 @@ class Interop:
         args = (input,) if hx is None else (input, hx)
         return input.tracer.create_proxy("call_module", path, args, {})
 
-    def __prepare_scriptable__(self: Any) -> torch.nn.Module:
+    def __prepare_scriptable__(self: Any) -> Any:
         """The torch.nn module, sharing our parameters, that TorchScript compiles in our place.
 
         ``torch.jit.script`` also puts it in our place in the model that it is given.

@@ -6,8 +6,8 @@ Two promises seem to exclude each other. People's code looks for ``torch.nn.GRU`
 the type of an object first and its ``__class__`` attribute second (mocks and proxies live on this).
 So our classes do *not* inherit torch's, and their ``__class__`` answers with a **view**: a class
 that inherits ours *and* torch's, has the same name, and makes, compares and changes as ours does.
-Only the module of Dynamo that refuses is told the plain truth; where Dynamo evaluates ``isinstance``
-or ``__class__`` for the code that it compiles, it gets eager's answer, as it must.
+Only the part of Dynamo that refuses is told the plain truth; where it evaluates ``isinstance`` or
+``__class__`` for the code that it compiles, it gets eager's answer, as it must.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _ViewType(type):
         return issubclass(real_class(subclass), cls._real)
 
     @property
-    def __bases__(cls) -> tuple[type, ...]:  # parametrize looks here for the original class
+    def __bases__(cls) -> Any:  # type: ignore[override]  # parametrize reads the original class
         return cls._real.__bases__
 
 
@@ -69,26 +69,27 @@ class _Quiet:
 
 def real_class(cls: type) -> type:
     """The class that `cls` stands for, if it is a view; else `cls`."""
-    return cls._real if isinstance(cls, _ViewType) else cls
+    real: type = cls._real if isinstance(cls, _ViewType) else cls
+    return real
 
 
 def _make_view(real: type[Disguised]) -> type:
-    meta = _ViewType
+    meta: type = _ViewType
     if type(real) is not type:  # an ABCMeta, say: ours must derive from the metaclass of each base
         meta = type("_ViewType", (_ViewType, type(real)), {})
     names = {key: real.__dict__.get(key) for key in ("__module__", "__doc__")}
     names |= {"__qualname__": real.__qualname__, "_real": real}
-    view = meta(real.__name__, (_Quiet, real, real.torch_class), names)
+    view: type = meta(real.__name__, (_Quiet, real, real.torch_class), names)
     for cls in (real, view):  # a view has itself, should someone make it the type of an object
         type.__setattr__(cls, "_view", view)
     return view
 
 
-def _new(cls: type[Disguised]) -> Disguised:
+def _new(cls: type[Disguised]) -> Any:
     return cls.__new__(cls)
 
 
-# Who allows our classes in `torch.load(weights_only=True)` cannot know that pickles name `_new` too.
+# Who allows our classes to `torch.load(weights_only=True)` cannot know that pickles name `_new`.
 torch.serialization.add_safe_globals([_new])
 
 
@@ -114,6 +115,6 @@ class Disguised:
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """As any object's, without ``__newobj__``, whose class the pickler compares with ours."""
         reduced = object.__reduce_ex__(self, max(2, protocol.__index__()))
-        if reduced[0] is copyreg.__newobj__:
+        if reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
             return (_new, *reduced[1:])
         return reduced

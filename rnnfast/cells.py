@@ -58,14 +58,14 @@ def _check_sizes(
 
 
 class RNNCell(_Cell, nn.RNNCell):
-    r"""One step of :class:`rnnfast.RNN`; arguments, parameters, errors of :class:`torch.nn.RNNCell`."""
+    """One step of :class:`rnnfast.RNN`; arguments, errors as :class:`torch.nn.RNNCell`."""
 
     torch_class = nn.RNNCell
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step: see :meth:`GRUCell.forward`."""
         if (leaf := self._call_as_leaf(input, hx)) is not None:
-            return leaf
+            return leaf  # type: ignore[no-any-return]
         _check_dim("RNNCell", "input", input)
         if hx is not None:
             _check_dim("RNNCell", "hidden", hx)
@@ -76,7 +76,7 @@ class RNNCell(_Cell, nn.RNNCell):
 
 
 class GRUCell(_Cell, nn.GRUCell):
-    """One step of :class:`rnnfast.GRU`; arguments, parameters, errors of :class:`torch.nn.GRUCell`."""
+    """One step of :class:`rnnfast.GRU`; arguments, errors as :class:`torch.nn.GRUCell`."""
 
     torch_class = nn.GRUCell
 
@@ -94,7 +94,7 @@ class GRUCell(_Cell, nn.GRUCell):
             ValueError, RuntimeError: an argument of another shape or dtype, in torch.nn's words
         """
         if (leaf := self._call_as_leaf(input, hx)) is not None:
-            return leaf
+            return leaf  # type: ignore[no-any-return]
         _check_dim("GRUCell", "input", input)
         if hx is not None:
             _check_dim("GRUCell", "hidden", hx)
@@ -102,7 +102,7 @@ class GRUCell(_Cell, nn.GRUCell):
 
 
 class LSTMCell(_Cell, nn.LSTMCell):
-    """One step of :class:`rnnfast.LSTM`; arguments, parameters, errors of :class:`torch.nn.LSTMCell`."""
+    """One step of :class:`rnnfast.LSTM`; arguments, errors as :class:`torch.nn.LSTMCell`."""
 
     torch_class = nn.LSTMCell
 
@@ -111,7 +111,7 @@ class LSTMCell(_Cell, nn.LSTMCell):
     ) -> tuple[Tensor, Tensor]:
         """One step: :meth:`GRUCell.forward` with two states, ``(h, c)`` in and out."""
         if (leaf := self._call_as_leaf(input, hx)) is not None:
-            return leaf
+            return leaf  # type: ignore[no-any-return]
         _check_dim("LSTMCell", "input", input)
         states: tuple[Tensor, ...] = ()
         if hx is not None:

@@ -93,7 +93,7 @@ def patched() -> Iterator[None]:
         _patch_depth += 1
         if _patch_depth == 1:
             for theirs, ours in _TO_OURS.items():
-                theirs.__init__ = _init_as(theirs, ours)  # type: ignore[method-assign]
+                theirs.__init__ = _init_as(theirs, ours)
     try:
         yield
     finally:
@@ -101,7 +101,7 @@ def patched() -> Iterator[None]:
             _patch_depth -= 1
             if _patch_depth == 0:
                 for theirs, original in _unpatched.items():
-                    theirs.__init__ = original  # type: ignore[method-assign]
+                    theirs.__init__ = original
 
 
 def _init_as(theirs: type[nn.Module], ours: type[nn.Module]) -> Callable[..., None]:
@@ -109,11 +109,11 @@ def _init_as(theirs: type[nn.Module], ours: type[nn.Module]) -> Callable[..., No
     original = _unpatched[theirs]
 
     @functools.wraps(original)
-    def __init__(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         if type(self) is theirs:
-            self.__class__ = ours  # type: ignore[assignment]
+            self.__class__ = ours
             ours.__init__(self, *args, **kwargs)
         else:
             original(self, *args, **kwargs)
 
-    return __init__
+    return init

@@ -34,8 +34,8 @@ class _Layers(Disguised, Interop, nn.RNNBase):
     ) -> None:
         """``RNNBase.__init__``; a device and dtype not given by name may be among `args`."""
         given = {"device": device, "dtype": dtype}
-        given = {name: value for name, value in given.items() if value is not None}
-        nn.RNNBase.__init__(self, mode, *args, **given, **kwargs)
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        nn.RNNBase.__init__(self, mode, *args, **kwargs)
 
     def _forward(self, input: Any, hx: Any) -> Any:
         """Run the layers on a tensor or a PackedSequence, with `hx` in the form of torch.nn."""
@@ -157,8 +157,8 @@ def _check_batch_sizes(input: Tensor, batch_sizes: Tensor) -> None:
     rows = int(batch_sizes.sum())
     if rows != input.size(0):
         raise RuntimeError(
-            f"PackedSequence: batch_sizes must add up to the number of rows of data, {input.size(0)}"
-            f", got {rows}"
+            "PackedSequence: batch_sizes must add up to the number of rows of data, "
+            f"{input.size(0)}, got {rows}"
         )
 
 
@@ -220,7 +220,7 @@ class RNN(_Layers):
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
         self._construct(mode, sizes + options, device, dtype, torch_kwargs)
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         """Run the layers over a sequence: see :meth:`GRU.forward`."""
         return self._forward(input, hx)
 
@@ -260,7 +260,7 @@ class GRU(_Layers):
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         self._construct("GRU", sizes + options, device, dtype, torch_kwargs)
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         """Run the layers over a sequence.
 
         Args:
@@ -316,9 +316,7 @@ class LSTM(_Layers):
         options = (bias, batch_first, dropout, bidirectional, proj_size, *torch_args)
         self._construct("LSTM", sizes + options, device, dtype, torch_kwargs)
 
-    def forward(
-        self, input: Any, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
         """Run the layers over a sequence: :meth:`GRU.forward`, with two states.
 
         `hx` is a pair ``(h_0, c_0)``, of ``[L*D, B, P or H]`` and ``[L*D, B, H]``; the result is
@@ -328,8 +326,8 @@ class LSTM(_Layers):
 
     # The helpers of torch.nn.LSTM do what is wanted; it is no ancestor of ours (see _isinstance).
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def _batched_states(self, hx: Any, dim: int) -> Any:
         h, c = self._states(hx)

@@ -24,10 +24,12 @@ def test_built_alike(name: str, options: dict[str, Any]) -> None:
     assert repr(ours) == repr(theirs)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     for their, our in zip(theirs.parameters(), ours.parameters(), strict=True):
-        assert torch.equal(their, our) and their.dtype == our.dtype
+        assert torch.equal(their, our)
+        assert their.dtype == our.dtype
     assert (ours.bias_hh is None) == (options.get("bias") is False)
     assert type(ours).__constants__ == type(theirs).__constants__
-    assert isinstance(ours, getattr(nn, name)) and issubclass(type(ours), nn.RNNCellBase)
+    assert isinstance(ours, getattr(nn, name))
+    assert issubclass(type(ours), nn.RNNCellBase)
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict())
 
@@ -102,7 +104,7 @@ def test_copies_and_conversions(name: str) -> None:
     weight = ours.weight_ih
     assert ours.double().weight_ih is weight
     assert_same(getattr(nn, name).forward(ours, x.double()), ours(x.double()))
-    assert nn.utils.skip_init(type(ours), 5, 6).weight_hh.shape == weight.shape[:1] + (6,)
+    assert nn.utils.skip_init(type(ours), 5, 6).weight_hh.shape == (*weight.shape[:1], 6)
 
 
 @cells

@@ -64,7 +64,8 @@ def test_everything_in_a_model_is_swapped_and_back() -> None:
     assert list(model.state_dict()) == keys
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
-    assert model.shared is model.layers[1] and model.hidden[0] is model.layers[0]
+    assert model.shared is model.layers[1]
+    assert model.hidden[0] is model.layers[0]
     assert rnnfast.revert(model) is model
     assert [type(m) for m in model.layers] == [theirs(name) for name in LAYERS]
     assert [type(m) for m in model.cells.values()] == [theirs(name) for name in CELLS]
@@ -81,7 +82,8 @@ def test_the_root_itself_is_swapped_with_all_that_it_holds(name: str) -> None:
     module.register_forward_hook(lambda *_: calls.append("post"))
     before = dict(vars(module))
     rnnfast.convert(module)
-    assert type(module) is ours(name) and not module.training
+    assert type(module) is ours(name)
+    assert not module.training
     assert vars(module) == before
     module(batch(name))
     assert calls == ["pre", "post"]
@@ -162,7 +164,8 @@ def test_parametrized_module_keeps_its_parametrization() -> None:
     x = torch.randn(4, 3, 5)
     expected = module(x)
     rnnfast.convert(module)
-    assert isinstance(module, rnnfast.GRU) and isinstance(module, nn.GRU)
+    assert isinstance(module, rnnfast.GRU)
+    assert isinstance(module, nn.GRU)
     assert parametrize.type_before_parametrizations(module) is rnnfast.GRU
     assert_same(expected, module(x))
     rnnfast.revert(module)
@@ -215,7 +218,9 @@ def test_patched_draws_as_torch(name: str) -> None:
     with rnnfast.patched():
         module = theirs(name)(5, 6)
     assert torch.equal(torch.rand(1), their_next)
-    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True)
+    )
     x = batch(name)
     hx = states(name, *x.shape[:-1][-1:], 6) if name in CELLS else None
     assert_same(expected(x, hx), module(x, hx))
@@ -224,7 +229,8 @@ def test_patched_draws_as_torch(name: str) -> None:
 def test_isinstance_pickles_and_subclasses_inside_the_block() -> None:
     before = nn.GRU(5, 6)
     with rnnfast.patched():
-        assert isinstance(before, nn.GRU) and isinstance(nn.GRU(5, 6), nn.GRU)
+        assert isinstance(before, nn.GRU)
+        assert isinstance(nn.GRU(5, 6), nn.GRU)
         assert not isinstance(nn.LSTM(5, 6), nn.GRU)
         assert type(copy.deepcopy(before)) is nn.GRU
         assert type(OwnForward(5, 6)) is OwnForward

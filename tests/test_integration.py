@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnfast
 
 layers = pytest.mark.parametrize("name", LAYERS)
-every_class = pytest.mark.parametrize("name", (*LAYERS, *CELLS))
+every_class = pytest.mark.parametrize("name", [*LAYERS, *CELLS])
 
 
 class Model(nn.Module):
@@ -210,7 +210,8 @@ def test_fx_takes_ours_for_a_leaf(name: str) -> None:
     model = model_of(name)
     traced = fx.symbolic_trace(Chain(model.embed, model.rnn))
     assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["first", "second"]
-    assert traced.second is not None and type(traced.second) is getattr(rnnfast, name)
+    assert traced.second is not None
+    assert type(traced.second) is getattr(rnnfast, name)
     x = batch(name)
     assert_same(model.rnn(model.embed(x)), traced(x))
 
@@ -271,7 +272,8 @@ def test_qconfig_is_an_attribute_like_another() -> None:
     assert not hasattr(module, "qconfig")
     with pytest.warns(UserWarning, match="rnnfast.revert"):
         module.qconfig = "q"
-    assert module.qconfig == "q" and copy.deepcopy(module).qconfig == "q"
+    assert module.qconfig == "q"
+    assert copy.deepcopy(module).qconfig == "q"
     del module.qconfig
     assert not hasattr(module, "qconfig")
 
@@ -376,7 +378,8 @@ def test_parametrizations_can_be_cached_and_removed() -> None:
     module = rnnfast.LSTM(5, 6)
     x = torch.randn(4, 3, 5)
     parametrizations.orthogonal(module, "weight_hh_l0")
-    assert type(module).__name__ == "ParametrizedLSTM" and isinstance(module, nn.LSTM)
+    assert type(module).__name__ == "ParametrizedLSTM"
+    assert isinstance(module, nn.LSTM)
     assert type(module).__module__ == "torch.nn.utils.parametrize"
     assert parametrize.type_before_parametrizations(module) is rnnfast.LSTM
     expected = module(x)
@@ -522,7 +525,8 @@ def test_fully_shard(name: str) -> None:
     expected = loss_gradients(model, x)
     torch.distributed.fsdp.fully_shard(model.rnn)
     torch.distributed.fsdp.fully_shard(model)
-    assert isinstance(model.rnn, getattr(nn, name)) and type(model.rnn).__name__ == f"FSDP{name}"
+    assert isinstance(model.rnn, getattr(nn, name))
+    assert type(model.rnn).__name__ == f"FSDP{name}"
     model(x).pow(2).sum().backward()
     for parameter, grad in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad.full_tensor(), grad)
