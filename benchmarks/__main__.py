@@ -18,6 +18,7 @@ from benchmarks.timing import FULL, QUICK, Budget, interleave
 from benchmarks.workloads import CELLS, PASSES, Workload, check, make_pass, make_workload
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+BUSY = 0.5
 RESULTS = results.REPOSITORY / "benchmarks" / "results"
 
 
@@ -73,9 +74,7 @@ def measure(
 ) -> list[results.Measurement]:
     """Checks, then times, every problem, cell and pass that was asked for."""
     dtype = getattr(torch, options.dtype)
-    jobs = [
-        (p, cell, name) for p in options.chosen for cell in options.cells for name in options.passes
-    ]
+    jobs = [(problem, cell) for problem in options.chosen for cell in options.cells]
     measurements = []
     columns = (
         BarColumn(),
@@ -84,17 +83,18 @@ def measure(
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(jobs))
-        for problem, cell, name in jobs:
-            progress.update(bar, description=f"{problem.name} {cell} {name}")
+        bar = progress.add_task("", total=len(jobs) * len(options.passes))
+        for problem, cell in jobs:
             workload = make_workload(problem, cell, dtype, torch.nn, library)
-            errors = check(workload, name)
-            baseline = make_pass(workload, workload.baseline, name)
-            candidate = make_pass(workload, workload.candidate, name)
-            pair = interleave(baseline, candidate, budget)
-            ran = what_ran(workload, library, name)
-            measurements.append(results.Measurement(problem, cell, name, pair, errors, ran))
-            progress.advance(bar)
+            for name in options.passes:
+                progress.update(bar, description=f"{problem.name} {cell} {name}")
+                errors = check(workload, name)
+                baseline = make_pass(workload, workload.baseline, name)
+                candidate = make_pass(workload, workload.candidate, name)
+                pair = interleave(baseline, candidate, budget)
+                ran = what_ran(workload, library, name)
+                measurements.append(results.Measurement(problem, cell, name, pair, errors, ran))
+                progress.advance(bar)
     return measurements
 
 
@@ -102,11 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     candidate, library = candidate_library(options.noise)
+    facts = results.environment(getattr(torch, options.dtype), candidate)
+    if facts["load"] > BUSY:
+        print(f"load {facts['load']}: others use this machine; do not publish what follows")
     # What import left behind is walked once, not in the middle of a timed block.
     gc.collect()
     gc.freeze()
     measurements = measure(options, library, QUICK if options.quick else FULL)
-    facts = results.environment(getattr(torch, options.dtype), candidate)
     record = results.Record(facts, tuple(measurements))
     path = options.output or RESULTS / results.default_name(facts, options.quick)
     results.write(record, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import re
 import subprocess
@@ -96,7 +97,11 @@ def git_commit() -> str:
 
 
 def environment(dtype: torch.dtype, candidate: str) -> dict[str, Any]:
-    """The facts without which a number means nothing. `candidate`: what ran beside torch.nn."""
+    """The facts without which a number means nothing, as they are at this call.
+
+    candidate: what runs beside torch.nn. `load` is the mean number of busy processes during the
+    last minute: before a run it should be near zero.
+    """
     return {
         "candidate": candidate,
         "cpu": cpu_model(),
@@ -108,6 +113,7 @@ def environment(dtype: torch.dtype, candidate: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "commit": git_commit(),
+        "load": round(os.getloadavg()[0], 2),
     }
 
 

@@ -7,6 +7,7 @@ clock; a record survives the way to disk; reports show what was measured.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -316,8 +317,9 @@ def test_the_command_measures_writes_and_prints(
         ("t20b3i5h6", "gru", "training"),
     ]
     assert (read.environment["candidate"], read.environment["threads"]) == ("torch.nn", 1)
-    # The same code on both sides: a timer that favours one of them would show here.
-    assert all(0.5 < m.speed_up < 2 for m in read.measurements)
+    assert all(len(m.pair.ratios) >= timing.QUICK.rounds[0] for m in read.measurements)
+    # The same code on both sides; how fast it is, nobody can promise on a busy machine.
+    assert all(m.errors.candidate == m.errors.baseline > 0 for m in read.measurements)
     printed = capsys.readouterr().out
     assert f"{read.measurements[0].speed_up:.2f}x" in printed
     assert str(path) in printed.replace("\n", "")
@@ -356,3 +358,19 @@ def test_the_precision_tables_hold_every_dtype_cell_and_side() -> None:
 def test_the_page_on_precision_has_a_block_for_the_tables() -> None:
     text = (results.REPOSITORY / "docs" / "numerics.md").read_text()
     assert "| 9.9e-9 |" in report.replace_block(text, "| 9.9e-9 |", numerics.BEGIN, numerics.END)
+
+
+# ---- the README ----
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/numerics.md", "CONTRIBUTING.md"])
+def test_what_a_page_links_to_exists(page: str) -> None:
+    path = results.REPOSITORY / page
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_lists_every_example() -> None:
+    text = (results.REPOSITORY / "README.md").read_text()
+    examples = {path.name for path in (results.REPOSITORY / "examples").glob("*.py")}
+    assert {name for name in examples if f"(examples/{name})" not in text} <= {"common.py"}
