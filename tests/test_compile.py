@@ -75,10 +75,11 @@ def test_cells_compile(mode: str) -> None:
     def step(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         return functional.cell(mode, x, tensors[:-4], *tensors[-4:])
 
-    arguments = (problem.x[0], *(s[0] for s in problem.states), *problem.weights)
-    ours, expected = compiled(step)(*arguments), step(*arguments)
+    steps = [t.detach()[0].requires_grad_() for t in (problem.x, *problem.states)]
+    leaves = [*steps, *problem.weights]
+    ours, expected = compiled(step)(*leaves), step(*leaves)
     assert_close(ours, expected, 1e-12)
-    assert_close(gradients(ours, problem.leaves), gradients(expected, problem.leaves), 1e-11)
+    assert_close(gradients(ours, leaves), gradients(expected, leaves), 1e-11)
 
 
 @pytest.mark.parametrize("mode", MODES)

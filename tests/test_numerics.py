@@ -1,0 +1,131 @@
+"""Precision against float64: our float32 error may be at most twice torch's own.
+
+Catches a cheap sigmoid or tanh, an accumulation in too few partial sums, a saturated gate that
+becomes NaN, a reserve that is rounded.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from problems import MODES, Problem, cotangents
+from torch import Tensor
+
+SHAPES: list[dict[str, Any]] = [
+    {"T": 60, "B": 4, "I": 24, "H": 40},
+    {"T": 12, "B": 16, "I": 65, "H": 130, "bidirectional": True},
+    {"lengths": (40, 31, 17, 2), "I": 10, "H": 33, "bidirectional": True},
+    {"T": 1, "B": 9, "I": 100, "H": 64},
+]
+
+
+def results(problem: Problem, values: list[Tensor]) -> list[Tensor]:
+    """Outputs, states and all gradients, the cotangents being exact in float32."""
+    grads = [g.float().to(values[0].dtype) for g in cotangents([v.float() for v in values])]
+    return [*values, *torch.autograd.grad(values, problem.leaves, grads)]
+
+
+def pair(mode: str, scale: float = 1.0, **shape: Any) -> tuple[Problem, Problem]:
+    """A float32 problem, and the same numbers in float64."""
+    low = Problem(mode, dtype=torch.float32, **shape)
+    exact = Problem(mode, dtype=torch.float64, **shape)
+    with torch.no_grad():
+        for a, b in zip(low.leaves, exact.leaves, strict=True):
+            a.mul_(scale)
+            b.copy_(a)
+    return low, exact
+
+
+def groups(problem: Problem, values: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Results, gradients of the inputs and gradients of the weights."""
+    found = results(problem, values)
+    count, inputs = len(values), 1 + len(problem.states)
+    return {
+        "results": found[:count],
+        "gradients of inputs": found[count : count + inputs],
+        "gradients of weights": found[count + inputs :],
+    }
+
+
+def relative_errors(values: list[Tensor], exact: list[Tensor]) -> Tensor:
+    """Of every element, in units of the largest value of its tensor."""
+    return torch.cat(
+        [
+            ((a.double() - b).abs() / b.abs().max().clamp(min=1e-30)).detach().flatten()
+            for a, b in zip(values, exact, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_float32_error_is_at_most_twice_torchs(
+    mode: str, shape: dict[str, Any], scale: float
+) -> None:
+    if mode == "RNN_RELU" and scale > 1:
+        scale = 0.5  # with large weights it grows without bound, and both lose all digits
+    low, exact = pair(mode, scale, **shape)
+    truth = groups(exact, exact.torch())
+    ours, theirs = groups(low, low.rnnfast()), groups(low, low.torch())
+    unit = torch.finfo(torch.float32).eps
+    for name in truth:
+        our_errors = relative_errors(ours[name], truth[name])
+        their_errors = relative_errors(theirs[name], truth[name])
+        our_rms, their_rms = (e.square().mean().sqrt() for e in (our_errors, their_errors))
+        assert our_rms <= 2 * their_rms.clamp(min=unit / 16), name
+        # The largest of many roundings scatters: this limit finds a function wrong somewhere.
+        assert our_errors.max() <= 8 * their_errors.max().clamp(min=unit / 2), name
+
+
+@pytest.mark.parametrize("mode", ["RNN_TANH", "GRU", "LSTM"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [30.0, 1e4, 1e30])
+def test_saturated_gates_stay_finite(mode: str, dtype: torch.dtype, size: float) -> None:
+    problem = Problem(mode, dtype=dtype, H=19, B=5)
+    with torch.no_grad():
+        problem.x.mul_(size)
+    ours, theirs = problem.rnnfast(), problem.torch()
+    for a, b in zip(results(problem, ours), results(problem, theirs), strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_pass_as_in_torch(mode: str, poison: float) -> None:
+    problem = Problem(mode, B=3, T=4, H=9, bidirectional=True)
+    with torch.no_grad():
+        problem.x[2, 1, 0] = poison
+    for ours, theirs in zip(problem.rnnfast(), problem.torch(), strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tiny_and_denormal_inputs(mode: str) -> None:
+    for size in (1e-20, 1e-38, 1e-42):
+        problem = Problem(mode, dtype=torch.float32, bias=False, states_given=False, H=17)
+        with torch.no_grad():
+            problem.x.mul_(size)
+        for ours, theirs in zip(problem.rnnfast(), problem.torch(), strict=True):
+            assert theirs.abs().max() > 0
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=max(1e-44, 1e-6 * size))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_call_repeats_bit_by_bit(mode: str, dtype: torch.dtype) -> None:
+    problem = Problem(mode, T=12, B=17, I=20, H=48, bidirectional=True, dtype=dtype)
+    first, second = (results(problem, problem.rnnfast()) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_row_does_not_depend_on_its_batch(mode: str) -> None:
+    problem = Problem(mode, T=6, B=9, dtype=torch.float32, H=33)
+    whole = problem.rnnfast()
+    problem.x = problem.x.detach()[:, 3:4]
+    problem.states = tuple(s.detach()[:, 3:4] for s in problem.states)
+    for a, b in zip(problem.rnnfast(), whole, strict=True):
+        torch.testing.assert_close(a, b[:, 3:4], rtol=1e-5, atol=1e-6)
