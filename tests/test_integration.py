@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -553,3 +555,17 @@ def test_deterministic_algorithms_and_repeated_calls(name: str) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(tensors(expected), tensors(again), strict=True))
+
+
+# The checklist
+
+
+def test_the_checklist_names_tests_that_exist() -> None:
+    folder = Path(__file__).parent
+    named = set(
+        re.findall(r"`(test_\w+)::(test_\w+)`", (folder / "../docs/surface.md").read_text())
+    )
+    assert len(named) > 80
+    sources = {file: (folder / f"{file}.py").read_text() for file, _ in named}
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in sources[file]]
+    assert not missing
