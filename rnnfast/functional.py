@@ -4,7 +4,7 @@ The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their argum
 does and then call :func:`stack` or :func:`cell`. :func:`route` says what will serve a call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class _Layer(torch.autograd.Function):
 
 # Function.apply inspects the signature of forward on every call (35 us), and looks for functorch,
 # for which `route` has looked before: the call below it is all that is left to do in eager mode.
-_apply_eager = super(torch.autograd.Function, _Layer).apply
+_apply_eager: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Layer).apply
 
 
 def _needs_graph(grads: Sequence[Tensor | None]) -> bool:
@@ -150,7 +150,8 @@ def _fused_layer(
     bidirectional: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
-        apply = _Layer.apply if torch.compiler.is_compiling() else _apply_eager
+        compiling = torch.compiler.is_compiling()
+        apply: Callable[..., tuple[Tensor, ...]] = _Layer.apply if compiling else _apply_eager
         results = apply(cell, bidirectional, len(states), x, batch_sizes, *states, *weights)
         return results[0], results[1 : 1 + ops.CELLS[cell]["states"]]
     return ops.layer(cell, x, batch_sizes, states, weights, bidirectional, False)[:2]

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from problems import MODES, TOLERANCE, Problem, assert_close, gradients
 from torch import Tensor, nn
 
-import rnnfast
 from rnnfast import functional
 
 # Around the widths of the registers: 2, 4 and 8 doubles, 4, 8 and 16 floats.
@@ -303,16 +302,3 @@ def test_two_threads_at_once() -> None:
         thread.join()
     for ours, theirs in zip(results, expected, strict=True):
         assert_close(ours, theirs, 1e-10)
-
-
-def test_explain_names_route_kernel_and_reason() -> None:
-    text = str(rnnfast.explain(rnnfast.LSTM(4, 5, 2), torch.ones(3, 2, 4)))
-    assert "layer 1: fused (cpu/" in text
-    assert "threads" in text
-    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 4), torch.ones(1, 4)])
-    projected = rnnfast.explain(rnnfast.LSTM(4, 5, proj_size=2), packed)
-    assert [(p.route, p.kernel) for p in projected.layers] == [("torch", "torch.lstm")]
-    (cell,) = rnnfast.explain(rnnfast.RNNCell(4, 5), torch.ones(2, 4), torch.ones(2, 5)).layers
-    assert (cell.route, cell.plan["kernel"]) == ("fused", "step")
-    with pytest.raises(TypeError, match=r"explain: module must be .*, got Linear"):
-        rnnfast.explain(nn.Linear(2, 2), torch.ones(2))

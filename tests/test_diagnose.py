@@ -1,0 +1,106 @@
+"""``explain`` and ``python -m rnnfast`` tell the truth.
+
+Catches an explanation of another route than the call takes, and a self-check that cannot fail.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rnnfast
+from rnnfast import __main__, diagnose
+from rnnfast._library import INSTRUCTION_SET
+
+
+def test_explain_names_route_kernel_plan_and_reason() -> None:
+    explanation = rnnfast.explain(rnnfast.LSTM(4, 5, 2, bidirectional=True), torch.ones(3, 2, 4))
+    assert [layer.name for layer in explanation.layers] == ["layer 0", "layer 1"]
+    for layer in explanation.layers:
+        assert (layer.route, layer.kernel) == ("fused", f"cpu/{INSTRUCTION_SET}")
+        assert 1 <= layer.plan["threads"] <= torch.get_num_threads()
+    text = str(explanation)
+    assert text.startswith("LSTM(4, 5, num_layers=2, bidirectional=True)\n  layer 0: fused (cpu/")
+    assert "because plain tensors" in text
+
+
+def test_explain_follows_the_call() -> None:
+    x = torch.ones(3, 2, 4)
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 4), torch.ones(1, 4)])
+    (projected,) = rnnfast.explain(rnnfast.LSTM(4, 5, proj_size=2), packed).layers
+    assert (projected.route, projected.kernel) == ("torch", "torch.lstm")
+    (ragged,) = rnnfast.explain(rnnfast.GRU(4, 5), packed, torch.zeros(1, 2, 5)).layers
+    assert ragged.route == "fused"
+    (mixed,) = rnnfast.explain(rnnfast.RNN(4, 5), x.double()).layers
+    assert (mixed.route, mixed.kernel) == ("torch", "torch.rnn_tanh")
+    (meta,) = rnnfast.explain(rnnfast.GRU(4, 5, device="meta"), x.to("meta")).layers
+    assert (meta.route, meta.kernel) == ("fused", "meta")
+    with torch.autocast("cpu"):
+        (low,) = rnnfast.explain(rnnfast.GRU(4, 5), x).layers
+    assert "autocast" in low.reason
+    seen = []
+    gru = rnnfast.GRU(4, 5)
+
+    def spy(x: torch.Tensor) -> torch.Tensor:
+        seen.extend(rnnfast.explain(gru, x).layers)
+        return gru(x)[0]
+
+    torch.func.vmap(spy)(torch.stack([x, x]))
+    assert [layer.route for layer in seen] == ["reference"]
+    assert "torch.func" in seen[0].reason
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_explain_plans_for_the_sizes_of_the_call(batch_first: bool) -> None:
+    x = torch.ones(1, 7, 4)  # one step of seven rows, or seven steps of one
+    (layer,) = rnnfast.explain(rnnfast.GRU(4, 5, batch_first=batch_first), x).layers
+    assert layer.plan["kernel"] == ("packed" if batch_first else "step")
+    (unbatched,) = rnnfast.explain(rnnfast.GRU(4, 5, batch_first=batch_first), x[0]).layers
+    assert unbatched.plan["kernel"] == "packed"
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_explain_cells(name: str) -> None:
+    state = torch.ones(2, 5)
+    hx = (state, state) if name == "LSTMCell" else state
+    for x, given in ((torch.ones(2, 4), hx), (torch.ones(4), None)):
+        (cell,) = rnnfast.explain(getattr(rnnfast, name)(4, 5), x, given).layers
+        assert (cell.name, cell.route, cell.plan["kernel"]) == ("cell", "fused", "step")
+
+
+def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
+    (layer,) = rnnfast.explain(nn.GRU(4, 5), torch.ones(3, 2, 4)).layers
+    assert layer.route == "fused"
+    with pytest.raises(TypeError, match=r"explain: module must be .*, got Linear"):
+        rnnfast.explain(nn.Linear(2, 2), torch.ones(2))
+
+
+def test_main_prints_the_facts_and_checks_every_cell() -> None:
+    command = [sys.executable, "-W", "error", "-m", "rnnfast"]
+    folder = Path(rnnfast.__file__).parents[1]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    for word in ("torch:", "compiler:", INSTRUCTION_SET, "threads:", "devices:"):
+        assert word in result.stdout
+    assert result.stdout.count("agrees with torch.nn") == 4
+
+
+def test_self_check_finds_a_difference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer = rnnfast.ops.layer
+
+    def wrong(*arguments: object) -> object:
+        output, states_n, reserve = layer(*arguments)  # type: ignore[arg-type]
+        return output + 1e-6, states_n, reserve
+
+    before = torch.get_rng_state()
+    assert max(diagnose.self_check().values()) < __main__.TOLERANCE
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(rnnfast.ops, "layer", wrong)
+    assert min(diagnose.self_check().values()) > __main__.TOLERANCE
+    assert __main__.main() == 1
+    assert capsys.readouterr().out.count("DIFFERS") == 4
