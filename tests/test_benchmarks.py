@@ -346,6 +346,24 @@ def test_a_layer_computes_the_function_that_is_measured(function: str, dtype: to
     assert 0.49 < error.ulp < 0.6  # all there is to see is the rounding of the result
 
 
+@pytest.mark.parametrize(
+    ("function", "dtype", "absolute", "ulp"),
+    [
+        ("tanh", torch.float32, 9e-8, 2.3),
+        ("tanh", torch.float64, 1.6e-16, 2.3),
+        ("sigmoid", torch.float32, 9e-8, 2.5),
+        ("sigmoid", torch.float64, 1.7e-16, 2.5),
+    ],
+)
+def test_the_kernels_functions_keep_the_bounds_that_are_stated(
+    function: str, dtype: torch.dtype, absolute: float, ulp: float
+) -> None:
+    x = numerics.inputs(dtype)
+    error = numerics.bound(numerics.of_layer(function, x), numerics.exact(function, x))
+    assert error.absolute <= absolute
+    assert error.ulp <= ulp
+
+
 def test_the_precision_tables_hold_every_dtype_cell_and_side() -> None:
     rows = numerics.layers([SMALL], [torch.float32]).splitlines()[2:]
     assert [row.split(" | ")[2] for row in rows] == list(workloads.CELLS)
