@@ -72,12 +72,12 @@ class _Layers(Disguised, Interop, nn.RNNBase):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Check the arguments and run the layers. `hx` None counts as zeros, which nobody makes."""
         weights = self._current_weights()
-        if hx is None:
+        # A compiled program cannot read B from the values of batch_sizes; the operator does.
+        if hx is None or (batch_sizes is not None and _is_compiling()):
             self.check_input(input, batch_sizes)
-            states: tuple[Tensor, ...] = ()
         else:
             self.check_forward_args(input, hx, batch_sizes)
-            states = self._states(hx)
+        states = () if hx is None else self._states(hx)
         batch_first = self.batch_first and batch_sizes is None
         if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
             if input.size(1 if batch_first else 0) == 0:
@@ -105,9 +105,7 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         Parametrisations, weight normalisation, pruning, ``functional_call``, replicas and sharding
         put other tensors in the place of the parameters between two calls.
         """
-        if (
-            _is_compiling()
-        ):  # `_flat_weights` may hold an earlier call's tensors, or keep this one's
+        if _is_compiling():  # no tensor of this call may outlive it in `_flat_weights`
             return [getattr(self, name) for name in self._flat_weights_names]
         parameters = self._parameters
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):

@@ -115,6 +115,17 @@ def test_compiled_code_gets_eagers_answer_from_isinstance(name: str) -> None:
     assert_same(expected, torch.compile(model, fullgraph=True, backend="eager")(x))
 
 
+@layers
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.usefixtures("compiler")
+def test_packed_sequences_compile(name: str, given: bool) -> None:
+    module = getattr(rnnfast, name)(5, 6)
+    packed = pack_padded_sequence(torch.randn(4, 3, 5), [2, 4, 1], enforce_sorted=False)
+    hx = states(name, 1, 3, 6) if given else None
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert_same(module(packed, hx), compiled(packed, hx))
+
+
 class Residual(rnnfast.GRU):
     def __init__(self, size: int) -> None:
         super().__init__(size, size)
@@ -199,12 +210,22 @@ def test_jit_trace_records_torchs_operator(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.*")
+@pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1")
 @layers
-def test_onnx_graph_has_the_recurrent_node(name: str) -> None:
-    pytest.importorskip("onnx")
-    buffer = io.BytesIO()
-    torch.onnx.export(model_of(name).eval(), (batch(name),), buffer, dynamo=False)
-    assert name.encode() in buffer.getvalue()
+def test_onnx_graph_is_that_of_torchs_module(name: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    graphs = []
+    for library in (nn, rnnfast):
+        buffer = io.BytesIO()
+        model = model_of(name, library=library).eval()
+        axes = {"x": {0: "time", 1: "batch"}}
+        torch.onnx.export(
+            model, (batch(name),), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes
+        )
+        graph = onnx.load_from_string(buffer.getvalue()).graph
+        graphs.append([node.op_type for node in graph.node])
+    assert name in graphs[0]
+    assert graphs[1] == graphs[0]
 
 
 @every_class
