@@ -70,3 +70,35 @@ def gradients(result: Any, inputs: list[Tensor]) -> list[Tensor | None]:
     """Gradients of a fixed weighted sum of all tensors in `result`."""
     total = sum((t * torch.linspace(-1, 1, t.numel()).view_as(t)).sum() for t in tensors(result))
     return list(torch.autograd.grad(total, inputs, allow_unused=True))
+
+
+class Model(nn.Module):
+    """A recurrent module between others, as it stands in people's models."""
+
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 5)
+        self.rnn = rnn
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.rnn(torch.relu(self.embed(x)))
+        if isinstance(out, tuple):
+            out = out[0]
+        return self.head(out)
+
+
+def model_of(name: str, *args: Any, library: Any = rnnfast, **kwargs: Any) -> Model:
+    """The model of one recurrent module, 5 to 6 features, always with the same weights."""
+    torch.manual_seed(0)
+    return Model(getattr(library, name)(5, 6, *args, **kwargs))
+
+
+def batch(name: str, steps: int = 4) -> Tensor:
+    """An input of the model: seven sequences, or one step of them for a cell."""
+    return torch.randn(7, 3) if name in CELLS else torch.randn(steps, 7, 3)
+
+
+def loss_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Gradients of a loss of the model with respect to its parameters."""
+    return list(torch.autograd.grad(model(x).pow(2).sum(), list(model.parameters())))
