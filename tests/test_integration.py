@@ -1,4 +1,4 @@
-"""What the rest of torch does to a module: compile, export, trace, quantise, reparametrise, shard.
+"""What the rest of torch does to a module: compile, export, script, trace, quantise.
 
 Each tool knows torch.nn's classes in its own way. A failure here is a model that works with
 torch.nn and breaks, or silently computes something else, when it holds rnnfast.
