@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import _VF, Tensor
 
 from rnnfast import ops, reference
-from rnnfast.routes import FUSED, Route, autocast_dtype, casts, route, transformed
+from rnnfast.routes import FUSED, Route, autocast_dtype, casts, needs_gradients, route, transformed
 
 __all__ = ["Route", "cell", "route", "stack"]
 
@@ -149,7 +149,9 @@ def _fused_layer(
     weights: Sequence[Tensor],
     bidirectional: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *weights)):
+    # An exported graph would keep the reserve and lose the gradients: see `route`.
+    exporting = torch.compiler.is_exporting()
+    if needs_gradients((x, *states, *weights)) and not exporting:
         compiling = torch.compiler.is_compiling()
         apply: Callable[..., tuple[Tensor, ...]] = _Layer.apply if compiling else _apply_eager
         results = apply(cell, bidirectional, len(states), x, batch_sizes, *states, *weights)
@@ -206,7 +208,7 @@ def stack(
     Returns:
         ``(output, states_n)`` in the layouts of ``input`` and ``states``.
     """
-    chosen = route(input, (*states, *weights), proj_size)
+    chosen = route(input, (*states, *weights), proj_size, training)
     if chosen.kind == "torch":
         if not states:
             batch_size = (

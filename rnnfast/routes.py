@@ -37,6 +37,7 @@ class Route(NamedTuple):
 
 
 FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
+_EXPORTED = Route("torch", "torch.export of what trains: its graph holds no autograd Function")
 _TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
 AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
 
@@ -57,20 +58,33 @@ def _autocasting(x: Tensor) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
+def needs_gradients(tensors: Sequence[Tensor]) -> bool:
+    """Whether autograd is to record a call with these tensors."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def route(
+    input: Tensor, others: Sequence[Tensor], proj_size: int = 0, training: bool = True
+) -> Route:
     """Says which implementation serves a call with these tensors, here and now.
 
     Args:
         input: the sequence, or the step of a cell.
         others: all initial states and weights.
         proj_size: of an LSTM with a projection.
+        training: False for a layer in evaluation mode.
     """
     tensors = (input, *others)
     transform = transformed(tensors)
     if transform is not None:
         return Route("reference", transform)
-    if torch.onnx.is_in_onnx_export() if _is_compiling() else _tracing_state() is not None:
+    if not _is_compiling():
+        if _tracing_state() is not None:
+            return _TRACED
+    elif torch.onnx.is_in_onnx_export():
         return _TRACED
+    elif training and torch.compiler.is_exporting() and needs_gradients(tensors):
+        return _EXPORTED
     if proj_size:
         return Route("torch", f"proj_size={proj_size} has no kernel")
     dtype, device = input.dtype, input.device

@@ -11,10 +11,12 @@ import pytest
 import torch
 from problems import MODES, Problem, assert_close, gradients
 from test_autograd import as_function
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import rnnfast
 from rnnfast import functional
 
 SHAPES: list[dict[str, Any]] = [
@@ -100,30 +102,59 @@ def test_transforms_inside_a_compiled_function(mode: str) -> None:
     assert_close([ours[1]], [call(-leaves[0], *leaves[1:])[0]], 1e-12)
 
 
-class Layers(nn.Module):
-    """The smallest module around the stack."""
+def operators(program: torch.export.ExportedProgram) -> list[Any]:
+    return [node.target for node in program.graph.nodes if node.op == "call_function"]
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(problem.weights)
-        self.problem = problem
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return as_function(self.problem)(x, *self.weights)
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_for_inference_holds_our_operator(name: str, strict: bool) -> None:
+    module = getattr(rnnfast, name)(4, 5, 2, bidirectional=True).eval()
+    x = torch.randn(5, 3, 4)
+    dynamic = {"input": {0: torch.export.Dim("T"), 1: torch.export.Dim("B")}}
+    program = torch.export.export(module, (x,), dynamic_shapes=dynamic, strict=strict)
+    assert operators(program).count(torch.ops.rnnfast.layer.default) == 2
+    longer = torch.cat([x, -x])[:, :2]
+    with torch.no_grad():
+        ours, expected = program.module()(longer), module(longer)
+    assert_close([ours[0]], [expected[0]], 1e-6)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_for_training_holds_torchs_operator(strict: bool) -> None:
+    module = rnnfast.GRU(4, 5, 2).double()
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    program = torch.export.export(module, (x,), strict=strict)
+    assert torch.ops.rnnfast.layer.default not in operators(program)
+    exported = program.module()
+    ours, expected = exported(x)[0], module(x)[0]
+    assert_close([ours], [expected], 1e-12)
+    weights = dict(exported.named_parameters())
+    names = [name for name, _ in module.named_parameters()]
+    assert_close(
+        gradients([ours], [weights[name] for name in names]),
+        gradients([expected], list(module.parameters())),
+        1e-11,
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("strict", [True, False])
-def test_export(mode: str, strict: bool) -> None:
-    problem = Problem(mode, layers=2, states_given=False)
-    model = Layers(problem).requires_grad_(False)
-    x = problem.x.detach()
-    dynamic = ({0: torch.export.Dim("T"), 1: torch.export.Dim("B")},)
-    program = torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=strict)
-    targets = [node.target for node in program.graph.nodes]
-    assert targets.count(torch.ops.rnnfast.layer.default) == 2
-    longer = torch.cat([x, -x])
-    assert_close(program.module()(longer), model(longer), 1e-12)
+def test_modes_see_the_operator(mode: str) -> None:
+    seen = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func)
+            return func(*args, **kwargs or {})
+
+    problem = Problem(mode, layers=2)
+    with Spy():
+        values = problem.rnnfast()
+        gradients(values, problem.leaves)
+    assert seen.count(torch.ops.rnnfast.layer.default) == 2
+    assert seen.count(torch.ops.rnnfast.layer_backward.default) == 2
 
 
 @pytest.mark.parametrize("mode", MODES)
