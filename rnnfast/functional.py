@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from torch import _VF, Tensor
 
 from rnnfast import ops, reference
-from rnnfast.routes import FUSED, Route, autocast_dtype, casts, needs_gradients, route, transformed
+from rnnfast.routes import (
+    FUSED,
+    Route,
+    autocast_dtype,
+    casts,
+    needs_gradients,
+    route,
+    transformed,
+    without_autocast,
+)
 
 __all__ = ["Route", "cell", "route", "stack"]
 
@@ -113,7 +122,7 @@ def _differentiable_gradients(
     """
     create_graph = torch.is_grad_enabled()
     dtype = ops.compute_dtype(x.dtype)
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.enable_grad(), without_autocast(x):
         aliases = [t.view_as(t) for t in (x, *states, *weights)]
         own_x, *own = (t.to(dtype) for t in aliases)
         output, states_n = reference.layer(
@@ -224,7 +233,7 @@ def stack(
         return output, tuple(states_n)
     if chosen is not FUSED and casts((input, *states, *weights)):
         dtype = autocast_dtype(mode, input, states, onednn=batch_sizes is None and not proj_size)
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input):
             return stack(
                 mode,
                 input.to(dtype),
@@ -305,7 +314,7 @@ def cell(
         return result if mode == "LSTM" else (result,)
     if chosen is not FUSED and casts((input, *states, *weights)):
         dtype = autocast_dtype(mode, input, states, onednn=False)
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input):
             cast = [w.to(dtype) for w in weights]
             biases = cast[2:] or (None, None)
             return cell(mode, input.to(dtype), [s.to(dtype) for s in states], *cast[:2], *biases)

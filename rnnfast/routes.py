@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +128,11 @@ def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: b
         return low
     result: torch.dtype = torch.promote_types(low, states[-1].dtype if states else input.dtype)
     return result
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations on the device of `x` keep their dtypes."""
+    return torch.autocast(x.device.type, enabled=False) if _autocasting(x) else nullcontext()
 
 
 def casts(tensors: Sequence[Tensor]) -> bool:
