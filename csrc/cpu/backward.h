@@ -130,16 +130,20 @@ struct LayerBackward {
     return layer.T == 1 && std::all_of(h_0, h_0 + layer.B * layer.H, [](T h) { return h == T(0); });
   }
 
+  Tensor product_over_rows(const Tensor& g, const Tensor& rows) const {
+    return transposed_times<T>(g, rows, 2 * std::max(layer.B, layer.T), plan.threads);
+  }
+
   Tensor grad_w_hh(int64_t d) const {
     if (began_with_zeros(d)) return zeros<T>({kGates * layer.H, layer.H}, grad_x_gates.options());
-    return transposed_times<T>(grad_h_gates[d], h_before(d), plan.threads);
+    return product_over_rows(grad_h_gates[d], h_before(d));
   }
 
   // The gradients of all weights of a direction that `needs(i)` names, in their order.
   template <class Needs>
   void grad_weights(int64_t d, const Needs& needs, const Tensor& x, Tensors& result) const {
     const Tensor x_gates = grad_x_gates[d];
-    if (needs(0)) result.push_back(transposed_times<T>(x_gates, x, plan.threads));
+    if (needs(0)) result.push_back(product_over_rows(x_gates, x));
     if (needs(1)) result.push_back(grad_w_hh(d));
     if (!layer.has_biases) return;
     const bool same = grad_h_gates.is_same(grad_x_gates);

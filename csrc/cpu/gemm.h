@@ -91,6 +91,10 @@ constexpr int tile_rows(int vectors) {
   return rows < 1 ? 1 : rows > kMaxRows ? kMaxRows : rows;
 }
 
+// Longer sums are made of blocks of this depth: their rounding error grows with the square root of
+// the block and of the number of blocks, not of the whole.
+inline constexpr int64_t kBlockDepth = 256;
+
 // sums[m][v] = sum over k of a[m, k] * w[k][v], for MR rows of a and NV registers of columns.
 template <class T, int MR, int NV>
 void tile(const T* a, int64_t a_stride, const T* w, int64_t depth, T* sums) {
@@ -100,35 +104,40 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t depth, T* sums) {
   // Small tiles sum alternating k apart: eight independent chains hide the latency of the
   // multiply-add.
   constexpr int kChains = MR * NV >= 8 ? 1 : (7 + MR * NV) / (MR * NV);
-  Raw sum[kChains][MR][NV] = {};
-  const auto step = [&](int chain, int64_t k) __attribute__((always_inline)) {
-    Raw row[NV];
+  int64_t k = 0;
+  do {
+    const int64_t end = depth - k < kBlockDepth ? depth : k + kBlockDepth;
+    const bool first = k == 0;
+    Raw sum[kChains][MR][NV] = {};
+    const auto step = [&](int chain, int64_t k) __attribute__((always_inline)) {
+      Raw row[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v)
-      row[v] = *reinterpret_cast<const Unaligned*>(w + (k * NV + v) * kWidth);
+      for (int v = 0; v < NV; ++v)
+        row[v] = *reinterpret_cast<const Unaligned*>(w + (k * NV + v) * kWidth);
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m) {
+        const T factor = a[m * a_stride + k];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[chain][m][v] += factor * row[v];
+      }
+    };
+    for (; k + kChains <= end; k += kChains) {
+#pragma GCC unroll 8
+      for (int chain = 0; chain < kChains; ++chain) step(chain, k + chain);
+    }
+    for (; k < end; ++k) step(0, k);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const T factor = a[m * a_stride + k];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[chain][m][v] += factor * row[v];
+      for (int v = 0; v < NV; ++v) {
+        Raw total = sum[0][m][v];
+#pragma GCC unroll 8
+        for (int chain = 1; chain < kChains; ++chain) total += sum[chain][m][v];
+        Unaligned& result = *reinterpret_cast<Unaligned*>(sums + (m * NV + v) * kWidth);
+        result = first ? total : result + total;
+      }
     }
-  };
-  int64_t k = 0;
-  for (; k + kChains <= depth; k += kChains) {
-#pragma GCC unroll 8
-    for (int chain = 0; chain < kChains; ++chain) step(chain, k + chain);
-  }
-  for (; k < depth; ++k) step(0, k);
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      Raw total = sum[0][m][v];
-#pragma GCC unroll 8
-      for (int chain = 1; chain < kChains; ++chain) total += sum[chain][m][v];
-      *reinterpret_cast<Unaligned*>(sums + (m * NV + v) * kWidth) = total;
-    }
-  }
+  } while (k < depth);
 }
 
 template <class T>

@@ -9,6 +9,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "cpu/driver.h"
@@ -44,28 +45,57 @@ at::Tensor transposed(const at::Tensor& t, int threads) {
   return result;
 }
 
-// a [M, K] times w [N, K] transposed, plus bias [N] if defined. oneDNN is fast where w is the
-// transposed view of a contiguous tensor.
-inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w,
-                                   const at::Tensor& bias = {}) {
-  if (use_onednn(a, w.size(0))) {
-    torch::jit::Stack stack{a,
-                            w,
-                            bias.defined() ? c10::IValue(bias) : c10::IValue(),
-                            "none",
-                            c10::List<std::optional<at::Scalar>>(),
-                            ""};
-    onednn_linear()->callBoxed(stack);
-    return stack[0].toTensor();
-  }
-  return bias.defined() ? at::addmm(bias, a, w.t()) : at::mm(a, w.t());
+inline at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& w, const at::Tensor& bias) {
+  torch::jit::Stack stack{a,
+                          w,
+                          bias.defined() ? c10::IValue(bias) : c10::IValue(),
+                          "none",
+                          c10::List<std::optional<at::Scalar>>(),
+                          ""};
+  onednn_linear()->callBoxed(stack);
+  return stack[0].toTensor();
 }
 
-// g [rows, N] transposed times x [rows, K].
+// a [M, K] times w [N, K] transposed, plus bias [N] if defined. oneDNN is fast where w is the
+// transposed view of a contiguous tensor; it adds up one chain over all of K, so that a long K goes
+// in blocks to keep the rounding error at MKL's.
+inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w,
+                                   const at::Tensor& bias = {}) {
+  if (!use_onednn(a, w.size(0)))
+    return bias.defined() ? at::addmm(bias, a, w.t()) : at::mm(a, w.t());
+  constexpr int64_t kBlock = 512;
+  const int64_t depth = a.size(1);
+  at::Tensor sum;
+  for (int64_t k = 0; k < depth; k += kBlock) {
+    const int64_t count = depth - k < kBlock + kBlock / 2 ? depth - k : kBlock;
+    const at::Tensor product =
+        onednn_product(a.narrow(1, k, count), w.narrow(1, k, count), k ? at::Tensor() : bias);
+    sum = sum.defined() ? sum.add_(product) : product;
+    if (k + count == depth) break;
+  }
+  return sum;
+}
+
+// g [rows, N] transposed times x [rows, K], as a sum over blocks of rows. Torch sums each step's B
+// rows and then the T steps, an error that grows as sqrt(B) + sqrt(T); one chain over all rows
+// would err as sqrt(B T). Blocks of 2 max(B, T) rows stay near torch, and are as large as that
+// allows.
 template <class T>
-at::Tensor transposed_times(const at::Tensor& g, const at::Tensor& x, int threads) {
-  if (!use_onednn(g, x.size(1))) return at::mm(g.t(), x);
-  return transposed<T>(times_transposed(transposed<T>(x, threads), g.t()), threads);
+at::Tensor transposed_times(const at::Tensor& g, const at::Tensor& x, int64_t block, int threads) {
+  const int64_t rows = x.size(0);
+  const bool onednn = use_onednn(g.narrow(0, 0, std::min(rows, block)), x.size(1));
+  at::Tensor sum;
+  for (int64_t row = 0; row < rows; row += block) {
+    const int64_t count = std::min(block, rows - row);
+    const at::Tensor g_block = g.narrow(0, row, count), x_block = x.narrow(0, row, count);
+    if (onednn) {
+      const at::Tensor product = onednn_product(transposed<T>(x_block, threads), g_block.t(), {});
+      sum = sum.defined() ? sum.add_(product) : product;
+    } else {
+      sum = sum.defined() ? sum.addmm_(g_block.t(), x_block) : at::mm(g_block.t(), x_block);
+    }
+  }
+  return onednn ? transposed<T>(sum, threads) : sum;
 }
 
 }  // namespace rnnfast

@@ -1,0 +1,57 @@
+"""Sizes at which other code runs than on small ones: several chunks of steps, both ways to split the
+work over threads, the products that go to oneDNN.
+
+Catches a chunk that begins at the wrong row (in one direction only, say), a thread that leaves its
+share undone, an operand that oneDNN reads transposed.
+"""
+
+import pytest
+import torch
+from problems import MODES, TOLERANCE, Problem, assert_close, gradients
+
+from rnnfast import _C
+
+LENGTHS = (80, 80, 77, *range(30, 0, -1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_several_chunks(
+    mode: str, bidirectional: bool, lengths: tuple[int, ...] | None, threads: int
+) -> None:
+    problem = Problem(mode, T=80, B=33, I=3, H=130, bidirectional=bidirectional, lengths=lengths)
+    plan = _C.plan(problem.cell, "float64", 80, 33, 3, 130, 1 + bidirectional, threads)
+    assert plan["chunk_steps"] < 80, "this size must need several chunks"
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours, theirs = problem.rnnfast(), problem.torch()
+        assert_close(ours, theirs, TOLERANCE[torch.float64])
+        grads = [gradients(values, problem.leaves) for values in (ours, theirs)]
+        assert_close(*grads, TOLERANCE[torch.float64])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_onednn_products(mode: str, bidirectional: bool) -> None:
+    """Products of over 2^22 multiplications go to oneDNN in float32: their error stays torch's."""
+    problem = Problem(mode, T=70, B=32, I=125, H=192, bidirectional=bidirectional, dtype=torch.float32)
+    assert 256 * 125 * 192 > 2**22
+    exact = Problem(mode, T=70, B=32, I=125, H=192, bidirectional=bidirectional)
+    with torch.no_grad():
+        for own, other in zip(exact.leaves, problem.leaves, strict=True):
+            own.copy_(other)
+
+    def results(values: list[torch.Tensor], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [t.double() for t in (*values, *gradients(values, leaves)) if t is not None]
+
+    truth = results(exact.torch(), exact.leaves)
+    theirs = results(problem.torch(), problem.leaves)
+    ours = results(problem.rnnfast(), problem.leaves)
+    for i, (t, b, a) in enumerate(zip(truth, theirs, ours, strict=True)):
+        our_error, torch_error = (a - t).abs().max().item(), (b - t).abs().max().item()
+        assert our_error <= 2 * torch_error, f"tensor {i}: {our_error:.2e} against {torch_error:.2e}"
