@@ -117,8 +117,9 @@ RNNFAST_FN V sigmoid(V x) {
 // With e = e^2|x| - 1, free of cancellation: e / (e + 2) where the result is below 1/2, and above
 // it 1 - 2 / (e + 2), whose error shrinks as the result nears 1; then the sign. One step of
 // correction takes the rounding of e + 2 and of the quotient out again: torch's tanh errs by 0.51
-// ULP, and a recurrence repeats what the last step erred. Max error: ULP_TANH. Any x; NaN stays
-// NaN. Measured by tests/test_benchmarks.py.
+// ULP, and a recurrence repeats what the last step erred. Max error: 2.2 ULP, and in absolute
+// terms 7e-8 in float32, 1.3e-16 in float64. Any x; NaN stays NaN. Measured by
+// tests/test_benchmarks.py.
 template <class V>
 RNNFAST_FN V tanh(V x) {
   const auto negative = x < V(0);
