@@ -28,19 +28,20 @@ ANSWER = len("1987-03-05")
 
 
 class Translator(nn.Module):
-    """An encoder whose last state is the decoder's first."""
+    """A bidirectional encoder, whose last states side by side are the decoder's first."""
 
-    def __init__(self, library: ModuleType, hidden_size: int = 128) -> None:
+    def __init__(self, library: ModuleType, hidden_size: int = 256) -> None:
         super().__init__()
         self.embedding = nn.Embedding(len(CHARACTERS) + 1, 32)
-        self.encoder = library.GRU(32, hidden_size)
+        self.encoder = library.GRU(32, hidden_size // 2, bidirectional=True)
         self.decoder = library.GRU(32, hidden_size)
         self.scores = nn.Linear(hidden_size, len(CHARACTERS))
 
     def encode(self, sources: Sequence[Tensor]) -> Tensor:
         """Tokens, one tensor [T] a source -> the state after each one's last [1, B, H]."""
         embedded = [self.embedding(source) for source in sources]
-        return self.encoder(pack_sequence(embedded, enforce_sorted=False))[1]
+        _, h_n = self.encoder(pack_sequence(embedded, enforce_sorted=False))
+        return torch.cat([h_n[0], h_n[1]], dim=1).unsqueeze(0)
 
     def forward(self, sources: Sequence[Tensor], targets: Tensor) -> Tensor:
         """Teacher forcing: `targets` [T, B] -> scores of each of their characters [T, B, C]."""
@@ -83,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> float:
     rng = random.Random(0)
     model = Translator(library)
     optimizer = torch.optim.Adam(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=8e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     for step in range(1, steps + 1):
-        _, sources, targets = batch(rng, 128)
+        _, sources, targets = batch(rng, 64)
         loss = F.cross_entropy(model(sources, targets).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()

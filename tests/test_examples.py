@@ -1,0 +1,115 @@
+"""Every example runs, and learns what it says it learns.
+
+Each is run in this process, with as few steps as show it; what is asserted fails for a model that
+does not learn, or that learns without the feature the example is about.
+"""
+
+import importlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The examples are small: one thread is as fast, also beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example of this name, as a script finds it: its folder comes first on the path."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module(name)
+
+
+def run(name: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return load(name, monkeypatch).main(["--steps", str(steps)])
+
+
+def test_every_example_is_tested() -> None:
+    tests = Path(__file__).read_text(encoding="utf-8")
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"common"}
+    assert names == {name for name in names if f'"{name}"' in tests}
+
+
+def test_sine_forecasts_better_than_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("sine", 300, monkeypatch) < 0.75
+
+
+def test_names_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("names", 60, monkeypatch) > 0.7
+
+
+def test_text_classifiers_read_past_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracy = run("text_classifier", 100, monkeypatch)
+    assert set(accuracy) == {"one-way", "bidirectional"}
+    assert min(accuracy.values()) > 0.95
+
+
+def test_seq2seq_writes_dates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("seq2seq", 100, monkeypatch)
+    losses = [
+        float(x.split("loss")[1]) for x in capsys.readouterr().out.splitlines() if "loss" in x
+    ]
+    assert losses[-1] < 1.5 < losses[0]  # log(37) = 3.6 where nothing is learned
+
+
+def test_language_model_learns_the_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, last = run("language_model", 200, monkeypatch)
+    assert last < 0.5 < 2.5 < first
+    careful = capsys.readouterr().out.split("temperature 0.2\n")[1]
+    assert careful.startswith("Beautiful is better than")
+
+
+def test_loops_over_cells_learn_an_echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = run("cells", 120, monkeypatch)
+    assert len(accuracies) == 2
+    assert min(accuracies) > 0.95
+
+
+def test_residual_stack_learns_where_the_plain_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = run("residual", 150, monkeypatch)
+    assert losses["residual"] < 0.2 < 0.7 < losses["plain"]
+
+
+def test_clipping_keeps_training_on_course(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = run("gradient_clipping", 600, monkeypatch)
+    assert losses["clipped"] < 0.08
+    assert not losses["unclipped"] < 0.12  # or not a number
+
+
+def test_digits_demo(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "digits.png"
+    digits = load("digits", monkeypatch)
+    runs = digits.main(["--epochs", "8", "--plot", str(plot)])
+    ours, torchs = runs["rnnfast"], runs["torch"]
+    assert len(ours.losses) == len(torchs.losses) == 8 * math.ceil(digits.TRAIN / digits.BATCH)
+    assert max(abs(a - b) for a, b in zip(ours.losses, torchs.losses, strict=True)) < 1e-3
+    assert min(ours.accuracy, torchs.accuracy) > 0.9
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "speed-up" in capsys.readouterr().out
+
+
+def test_the_backend_option_chooses_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    common = load("common", monkeypatch)
+    assert common.parse("", ["--backend", "torch"], 5) == (torch.nn, 5)
+    library, steps = common.parse("", ["--steps", "7"], 5)
+    assert (library.__name__, steps) == ("rnnfast", 7)
