@@ -73,7 +73,7 @@ def _explain_cell(module: nn.RNNCellBase, input: Any, hx: Any) -> Explanation:
     else:
         mode = "LSTM"
     weights = list(module.parameters())
-    route = functional.route(input, (*_states(hx), *weights))
+    route = functional.route_cell(input, (*_states(hx), *weights))
     problem = {
         "T": 1,
         "B": input.size(0) if input.dim() == 2 else 1,

@@ -19,11 +19,12 @@ from rnnfast.routes import (
     casts,
     needs_gradients,
     route,
+    route_cell,
     transformed,
     without_autocast,
 )
 
-__all__ = ["Route", "cell", "route", "stack"]
+__all__ = ["Route", "cell", "route", "route_cell", "stack"]
 
 _CELLS = {mode: mode.lower() for mode in ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")}
 _TORCH_LAYERS = {mode: getattr(_VF, name) for mode, name in _CELLS.items()}
@@ -290,7 +291,7 @@ def cell(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """One step of a cell.
+    """One step of a cell: torch's operator, or the reference under a transform.
 
     Args:
         mode: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
@@ -305,20 +306,12 @@ def cell(
         The new states, as many as the cell has, each ``[B, H]``.
     """
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
-    chosen = route(input, (*states, *weights))
-    if chosen.kind == "torch":
+    if route_cell(input, (*states, *weights)).kind == "torch":
         if not states:
             states = [s[0] for s in _zero_states(mode, input, input.size(0), 1, weights, 0)]
         hx = tuple(states) if mode == "LSTM" else states[0]
         result = _TORCH_CELLS[mode](input, hx, w_ih, w_hh, b_ih, b_hh)
         return result if mode == "LSTM" else (result,)
-    if chosen is not FUSED and casts((input, *states, *weights)):
-        dtype = autocast_dtype(mode, input, states, onednn=False)
-        with without_autocast(input):
-            cast = [w.to(dtype) for w in weights]
-            biases = cast[2:] or (None, None)
-            return cell(mode, input.to(dtype), [s.to(dtype) for s in states], *cast[:2], *biases)
-    layer = _fused_layer if chosen.kind == "fused" else _reference_layer
     initial = [s.unsqueeze(0) for s in states]
-    _, states_n = layer(_CELLS[mode], input.unsqueeze(0), None, initial, weights, False)
+    _, states_n = _reference_layer(_CELLS[mode], input.unsqueeze(0), None, initial, weights, False)
     return tuple(s.squeeze(0) for s in states_n)
