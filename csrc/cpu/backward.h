@@ -23,7 +23,6 @@ struct LayerBackward {
   Panels<T> panels;
   bool want_h_0, want_hh;
 
-  static constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
   static constexpr int kGates = Cell::kGates;
 
   LayerBackward(const Layer& l, at::TensorList kept, at::TensorList all_weights, const Tensor& grad,
@@ -34,8 +33,8 @@ struct LayerBackward {
         panels{l.H, kGates * l.H, 1, plan.group},
         want_h_0(h_0),
         want_hh(hh) {
-    for (const Tensor& w : all_weights) weights.push_back(w.to(kType).contiguous());
-    if (grad.defined()) grad_output = grad.to(kType).contiguous();
+    for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
+    if (grad.defined()) grad_output = operand<T>(grad);
     const auto options = reserve[0].options();
     const int64_t B = layer.B, columns = kGates * layer.H;
     grad_states = zeros<T>({layer.D, Cell::kStates, B, padded<T>(layer.H)}, options);
@@ -63,7 +62,7 @@ struct LayerBackward {
           grad_states.mutable_data_ptr<T>() + (d * Cell::kStates + k) * B * b.state_stride;
       const std::optional<Tensor> given = grad_states_n[k];
       if (!given || !given->defined()) continue;
-      const Tensor grad = given->select(0, d).to(kType).contiguous();
+      const Tensor grad = operand<T>(given->select(0, d));
       copy_rows(grad.const_data_ptr<T>(), H, b.grad_states[k], b.state_stride, B, H);
     }
     if (Cell::kReserve)

@@ -35,6 +35,18 @@ int64_t padded(int64_t columns) {
   return (ceil_div(columns, Vec<T>::kWidth) + 1) * Vec<T>::kWidth;
 }
 
+// t in the compute type, contiguous: as it is where it can be, for every call of an op has its
+// price.
+template <class T>
+Tensor operand(const Tensor& t) {
+  constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
+  return t.scalar_type() == kType && t.is_contiguous() ? t : t.to(kType).contiguous();
+}
+
+inline Tensor in_dtype(const Tensor& t, at::ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : t.to(dtype);
+}
+
 // at::zeros goes through a second op to fill; for the small buffers of a short call that shows.
 template <class T>
 Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {

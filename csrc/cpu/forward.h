@@ -26,9 +26,9 @@ struct LayerForward {
       : layer(l),
         plan(plan_for<T>(l)),
         panels{l.H, l.H, Cell::kGates, Cell::kGates > 1 ? 1 : plan.group} {
-    x = input.to(kType).contiguous().view({layer.rows, layer.I});
-    for (const Tensor& w : all_weights) weights.push_back(w.to(kType).contiguous());
-    for (const Tensor& s : initial) states.push_back(s.to(kType).contiguous());
+    x = operand<T>(input).view({layer.rows, layer.I});
+    for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
+    for (const Tensor& s : initial) states.push_back(operand<T>(s));
     const auto options = x.options();
     output = at::empty({layer.rows, layer.D * layer.H}, options);
     for (int k = 0; k < Cell::kStates; ++k)
@@ -105,7 +105,7 @@ struct LayerForward {
   // w_ih as times_transposed likes it, for products of `rows` rows.
   Tensor projection_weight(int64_t d, int64_t rows) const {
     const Tensor& w_ih = weight(d, 0);
-    return use_onednn(x.narrow(0, 0, rows), w_ih.size(0)) ? transposed<T>(w_ih, plan.threads).t()
+    return use_onednn(kType, rows, layer.I, w_ih.size(0)) ? transposed<T>(w_ih, plan.threads).t()
                                                           : w_ih;
   }
 
@@ -120,7 +120,7 @@ struct LayerForward {
       Tensor x_gates[2];
       for (int64_t d = 0; d < layer.D; ++d) {
         const Range rows = rows_of(directions[d].walk, begin, end);
-        x_gates[d] = times_transposed(x.narrow(0, rows.begin, rows.end - rows.begin), w_ih[d],
+        x_gates[d] = times_transposed(part(x, 0, rows.begin, rows.end - rows.begin), w_ih[d],
                                       layer.has_biases ? weight(d, 2) : Tensor());
         directions[d].x_gates = x_gates[d].const_data_ptr<T>(),
         directions[d].x_gates_row = rows.begin;

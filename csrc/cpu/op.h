@@ -58,9 +58,9 @@ inline LayerResult layer_cpu(std::string_view cell, const Tensor& x,
   dispatch_cell_and_type(layer, [&](auto c, auto zero) {
     LayerForward<decltype(c), decltype(zero)> forward(layer, x, states, weights, train);
     forward.run();
-    for (Tensor& s : forward.states_n) s = s.to(layer.dtype);
-    result = {forward.output.to(layer.dtype).view(layer.shape(layer.D * layer.H)), forward.states_n,
-              forward.reserve};
+    for (Tensor& s : forward.states_n) s = in_dtype(s, layer.dtype);
+    result = {in_dtype(forward.output, layer.dtype).view(layer.shape(layer.D * layer.H)),
+              forward.states_n, forward.reserve};
   });
   return result;
 }
@@ -116,12 +116,11 @@ Tensors backward_gradients(const Layer& layer, const Tensor& x, at::TensorList w
   if (needs(0)) result.push_back(backward.grad_x());
   for (int k = 0; k < Cell::kStates; ++k)
     if (needs(1 + k)) result.push_back(backward.grad_initial(k));
-  const Tensor rows =
-      want_x ? x.to(backward.kType).contiguous().view({layer.rows, layer.I}) : Tensor();
+  const Tensor rows = want_x ? operand<T>(x).view({layer.rows, layer.I}) : Tensor();
   for (int64_t d = 0; d < layer.D; ++d)
     backward.grad_weights(
         d, [&](int64_t i) { return needs(first_weight + d * per_direction + i); }, rows, result);
-  for (Tensor& grad : result) grad = grad.to(layer.dtype);
+  for (Tensor& grad : result) grad = in_dtype(grad, layer.dtype);
   return result;
 }
 

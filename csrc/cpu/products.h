@@ -24,9 +24,14 @@ inline const std::optional<c10::OperatorHandle>& onednn_linear() {
   return op;
 }
 
-inline bool use_onednn(const at::Tensor& a, int64_t columns) {
-  return a.scalar_type() == at::kFloat && a.size(0) * a.size(1) * columns >= kWorthOneDnn &&
+inline bool use_onednn(at::ScalarType type, int64_t rows, int64_t depth, int64_t columns) {
+  return type == at::kFloat && rows * depth * columns >= kWorthOneDnn &&
          at::globalContext().userEnabledMkldnn() && onednn_linear().has_value();
+}
+
+// t[begin : begin + count] along dim, without the call where that is all of t.
+inline at::Tensor part(const at::Tensor& t, int64_t dim, int64_t begin, int64_t count) {
+  return count == t.size(dim) ? t : t.narrow(dim, begin, count);
 }
 
 // A contiguous copy of t [rows, columns] as [columns, rows].
@@ -61,7 +66,7 @@ inline at::Tensor onednn_product(const at::Tensor& a, const at::Tensor& w, const
 // in blocks to keep the rounding error at MKL's.
 inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w,
                                    const at::Tensor& bias = {}) {
-  if (!use_onednn(a, w.size(0)))
+  if (!use_onednn(a.scalar_type(), a.size(0), a.size(1), w.size(0)))
     return bias.defined() ? at::addmm(bias, a, w.t()) : at::mm(a, w.t());
   constexpr int64_t kBlock = 512;
   const int64_t depth = a.size(1);
@@ -69,7 +74,7 @@ inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w,
   for (int64_t k = 0; k < depth; k += kBlock) {
     const int64_t count = depth - k < kBlock + kBlock / 2 ? depth - k : kBlock;
     const at::Tensor product =
-        onednn_product(a.narrow(1, k, count), w.narrow(1, k, count), k ? at::Tensor() : bias);
+        onednn_product(part(a, 1, k, count), part(w, 1, k, count), k ? at::Tensor() : bias);
     sum = sum.defined() ? sum.add_(product) : product;
     if (k + count == depth) break;
   }
@@ -83,11 +88,11 @@ inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w,
 template <class T>
 at::Tensor transposed_times(const at::Tensor& g, const at::Tensor& x, int64_t block, int threads) {
   const int64_t rows = x.size(0);
-  const bool onednn = use_onednn(g.narrow(0, 0, std::min(rows, block)), x.size(1));
+  const bool onednn = use_onednn(g.scalar_type(), std::min(rows, block), g.size(1), x.size(1));
   at::Tensor sum;
   for (int64_t row = 0; row < rows; row += block) {
     const int64_t count = std::min(block, rows - row);
-    const at::Tensor g_block = g.narrow(0, row, count), x_block = x.narrow(0, row, count);
+    const at::Tensor g_block = part(g, 0, row, count), x_block = part(x, 0, row, count);
     if (onednn) {
       const at::Tensor product = onednn_product(transposed<T>(x_block, threads), g_block.t(), {});
       sum = sum.defined() ? sum.add_(product) : product;
