@@ -1,4 +1,4 @@
-"""Tensors over 2^31 elements: the address arithmetic of the kernels, run on such sizes without such tensors.
+"""Tensors over 2^31 elements: the kernels' address arithmetic on such sizes, without such tensors.
 
 Catches a product of sizes that is taken in 32 bits.
 """
