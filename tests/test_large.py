@@ -1,5 +1,6 @@
-"""Sizes at which other code runs than on small ones: several chunks of steps, both ways to split the
-work over threads, the products that go to oneDNN.
+"""Sizes at which other code runs than on small ones.
+
+Several chunks of steps, both ways to split the work over threads, the products that go to oneDNN.
 
 Catches a chunk that begins at the wrong row (in one direction only, say), a thread that leaves its
 share undone, an operand that oneDNN reads transposed.
@@ -39,7 +40,9 @@ def test_several_chunks(
 @pytest.mark.parametrize("mode", MODES)
 def test_onednn_products(mode: str, bidirectional: bool) -> None:
     """Products of over 2^22 multiplications go to oneDNN in float32: their error stays torch's."""
-    problem = Problem(mode, T=70, B=32, I=125, H=192, bidirectional=bidirectional, dtype=torch.float32)
+    problem = Problem(
+        mode, T=70, B=32, I=125, H=192, bidirectional=bidirectional, dtype=torch.float32
+    )
     assert 256 * 125 * 192 > 2**22
     exact = Problem(mode, T=70, B=32, I=125, H=192, bidirectional=bidirectional)
     with torch.no_grad():
@@ -54,4 +57,6 @@ def test_onednn_products(mode: str, bidirectional: bool) -> None:
     ours = results(problem.rnnfast(), problem.leaves)
     for i, (t, b, a) in enumerate(zip(truth, theirs, ours, strict=True)):
         our_error, torch_error = (a - t).abs().max().item(), (b - t).abs().max().item()
-        assert our_error <= 2 * torch_error, f"tensor {i}: {our_error:.2e} against {torch_error:.2e}"
+        assert our_error <= 2 * torch_error, (
+            f"tensor {i}: {our_error:.2e} against {torch_error:.2e}"
+        )

@@ -26,7 +26,15 @@ SIZES = st.sampled_from([1, 2, 3, 5, 16, 31, 64, 128, 500, 1024])
     uniform=st.booleans(),
 )
 def test_plan_is_sound(
-    cell: str, dtype: str, T: int, B: int, I: int, H: int, directions: int, threads: int, uniform: bool
+    cell: str,
+    dtype: str,
+    T: int,
+    B: int,
+    I: int,  # noqa: E741
+    H: int,
+    directions: int,
+    threads: int,
+    uniform: bool,
 ) -> None:
     problem = (cell, dtype, T, B, I, H, directions, threads, uniform)
     plan = _C.plan(*problem)
@@ -38,7 +46,8 @@ def test_plan_is_sound(
     assert plan["kernel"] == ("step" if T == 1 else "packed")
     per_direction = plan["threads"] // directions
     if plan["split"] == "batch":
-        assert uniform and per_direction <= B
+        assert uniform
+        assert per_direction <= B
     elif plan["split"] == "hidden":
         assert (per_direction - 1) * plan["panel_groups"] * plan["vector_width"] < H
     else:
@@ -51,7 +60,9 @@ def test_plan_of_known_problems() -> None:
 
     assert split(128, 128, 512, 512, 1, 2) == "batch", "64 rows a thread fill the tiles, no barrier"
     assert split(1000, 1, 128, 256, 1, 2) == "hidden", "one row can only be split by its units"
-    assert split(128, 128, 512, 512, 1, 2, False) == "hidden", "a shrinking batch would idle a thread"
+    assert split(128, 128, 512, 512, 1, 2, False) == "hidden", (
+        "a shrinking batch would idle a thread"
+    )
     assert split(100, 32, 128, 128, 2, 2) == "direction", "each thread takes a direction"
     assert split(20, 3, 5, 6, 1, 2) == "none", "too little work to wake a thread"
 
