@@ -17,6 +17,7 @@ from rnnfast.routes import (
     Route,
     autocast_dtype,
     casts,
+    exporting,
     needs_gradients,
     route,
     route_cell,
@@ -160,8 +161,7 @@ def _fused_layer(
     bidirectional: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     # An exported graph would keep the reserve and lose the gradients: see `route`.
-    exporting = torch.compiler.is_exporting()
-    if needs_gradients((x, *states, *weights)) and not exporting:
+    if needs_gradients((x, *states, *weights)) and not exporting():
         compiling = torch.compiler.is_compiling()
         apply: Callable[..., tuple[Tensor, ...]] = _Layer.apply if compiling else _apply_eager
         results = apply(cell, bidirectional, len(states), x, batch_sizes, *states, *weights)

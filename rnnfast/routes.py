@@ -60,6 +60,11 @@ def _autocasting(x: Tensor) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
+def exporting() -> bool:
+    """Whether torch.export traces. Its public name is always True to the Dynamo of torch 2.11."""
+    return torch.compiler._is_exporting_flag
+
+
 def needs_gradients(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd is to record a call with these tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -85,7 +90,7 @@ def route(
             return _TRACED
     elif torch.onnx.is_in_onnx_export():
         return _TRACED
-    elif training and torch.compiler.is_exporting() and needs_gradients(tensors):
+    elif training and exporting() and needs_gradients(tensors):
         return _EXPORTED
     if proj_size:
         return Route("torch", f"proj_size={proj_size} has no kernel")
