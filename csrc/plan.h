@@ -33,7 +33,7 @@ struct Plan {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A step must hold this much work per thread before a barrier, or waking a thread, pays.
-inline constexpr double kFlopsWorthAThread = 8e3;
+inline constexpr double kFlopsWorthAThread = 2e4;
 // Rows per thread from which register tiles run at full speed, so that splitting the batch costs
 // nothing.
 inline constexpr int64_t kRowsForFullTiles = 8;

@@ -130,7 +130,7 @@ struct LayerBackward {
   }
 
   Tensor product_over_rows(const Tensor& g, const Tensor& rows) const {
-    return transposed_times<T>(g, rows, 2 * std::max(layer.B, layer.T), plan.threads);
+    return transposed_times<T>(g, rows, sum_block(layer.B, layer.T), plan.threads);
   }
 
   Tensor grad_w_hh(int64_t d) const {
