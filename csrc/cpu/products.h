@@ -84,11 +84,10 @@ inline at::Tensor times_transposed(const at::Tensor& a, const at::Tensor& w,
 
 // Rows to add up in one chain of a sum over all rows of a sequence. Torch adds up each step's B
 // rows and then the T steps, an error that grows as sqrt(B) + sqrt(T); one chain over all rows
-// would err as sqrt(B T). These blocks keep it within about 1.4 times torch's, and are as large as
-// that allows.
+// would err as sqrt(B T), blocks of these rows err as torch does.
 inline int64_t sum_block(int64_t B, int64_t T) {
-  const double torch_error = std::sqrt(static_cast<double>(B)) + std::sqrt(static_cast<double>(T));
-  return static_cast<int64_t>(1.5 * torch_error * torch_error);
+  const double root = std::sqrt(static_cast<double>(B)) + std::sqrt(static_cast<double>(T));
+  return static_cast<int64_t>(root * root);
 }
 
 // g [rows, N] transposed times x [rows, K], as a sum over blocks of rows.
