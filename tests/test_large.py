@@ -39,12 +39,12 @@ def test_several_chunks(
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_onednn_products(mode: str, bidirectional: bool) -> None:
-    """Products of over 2^22 multiplications go to oneDNN in float32: their error stays torch's."""
+    """Products of over 2^22 or 2^24 multiplications go to oneDNN in float32: their error stays torch's."""
     problem = Problem(
-        mode, T=70, B=32, I=125, H=192, bidirectional=bidirectional, dtype=torch.float32
+        mode, T=70, B=32, I=253, H=384, bidirectional=bidirectional, dtype=torch.float32
     )
-    assert 256 * 125 * 192 > 2**22
-    exact = Problem(mode, T=70, B=32, I=125, H=192, bidirectional=bidirectional)
+    assert 190 * 253 * 384 > 2**24
+    exact = Problem(mode, T=70, B=32, I=253, H=384, bidirectional=bidirectional)
     with torch.no_grad():
         for own, other in zip(exact.leaves, problem.leaves, strict=True):
             own.copy_(other)
@@ -56,7 +56,8 @@ def test_onednn_products(mode: str, bidirectional: bool) -> None:
     theirs = results(problem.torch(), problem.leaves)
     ours = results(problem.rnnfast(), problem.leaves)
     for i, (t, b, a) in enumerate(zip(truth, theirs, ours, strict=True)):
-        our_error, torch_error = (a - t).abs().max().item(), (b - t).abs().max().item()
-        assert our_error <= 2 * torch_error, (
-            f"tensor {i}: {our_error:.2e} against {torch_error:.2e}"
-        )
+        # The largest single error is one draw of many: the root mean square says what is typical.
+        rms = float((a - t).norm() / (b - t).norm())
+        largest = float((a - t).abs().max() / (b - t).abs().max())
+        assert rms <= 2, f"tensor {i}: error {rms:.2f} times torch's"
+        assert largest <= 4, f"tensor {i}: largest error {largest:.2f} times torch's"

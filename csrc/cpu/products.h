@@ -25,8 +25,9 @@ inline const std::optional<c10::OperatorHandle>& onednn_linear() {
   return op;
 }
 
-inline bool use_onednn(at::ScalarType type, int64_t rows, int64_t depth, int64_t columns) {
-  return type == at::kFloat && rows * depth * columns >= kWorthOneDnn &&
+inline bool use_onednn(at::ScalarType type, int64_t rows, int64_t depth, int64_t columns,
+                       int64_t worth = kWorthOneDnn) {
+  return type == at::kFloat && rows * depth * columns >= worth &&
          at::globalContext().userEnabledMkldnn() && onednn_linear().has_value();
 }
 
@@ -94,7 +95,9 @@ inline int64_t sum_block(int64_t B, int64_t T) {
 template <class T>
 at::Tensor transposed_times(const at::Tensor& g, const at::Tensor& x, int64_t block, int threads) {
   const int64_t rows = x.size(0);
-  const bool onednn = use_onednn(g.scalar_type(), std::min(rows, block), g.size(1), x.size(1));
+  // Here oneDNN needs x transposed and a pass to add up: smaller blocks are not worth that.
+  const bool onednn =
+      use_onednn(g.scalar_type(), std::min(rows, block), g.size(1), x.size(1), 4 * kWorthOneDnn);
   at::Tensor sum;
   for (int64_t row = 0; row < rows; row += block) {
     const int64_t count = std::min(block, rows - row);
