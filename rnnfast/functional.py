@@ -299,13 +299,15 @@ def cell(
         states: empty for zeros, or ``(h,)``, for LSTM ``(h, c)``, each ``[B, H]``.
         w_ih: ``[G*H, I]``.
         w_hh: ``[G*H, H]``.
-        b_ih: ``[G*H]``, or None if ``b_hh`` is.
-        b_hh: ``[G*H]``, or None if ``b_ih`` is.
+        b_ih: ``[G*H]``, or None.
+        b_hh: ``[G*H]``, or None.
 
     Returns:
         The new states, as many as the cell has, each ``[B, H]``.
     """
-    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    weights = [w_ih, w_hh]
+    if b_ih is not None or b_hh is not None:  # one alone is as good as both, the other being zero
+        weights += [w_hh.new_zeros(w_hh.size(0)) if b is None else b for b in (b_ih, b_hh)]
     if route_cell(input, (*states, *weights)).kind == "torch":
         if not states:
             states = [s[0] for s in _zero_states(mode, input, input.size(0), 1, weights, 0)]

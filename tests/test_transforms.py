@@ -159,3 +159,13 @@ def test_a_projection_takes_transforms() -> None:
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     batched = vmap(lambda x: lstm(x)[0])(torch.stack([x, -x]))
     assert_close([batched[1]], [lstm(-x)[0]], 1e-12)
+
+
+def test_a_cell_with_one_bias_keeps_it_under_a_transform() -> None:
+    x, h, w_ih, w_hh, bias = (torch.randn(*s) for s in ((3, 4), (3, 5), (15, 4), (15, 5), (15,)))
+    for biases in ((bias, None), (None, bias)):
+        plain = functional.cell("GRU", x, (h,), w_ih, w_hh, *biases)[0]
+        step = torch.func.vmap(
+            lambda x, h, b=biases: functional.cell("GRU", x[None], (h[None],), w_ih, w_hh, *b)[0][0]
+        )
+        torch.testing.assert_close(step(x, h), plain)
