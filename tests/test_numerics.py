@@ -65,17 +65,20 @@ def test_float32_error_is_at_most_twice_torchs(
 ) -> None:
     if mode == "RNN_RELU" and scale > 1:
         scale = 0.5  # with large weights it grows without bound, and both lose all digits
-    low, exact = pair(mode, scale, **shape)
-    truth = groups(exact, exact.torch())
-    ours, theirs = groups(low, low.rnnfast()), groups(low, low.torch())
+    errors: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for seed in range(3):  # the largest of many roundings scatters less over several problems
+        low, exact = pair(mode, scale, seed=seed, **shape)
+        truth = groups(exact, exact.torch())
+        ours, theirs = groups(low, low.rnnfast()), groups(low, low.torch())
+        for name, values in truth.items():
+            pair_of = (relative_errors(ours[name], values), relative_errors(theirs[name], values))
+            errors.setdefault(name, []).append(pair_of)
     unit = torch.finfo(torch.float32).eps
-    for name in truth:
-        our_errors = relative_errors(ours[name], truth[name])
-        their_errors = relative_errors(theirs[name], truth[name])
+    for name, found in errors.items():
+        our_errors, their_errors = (torch.cat(parts) for parts in zip(*found, strict=True))
         our_rms, their_rms = (e.square().mean().sqrt() for e in (our_errors, their_errors))
         assert our_rms <= 2 * their_rms.clamp(min=unit / 16), name
-        # The largest of many roundings scatters: this limit finds a function wrong somewhere.
-        assert our_errors.max() <= 8 * their_errors.max().clamp(min=unit / 2), name
+        assert our_errors.max() <= 2 * their_errors.max().clamp(min=unit / 2), name
 
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "GRU", "LSTM"])

@@ -95,7 +95,7 @@ struct LayerBackward {
   Tensor grad_x() const {
     Tensor sum;
     for (int64_t d = 0; d < layer.D; ++d) {
-      Tensor grad = times_transposed(grad_x_gates[d], weight(d, 0).t());
+      Tensor grad = times(grad_x_gates[d], weight(d, 0));
       sum = sum.defined() ? sum.add_(grad) : grad;
     }
     return sum.view(layer.shape(layer.I));

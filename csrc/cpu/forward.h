@@ -102,7 +102,7 @@ struct LayerForward {
                         : Range{layer.offset[begin], layer.offset[end]};
   }
 
-  // w_ih as times_transposed likes it, for products of `rows` rows.
+  // w_ih as `project` likes it, for products of `rows` rows.
   Tensor projection_weight(int64_t d, int64_t rows) const {
     const Tensor& w_ih = weight(d, 0);
     return use_onednn(kType, rows, layer.I, w_ih.size(0)) ? transposed<T>(w_ih, plan.threads).t()
@@ -120,8 +120,8 @@ struct LayerForward {
       Tensor x_gates[2];
       for (int64_t d = 0; d < layer.D; ++d) {
         const Range rows = rows_of(directions[d].walk, begin, end);
-        x_gates[d] = times_transposed(part(x, 0, rows.begin, rows.end - rows.begin), w_ih[d],
-                                      layer.has_biases ? weight(d, 2) : Tensor());
+        x_gates[d] = project(part(x, 0, rows.begin, rows.end - rows.begin), w_ih[d],
+                             layer.has_biases ? weight(d, 2) : Tensor());
         directions[d].x_gates = x_gates[d].const_data_ptr<T>(),
         directions[d].x_gates_row = rows.begin;
       }

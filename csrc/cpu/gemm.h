@@ -93,7 +93,7 @@ constexpr int tile_rows(int vectors) {
 
 // Longer sums are made of blocks of this depth: their rounding error grows with the square root of
 // the block and of the number of blocks, not of the whole.
-inline constexpr int64_t kBlockDepth = 256;
+inline constexpr int64_t kBlockDepth = 128;
 
 // sums[m][v] = sum over k of a[m, k] * w[k][v], for MR rows of a and NV registers of columns.
 template <class T, int MR, int NV>
