@@ -24,7 +24,7 @@ struct Layer {
   std::vector<int64_t> batch, offset;  // [T], [T + 1]
 
   Walk walk(int64_t direction) const {
-    return {{T, rows, batch.data(), offset.data()}, direction == 1};
+    return {{T, rows, B, batch.data(), offset.data()}, direction == 1};
   }
   int64_t weights_per_direction() const { return has_biases ? 4 : 2; }
   int64_t x_dims() const { return packed ? 2 : 3; }

@@ -5,13 +5,19 @@
 
 #include <cstdint>
 
+#include "math.h"
+
 namespace rnnfast {
 
 struct Steps {
   int64_t count;          // T
   int64_t rows;           // sum of batch
-  const int64_t* batch;   // [T], never increasing, batch[0] = B
+  int64_t largest;        // B, the batch of the first step
+  const int64_t* batch;   // [T], never increasing; or null, and offset too: dense
   const int64_t* offset;  // [T]
+
+  RNNFAST_FN int64_t batch_at(int64_t t) const { return batch ? batch[t] : largest; }
+  RNNFAST_FN int64_t offset_at(int64_t t) const { return batch ? offset[t] : t * largest; }
 };
 
 // One direction in time over the steps: the order of the steps, and where the states of a row stand
@@ -22,21 +28,21 @@ struct Walk {
   Steps steps;
   bool reverse;
 
-  int64_t batch_size() const { return steps.count ? steps.batch[0] : 0; }
-  int64_t time(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
-  int64_t after(int64_t t, int64_t b) const {
-    return steps.offset[t] + b + (reverse ? 0 : batch_size());
+  RNNFAST_FN int64_t batch_size() const { return steps.largest; }
+  RNNFAST_FN int64_t time(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
+  RNNFAST_FN int64_t after(int64_t t, int64_t b) const {
+    return steps.offset_at(t) + b + (reverse ? 0 : batch_size());
   }
-  int64_t initial(int64_t b) const { return b + (reverse ? steps.rows : 0); }
-  int64_t before(int64_t t, int64_t b) const {
+  RNNFAST_FN int64_t initial(int64_t b) const { return b + (reverse ? steps.rows : 0); }
+  RNNFAST_FN int64_t before(int64_t t, int64_t b) const {
     const int64_t previous = reverse ? t + 1 : t - 1;
-    const bool alive = previous >= 0 && previous < steps.count && b < steps.batch[previous];
+    const bool alive = previous >= 0 && previous < steps.count && b < steps.batch_at(previous);
     return alive ? after(previous, b) : initial(b);
   }
   // Rows that step i of this walk leaves for good are those from here up to the batch of time(i).
-  int64_t staying(int64_t i) const {
+  RNNFAST_FN int64_t staying(int64_t i) const {
     if (i + 1 == steps.count) return 0;
-    const int64_t next = steps.batch[time(i + 1)], now = steps.batch[time(i)];
+    const int64_t next = steps.batch_at(time(i + 1)), now = steps.batch_at(time(i));
     return next < now ? next : now;
   }
 };

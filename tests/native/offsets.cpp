@@ -24,7 +24,7 @@ int main() {
   std::vector<int64_t> batch{B, B, B - 7, 1}, offset;
   int64_t rows = 0;
   for (int64_t b : batch) offset.push_back(rows), rows += b;
-  const Steps steps{T, rows, batch.data(), offset.data()};
+  const Steps steps{T, rows, B, batch.data(), offset.data()};
 
   const Walk forward{steps, false}, reverse{steps, true};
   expect("forward after", forward.after(2, 11), B + 2 * B + 11);

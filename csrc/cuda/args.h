@@ -1,0 +1,42 @@
+// What the kernels that run a whole sequence are given: one struct for both directions, passed by
+// value. Direction d of a tensor [D, ...] begins at d times the size of the rest. E is the type the
+// tensors are stored in. Null pointers stand for what is absent or not wanted.
+#pragma once
+
+#include "recurrence.h"
+
+namespace rnnfast {
+
+template <class E>
+struct ForwardArgs {
+  Steps steps;           // batch and offset in device memory
+  int64_t hidden;        // H
+  const void* w_hh;      // packed for the kernel, see Fragments; [D] of them
+  int64_t w_hh_bytes;    // of one direction
+  const E* x_gates;      // [D, rows, G*H] W_ih x + b_ih
+  const E* b_hh[2];      // per direction [G*H]
+  const E* states_0[2];  // per state [D, B, H]; null: zeros
+  E* output;             // [rows, D*H]
+  E* states_n[2];        // per state [D, B, H]
+  E* timelines[2];       // per state [D, rows + B, H], see Walk; null: inference
+  E* gates;              // [D, rows, reserve*H]; null: inference, or a cell without
+  void* exchange;  // grid kernels: states and flags in global memory, zeroed; see GridExchange
+};
+
+template <class E>
+struct BackwardArgs {
+  Steps steps;
+  int64_t hidden;
+  const void* w_hh;
+  int64_t w_hh_bytes;
+  const E* grad_output;       // [rows, D*H]
+  const E* grad_states_n[2];  // per state [D, B, H]
+  const E* timelines[2];      // as written by forward
+  const E* gates;
+  E* grad_x_gates;      // [D, rows, G*H]
+  E* grad_h_gates;      // [D, rows, G*H]; null where it equals grad_x_gates or nobody asks
+  E* grad_states_0[2];  // per state [D, B, H]
+  void* exchange;
+};
+
+}  // namespace rnnfast

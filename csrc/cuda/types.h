@@ -1,0 +1,86 @@
+// The types that tensors are stored in, and the number type with which the cells of cells.h run for
+// each of them.
+#pragma once
+
+#include "cuda/device.h"
+#include "math.h"
+
+namespace rnnfast {
+
+// A float whose elementary functions are the GPU's approximations, for results that are rounded to
+// 16 bits anyway.
+struct Approximate {
+  float value;
+
+  Approximate() = default;
+  RNNFAST_FN Approximate(float x) : value(x) {}
+
+  friend RNNFAST_FN Approximate operator+(Approximate a, Approximate b) {
+    return a.value + b.value;
+  }
+  friend RNNFAST_FN Approximate operator-(Approximate a, Approximate b) {
+    return a.value - b.value;
+  }
+  friend RNNFAST_FN Approximate operator*(Approximate a, Approximate b) {
+    return a.value * b.value;
+  }
+  friend RNNFAST_FN bool operator<(Approximate a, Approximate b) { return a.value < b.value; }
+  friend RNNFAST_FN bool operator<=(Approximate a, Approximate b) { return a.value <= b.value; }
+  friend RNNFAST_FN Approximate fma(Approximate a, Approximate b, Approximate c) {
+    return fma(a.value, b.value, c.value);
+  }
+  // 1 / (1 + e^-x). Max error 4e-7 absolute; saturates to 0 and 1, NaN stays NaN.
+  friend DEVICE Approximate sigmoid(Approximate x) {
+    return dev::rcp_approx(1.f + dev::exp2_approx(x.value * -1.44269504f));
+  }
+  // 1 - 2 / (1 + e^2x). Max error 8e-7 absolute; saturates to -1 and 1, NaN stays NaN.
+  friend DEVICE Approximate tanh(Approximate x) {
+    return fmaf(-2.f, dev::rcp_approx(1.f + dev::exp2_approx(x.value * 2.88539008f)), 1.f);
+  }
+};
+
+// Compute: what sums and states are kept in. Value: what the cells are instantiated with.
+template <class E>
+struct Arithmetic {
+  using Compute = float;
+  using Value = Approximate;
+};
+template <>
+struct Arithmetic<float> {
+  using Compute = float;
+  using Value = float;
+};
+template <>
+struct Arithmetic<double> {
+  using Compute = double;
+  using Value = double;
+};
+
+template <class E>
+using Compute = typename Arithmetic<E>::Compute;
+template <class E>
+using Value = typename Arithmetic<E>::Value;
+
+RNNFAST_FN float plain(Approximate x) { return x.value; }
+RNNFAST_FN float plain(float x) { return x; }
+RNNFAST_FN double plain(double x) { return x; }
+
+// An element of a tensor in the compute type, and back.
+template <class E>
+DEVICE Compute<E> widen(E x) {
+  if constexpr (sizeof(E) == 2) {
+    return dev::to_float(x);
+  } else {
+    return x;
+  }
+}
+template <class E>
+DEVICE E narrow(Compute<E> x) {
+  if constexpr (sizeof(E) == 2) {
+    return dev::from_float<E>(x);
+  } else {
+    return x;
+  }
+}
+
+}  // namespace rnnfast
