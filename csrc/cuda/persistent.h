@@ -1,0 +1,777 @@
+// The time loop of a layer in one launch. Each CTA owns some hidden units of one tile of the batch
+// for the whole sequence and keeps their rows of w_hh (backward: columns) in registers, as operands
+// of the tensor cores; what does not fit there lies in shared memory. So a step reads no weights.
+//
+// One step, forward and backward alike:
+//   receive   the exchanged vector of all units: h, or backward the hidden-side gate gradients
+//   multiply  with the resident weights. A group of 16 units (the M of one mma) has kSplits warps,
+//             which share K among them
+//   reduce    their partial sums through shared memory, in a fixed order; then each thread owns
+//             kElements (unit, batch row) pairs with all their gates, states in registers
+//   update    the cell's maths (cells.h), results to global memory
+//   send      the new piece of the vector to all CTAs of the tile
+//
+// Three ways to exchange (Exchange): within one CTA, through its shared memory; within a cluster,
+// by st.async into the shared memory of the peers, counted by mbarriers; across a grid, through
+// global memory and one flag per CTA. Vectors are double-buffered, which suffices: who sends round
+// r + 2 has received round r + 1 from every group of every CTA, and a group sends r + 1 only after
+// all its warps have read round r.
+//
+// The exchanged vector lies in shared memory as the 8 x 16-byte matrices that ldmatrix reads:
+// [K tile][column of 8 batch rows][half of the tile][batch row] of 16 bytes. A K tile is 32 bytes
+// of K, 16 units of a 16-bit type or 8 floats, so that one layout serves all types.
+#pragma once
+
+#include "cells.h"
+#include "cuda/args.h"
+#include "cuda/device.h"
+#include "cuda/instances.h"
+#include "cuda/types.h"
+
+namespace rnnfast {
+
+// ---- operand types of the tensor cores ----
+struct Bf16Operand {
+  using Element = dev::Bf16;
+  using Mma = dev::MmaBf16;
+  static constexpr Precision kPrecision = Precision::kBf16;
+};
+struct HalfOperand {
+  using Element = dev::Half;
+  using Mma = dev::MmaHalf;
+  static constexpr Precision kPrecision = Precision::kHalf;
+};
+struct Tf32Operand {
+  using Element = float;
+  using Mma = dev::MmaTf32;
+  static constexpr Precision kPrecision = Precision::kTf32;
+};
+// float32 as the sum of two TF32 numbers: three products, of which the fourth, low times low, is
+// below the last bit. Relative error of a product at most 2^-21.
+struct FloatOperand {
+  using Element = float;
+  using Mma = dev::MmaTf32;
+  static constexpr Precision kPrecision = Precision::kFloat;
+};
+
+// ---- an instance for a cell and an operand type, as constants ----
+template <class Cell_, class Operand_, int kIndex>
+struct Shape {
+  using Cell = Cell_;
+  using Operand = Operand_;
+  using Element = typename Operand::Element;
+  static constexpr Instance kInstance = kInstances[kIndex];
+  static constexpr Layout kLayout = layout(kInstance, Cell::kGates, Operand::kPrecision);
+  static constexpr Exchange kExchange = kInstance.exchange;
+  static constexpr Precision kPrecision = Operand::kPrecision;
+  static constexpr bool kBackward = kInstance.backward, kTwoParts = kPrecision == Precision::kFloat;
+  static constexpr int kPeers = kLayout.peers, kSplits = kLayout.splits;
+  static constexpr int kColumns = kLayout.columns, kBatch = kColumns * kMmaBatch;
+  static constexpr int kUnits = kLayout.units, kHidden = kUnits * kPeers;
+  static constexpr int kWarps = kLayout.warps(), kThreads = kLayout.threads();
+  static constexpr int kTileUnits = kLayout.tile_units, kIn = kLayout.in, kOut = kLayout.out;
+  static constexpr int kWarpTiles = kLayout.warp_tiles, kElements = kLayout.elements();
+  static constexpr int kFragments = kLayout.fragments, kShared = kLayout.shared_fragments;
+  static constexpr int kGroupThreads = kSplits * kWarpSize;
+  static constexpr int kGroupBytes = kLayout.group_bytes(), kSourceBytes = kLayout.source_bytes();
+  static constexpr int kVectorBytes = kLayout.vector_bytes();
+  static constexpr int kVectorBuffers = kLayout.vector_buffers();
+  static constexpr int kPartialFloats = kLayout.partial_floats();
+  static constexpr int kPartialBytes = kLayout.partial_bytes();
+  static constexpr int kPartialAt = kLayout.partial_at(), kStageAt = kLayout.stage_at();
+  static constexpr int kBiasAt = kLayout.bias_at(), kBarsAt = kLayout.bars_at();
+  static constexpr int kWeightsAt = kLayout.weights_at();
+  // Enough independent accumulators to hide the latency of an mma.
+  static constexpr int kChains = kOut * kColumns >= 4 ? 1 : kOut * kColumns >= 2 ? 2 : 4;
+};
+
+// Where in its group the element j of the 4 * kColumns accumulators of a thread lies: bit 0 next
+// batch row, bit 1 unit + 8, from bit 2 on the column. Offsets of consecutive elements add up.
+struct Accumulator {
+  static DEVICE int unit(int j) { return (j & 2) ? 8 : 0; }
+  static DEVICE int batch(int j) { return (j & 1) + (j >> 2) * kMmaBatch; }
+};
+
+// ---- weights ----
+// The A operands of one warp: registers, and evenly among them some in shared memory, whose loads
+// overlap with the products of the others.
+template <class S>
+struct ResidentWeights {
+  static constexpr int kFragments = S::kFragments, kShared = S::kShared;
+  static constexpr int kRegisters = kFragments - kShared;
+  uint32_t held[kRegisters > 0 ? kRegisters : 1][4];
+  uint8_t* shared;  // this lane's 16 bytes of the warp's first fragment in shared memory
+
+  static constexpr DEVICE int shared_before(int f) { return f * kShared / kFragments; }
+  static constexpr DEVICE bool in_shared(int f) { return shared_before(f + 1) > shared_before(f); }
+
+  // `packed`: the fragments of this warp, as pack_weights left them; `place`: its part of shared
+  // memory.
+  DEVICE void load(const uint4* packed, uint8_t* place, int lane) {
+    shared = place + lane * sizeof(uint4);
+    UNROLL
+    for (int f = 0; f < kFragments; ++f) {
+      const uint4 v = packed[f * kWarpSize + lane];
+      if (in_shared(f)) {
+        *reinterpret_cast<uint4*>(shared + shared_before(f) * kFragmentBytes) = v;
+      } else {
+        uint32_t (&to)[4] = held[f - shared_before(f)];
+        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+      }
+    }
+  }
+
+  DEVICE void multiply(float (&sum)[4], int f, uint32_t b0, uint32_t b1) const {
+    if (in_shared(f)) {
+      const uint4 v = *reinterpret_cast<const uint4*>(shared + shared_before(f) * kFragmentBytes);
+      const uint32_t a[4] = {v.x, v.y, v.z, v.w};
+      dev::mma<typename S::Operand::Mma>(sum, a, b0, b1);
+    } else {
+      dev::mma<typename S::Operand::Mma>(sum, held[f - shared_before(f)], b0, b1);
+    }
+  }
+
+  // Adds K tile `tile`, output `out` to sum.
+  DEVICE void multiply_tile(float (&sum)[4], int tile, int out, uint32_t b0, uint32_t b1) const {
+    const int f = tile * S::kOut + out;
+    if constexpr (S::kTwoParts) {
+      const uint32_t high0 = dev::to_tf32(dev::as_float(b0)),
+                     high1 = dev::to_tf32(dev::as_float(b1));
+      const uint32_t low0 = dev::to_tf32(dev::as_float(b0) - dev::as_float(high0)),
+                     low1 = dev::to_tf32(dev::as_float(b1) - dev::as_float(high1));
+      multiply(sum, 2 * f + 1, high0, high1);
+      multiply(sum, 2 * f, low0, low1);
+      multiply(sum, 2 * f, high0, high1);
+    } else {
+      multiply(sum, f, b0, b1);
+    }
+  }
+};
+
+struct PackArgs {
+  const void* w_hh;  // [G*H, H]
+  int64_t hidden;    // H
+  void* packed;      // [rank][warp][fragment][lane] of 16 bytes
+};
+
+// One 16-byte piece of packed weights per thread. Units past H are zero.
+template <class S>
+struct PackWeights {
+  using E = typename S::Element;
+  static constexpr int kPerWord = sizeof(uint32_t) / sizeof(E);
+  static constexpr int64_t kPieces = int64_t{S::kPeers} * S::kWarps * S::kFragments * kWarpSize;
+  const PackArgs& a;
+
+  // w_hh between unit `to` of output `out` and unit `from` of input `in`: one of both counts gates.
+  DEVICE float weight(int out, int64_t to, int in, int64_t from) const {
+    if (to >= a.hidden || from >= a.hidden) return 0.f;
+    const int64_t row = S::kBackward ? from : to, column = S::kBackward ? to : from;
+    const E* w = static_cast<const E*>(a.w_hh);
+    return widen(w[((out + in) * a.hidden + row) * a.hidden + column]);
+  }
+
+  DEVICE uint32_t word(const float (&values)[kPerWord], int part) const {
+    if constexpr (kPerWord == 2) {
+      return dev::pack2<E>(values[0], values[1]);
+    } else {
+      const uint32_t high = dev::to_tf32(values[0]);
+      return part == 0 ? high : dev::to_tf32(values[0] - dev::as_float(high));
+    }
+  }
+
+  DEVICE void run(int64_t piece) const {
+    constexpr int kParts = S::kTwoParts ? 2 : 1;
+    const int lane = piece % kWarpSize;
+    int64_t rest = piece / kWarpSize;
+    const int fragment = rest % S::kFragments;
+    rest /= S::kFragments;
+    const int split = rest % S::kSplits;
+    rest /= S::kSplits;
+    const int64_t first_unit = rest * kMmaUnits;  // (rank * groups + group) * 16
+    const int part = fragment % kParts, out = fragment / kParts % S::kOut;
+    const int tile = split * S::kWarpTiles + fragment / kParts / S::kOut;
+    constexpr int kParTile = kMmaUnits / S::kTileUnits;  // tiles for 16 units
+    const int in = tile / kParTile % S::kIn;
+    const int64_t from_group = tile / kParTile / S::kIn;
+    const int64_t from_unit = from_group * kMmaUnits + tile % kParTile * S::kTileUnits;
+    uint32_t words[4];
+    for (int i = 0; i < 4; ++i) {
+      float values[kPerWord];
+      for (int j = 0; j < kPerWord; ++j)
+        values[j] = weight(out, first_unit + lane / 4 + (i & 1) * 8, in,
+                           from_unit + (i >> 1) * S::kTileUnits / 2 + lane % 4 * kPerWord + j);
+      words[i] = word(values, part);
+    }
+    uint4 v;
+    v.x = words[0], v.y = words[1], v.z = words[2], v.w = words[3];
+    static_cast<uint4*>(a.packed)[piece] = v;
+  }
+};
+
+template <class S>
+KERNEL LAUNCH_BOUNDS(kPackThreads) pack_weights(const PackArgs args) {
+  const int64_t piece = int64_t{dev::block_x()} * kPackThreads + dev::tid();
+  if (piece < PackWeights<S>::kPieces) PackWeights<S>{args}.run(piece);
+}
+
+// ---- the sum over the splits of K ----
+// Each warp finishes kElements of its accumulators per output: it hands the others theirs and adds
+// in a fixed order what it gets.
+template <class S>
+struct Reduction {
+  static constexpr int kElements = S::kElements;
+
+  static DEVICE int index(int receiver, int slot, int out, int e, int lane) {
+    return (((receiver * (S::kSplits - 1) + slot) * S::kOut + out) * kElements + e) * kWarpSize +
+           lane;
+  }
+
+  // Registers cannot be indexed by a variable: the choice among them is a chain of selects.
+  static DEVICE void keep_own(const float (&acc)[S::kOut][S::kColumns][4],
+                              float (&sum)[kElements][S::kOut], int split) {
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      UNROLL
+      for (int o = 0; o < S::kOut; ++o) {
+        sum[e][o] = acc[o][e / 4][e % 4];
+        UNROLL
+        for (int s = 1; s < S::kSplits; ++s) {
+          const int j = s * kElements + e;
+          if (s == split) sum[e][o] = acc[o][j / 4][j % 4];
+        }
+      }
+    }
+  }
+
+  static DEVICE void run(const float (&acc)[S::kOut][S::kColumns][4],
+                         float (&sum)[kElements][S::kOut], float* partial, int group, int split,
+                         int lane) {
+    keep_own(acc, sum, split);
+    if constexpr (S::kSplits > 1) {
+      UNROLL
+      for (int receiver = 0; receiver < S::kSplits; ++receiver) {
+        if (receiver == split) continue;
+        const int slot = split < receiver ? split : split - 1;
+        UNROLL
+        for (int e = 0; e < kElements; ++e) {
+          const int j = receiver * kElements + e;
+          UNROLL
+          for (int o = 0; o < S::kOut; ++o)
+            partial[index(receiver, slot, o, e, lane)] = acc[o][j / 4][j % 4];
+        }
+      }
+      dev::group_sync(1 + group, S::kSplits * kWarpSize);
+      UNROLL
+      for (int slot = 0; slot < S::kSplits - 1; ++slot) {
+        UNROLL
+        for (int e = 0; e < kElements; ++e) {
+          UNROLL
+          for (int o = 0; o < S::kOut; ++o) sum[e][o] += partial[index(split, slot, o, e, lane)];
+        }
+      }
+    }
+  }
+};
+
+// ---- the exchanged vector ----
+// Rounds count from 1; round 0 is the initial vector. What each CTA adds to a round is contiguous,
+// its source. All functions are called by all threads of the CTA.
+template <class S>
+struct Exchanger {
+  using E = typename S::Element;
+  uint8_t* smem;
+  uint8_t* global;  // grid kernels: two vectors of this tile
+  uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
+  int rank, group, split, lane;
+
+  DEVICE uint8_t* vector(int64_t round) const {
+    return smem + round % S::kVectorBuffers * S::kVectorBytes;
+  }
+  DEVICE uint64_t* bar(int64_t round) const {
+    return reinterpret_cast<uint64_t*>(smem + S::kBarsAt) + (round & 1);
+  }
+  // Where this group's part of a round begins in the vector.
+  DEVICE int part_at() const { return rank * S::kSourceBytes + group * S::kGroupBytes; }
+  DEVICE int thread_in_group() const { return split * kWarpSize + lane; }
+
+  // Also a barrier of the CTA.
+  DEVICE void init() const {
+    if constexpr (S::kExchange == Exchange::kCluster) {
+      if (dev::tid() == 0) {
+        for (int i = 0; i < 2; ++i) {
+          dev::mbar_init(bar(i), 1);
+          dev::mbar_expect(bar(i), S::kVectorBytes);
+        }
+      }
+      dev::cluster_sync();
+    } else {
+      dev::cta_sync();
+    }
+  }
+
+  // Where this group collects its part of a round: in place, or on a stage to be sent from.
+  DEVICE uint8_t* part(int64_t round) const {
+    return S::kExchange == Exchange::kCta ? vector(round) + part_at()
+                                          : smem + S::kStageAt + group * S::kGroupBytes;
+  }
+
+  // Stores vector `in` of unit 0..15 of a group and of a batch row of the tile.
+  static DEVICE void store(uint8_t* part, int in, int unit, int batch, float value) {
+    constexpr int kHalf = S::kTileUnits / 2;
+    const int tile = in * (kMmaUnits / S::kTileUnits) + unit / S::kTileUnits;
+    uint8_t* to = part + (tile * S::kColumns + batch / kMmaBatch) * kTileBytes +
+                  unit % S::kTileUnits / kHalf * kCoreBytes + batch % kMmaBatch * kRowBytes +
+                  unit % kHalf * static_cast<int>(sizeof(E));
+    if constexpr (S::kPrecision == Precision::kTf32) {
+      *reinterpret_cast<uint32_t*>(to) = dev::to_tf32(value);
+    } else {
+      *reinterpret_cast<E*>(to) = narrow<E>(value);
+    }
+  }
+  DEVICE void put(int64_t round, int in, int unit, int batch, float value) const {
+    store(part(round), in, unit, batch, value);
+  }
+
+  // After all threads of the group have put their elements.
+  DEVICE void send(int64_t round) const {
+    if constexpr (S::kExchange == Exchange::kCluster) {
+      group_barrier();
+      send_to_peers(round);
+    } else if constexpr (S::kExchange == Exchange::kGrid) {
+      group_barrier();
+      publish(round);
+    }
+  }
+
+  DEVICE void group_barrier() const {
+    if constexpr (S::kSplits > 1) {
+      dev::group_sync(1 + group, S::kGroupThreads);
+    } else {
+      dev::warp_sync();
+    }
+  }
+
+  DEVICE void send_to_peers(int64_t round) const {
+    constexpr int kRows = S::kGroupBytes / kRowBytes;
+    UNROLL
+    for (int i = 0; i < (kRows * S::kPeers + S::kGroupThreads - 1) / S::kGroupThreads; ++i) {
+      const int index = i * S::kGroupThreads + thread_in_group();
+      const int row = index % kRows * kRowBytes, peer = index / kRows;
+      if (peer < S::kPeers)
+        dev::st_async16(dev::remote(vector(round) + part_at() + row, peer),
+                        *reinterpret_cast<const uint4*>(part(round) + row),
+                        dev::remote(bar(round), peer));
+    }
+  }
+
+  DEVICE void publish(int64_t round) const {
+    uint8_t* to = global + (round & 1) * S::kVectorBytes + part_at();
+    for (int row = thread_in_group() * kRowBytes; row < S::kGroupBytes;
+         row += S::kGroupThreads * kRowBytes)
+      *reinterpret_cast<uint4*>(to + row) = *reinterpret_cast<const uint4*>(part(round) + row);
+    dev::cta_sync();
+    if (dev::tid() == 0) dev::store_release(flags + rank, static_cast<uint32_t>(round));
+  }
+
+  // Waits until the whole vector of a round is in shared memory.
+  DEVICE void receive(int64_t round) const {
+    if constexpr (S::kExchange == Exchange::kCta) {
+      dev::cta_sync();
+    } else if constexpr (S::kExchange == Exchange::kCluster) {
+      dev::mbar_wait(bar(round), (round - 1) >> 1 & 1);
+      // The bytes of round + 2 may arrive before this; its phase cannot end before this arrival.
+      if (dev::tid() == 0) dev::mbar_expect(bar(round), S::kVectorBytes);
+    } else {
+      fetch(round);
+    }
+  }
+
+  DEVICE void fetch(int64_t round) const {
+    for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads)
+      while (dev::load_acquire(flags + peer) < static_cast<uint32_t>(round)) dev::pause();
+    dev::cta_sync();
+    const uint8_t* from = global + (round & 1) * S::kVectorBytes;
+    for (int at = dev::tid() * kRowBytes; at < S::kVectorBytes; at += S::kThreads * kRowBytes)
+      *reinterpret_cast<uint4*>(vector(round) + at) =
+          dev::load_l2(reinterpret_cast<const uint4*>(from + at));
+    dev::cta_sync();
+  }
+};
+
+// ---- one thread's place ----
+// What forward and backward share. An element is out of bounds if its unit or its batch row does
+// not exist: it computes zeros and stores nothing.
+template <class S>
+struct Worker {
+  static constexpr int kElements = S::kElements;
+  const Steps steps;
+  const int64_t hidden;
+  const int direction, warp, lane, group, split, tile;
+  const int64_t first_row;  // of the tile in the batch
+  const int64_t count;      // steps at which the tile has living rows: the first `count` in time
+  Exchanger<S> exchanger;
+  ResidentWeights<S> weights;
+
+  DEVICE Worker(const Steps& all, int64_t H, const void* packed, int64_t packed_bytes,
+                void* exchange)
+      : steps(all),
+        hidden(H),
+        direction(dev::block_y()),
+        warp(dev::tid() / kWarpSize),
+        lane(dev::tid() % kWarpSize),
+        group(warp / S::kSplits),
+        split(warp % S::kSplits),
+        tile(dev::block_x() / S::kPeers),
+        first_row(int64_t{tile} * S::kBatch),
+        count(living_steps()) {
+    uint8_t* smem = dev::smem();
+    const int rank = dev::block_x() % S::kPeers;
+    exchanger = {smem, nullptr, nullptr, rank, group, split, lane};
+    if constexpr (S::kExchange == Exchange::kGrid) {
+      const int64_t tiles = dev::grid_x() / S::kPeers, place = direction * tiles + tile;
+      uint8_t* base = static_cast<uint8_t*>(exchange);
+      exchanger.flags = reinterpret_cast<uint32_t*>(base) + place * S::kPeers;
+      exchanger.global =
+          base + flag_bytes(tiles * dev::grid_y(), S::kPeers) + place * 2 * S::kVectorBytes;
+    }
+    const int64_t fragments = (int64_t{rank} * S::kWarps + warp) * S::kFragments;
+    weights.load(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(packed) +
+                                                direction * packed_bytes) +
+                     fragments * kWarpSize,
+                 smem + S::kWeightsAt + warp * S::kShared * kFragmentBytes, lane);
+  }
+
+  DEVICE Walk walk() const { return {steps, direction == 1}; }
+
+  DEVICE int64_t living_steps() const {
+    int64_t low = 0, high = steps.count;  // steps.batch never increases
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (steps.batch_at(middle) > first_row) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  // Of element e: its unit within the group and row within the tile, and both in the layer.
+  DEVICE int group_unit(int e) const {
+    return lane / 4 + Accumulator::unit(split * kElements) + Accumulator::unit(e);
+  }
+  DEVICE int tile_row(int e) const {
+    return lane % 4 * 2 + Accumulator::batch(split * kElements) + Accumulator::batch(e);
+  }
+  DEVICE int64_t unit(int e) const {
+    return int64_t{exchanger.rank} * S::kUnits + group * kMmaUnits + group_unit(e);
+  }
+  DEVICE int64_t row(int e) const { return first_row + tile_row(e); }
+  DEVICE bool exists(int e) const { return unit(e) < hidden && row(e) < steps.largest; }
+  DEVICE bool alive(int e, int64_t t) const {
+    return unit(e) < hidden && row(e) < steps.batch_at(t);
+  }
+  // Position in a tensor [D, B, H].
+  DEVICE int64_t in_state(int e) const {
+    return (direction * steps.largest + row(e)) * hidden + unit(e);
+  }
+  // Position in a timeline, of row `at` of this direction.
+  DEVICE int64_t in_timeline(int64_t at, int e) const {
+    return (direction * (steps.rows + steps.largest) + at) * hidden + unit(e);
+  }
+  // Position in a tensor [D, rows, slots*H].
+  DEVICE int64_t in_rows(int64_t t, int slots, int slot, int e) const {
+    const int64_t at = direction * steps.rows + steps.offset_at(t) + row(e);
+    return (at * slots + slot) * hidden + unit(e);
+  }
+  // Position in the output [rows, D*H].
+  DEVICE int64_t in_output(int64_t t, int e) const {
+    return ((steps.offset_at(t) + row(e)) * dev::grid_y() + direction) * hidden + unit(e);
+  }
+
+  // sum[e][o] = the products of this thread's elements with the vector of a round.
+  DEVICE void product(int64_t round, float (&sum)[kElements][S::kOut]) const {
+    float part[S::kChains][S::kOut][S::kColumns][4] = {};
+    const uint8_t* from = exchanger.vector(round) +
+                          split * S::kWarpTiles * S::kColumns * kTileBytes + lane * kRowBytes;
+    constexpr int kTilesPerLoad = 2 / S::kColumns;
+    UNROLL
+    for (int k = 0; k < S::kWarpTiles; k += kTilesPerLoad) {
+      uint32_t b[4];
+      dev::ldm4(b, from + k * S::kColumns * kTileBytes);
+      UNROLL
+      for (int n = 0; n < 2; ++n) {  // of one load: the next tile, or the second column
+        const int at = k + (S::kColumns == 1 ? n : 0), column = S::kColumns == 1 ? 0 : n;
+        UNROLL
+        for (int o = 0; o < S::kOut; ++o)
+          weights.multiply_tile(part[at % S::kChains][o][column], at, o, b[2 * n], b[2 * n + 1]);
+      }
+    }
+    UNROLL
+    for (int chain = 1; chain < S::kChains; ++chain) {
+      UNROLL
+      for (int o = 0; o < S::kOut; ++o) {
+        UNROLL
+        for (int j = 0; j < 4 * S::kColumns; ++j)
+          part[0][o][j / 4][j % 4] += part[chain][o][j / 4][j % 4];
+      }
+    }
+    float* partial =
+        reinterpret_cast<float*>(exchanger.smem + S::kPartialAt + (round & 1) * S::kPartialBytes) +
+        group * S::kPartialFloats;
+    Reduction<S>::run(part[0], sum, partial, group, split, lane);
+  }
+};
+
+// ---- forward ----
+template <class S>
+struct ForwardWorker {
+  using Cell = typename S::Cell;
+  using E = typename S::Element;
+  using V = Value<E>;
+  static constexpr int kElements = S::kElements, kGates = Cell::kGates;
+  const ForwardArgs<E>& a;
+  Worker<S> self;
+  float states[Cell::kStates][kElements];
+  E x[kElements][kGates];  // of the step to come
+
+  DEVICE ForwardWorker(const ForwardArgs<E>& args)
+      : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
+
+  DEVICE float* bias() const {  // [G][kUnits]
+    return reinterpret_cast<float*>(self.exchanger.smem + S::kBiasAt);
+  }
+
+  DEVICE void load_bias() const {
+    for (int i = dev::tid(); i < kGates * S::kUnits; i += S::kThreads) {
+      const int64_t unit = int64_t{self.exchanger.rank} * S::kUnits + i % S::kUnits;
+      const E* b_hh = a.b_hh[self.direction];
+      const bool given = b_hh != nullptr && unit < a.hidden;
+      bias()[i] = given ? widen(b_hh[i / S::kUnits * a.hidden + unit]) : 0.f;
+    }
+  }
+
+  // The vector of round 0: every CTA reads all of h_0 for itself.
+  DEVICE void load_first_vector() const {
+    for (int i = dev::tid(); i < S::kHidden * S::kBatch; i += S::kThreads) {
+      const int batch = i / S::kHidden, unit = i % S::kHidden;
+      const int64_t row = self.first_row + batch;
+      float value = 0.f;
+      if (a.states_0[0] != nullptr && row < a.steps.largest && unit < a.hidden)
+        value = widen(a.states_0[0][(self.direction * a.steps.largest + row) * a.hidden + unit]);
+      uint8_t* part = self.exchanger.vector(0) + unit / kMmaUnits * S::kGroupBytes;
+      Exchanger<S>::store(part, 0, unit % kMmaUnits, batch, value);
+    }
+  }
+
+  DEVICE void load_states() {
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        states[k][e] = 0.f;
+        if (!self.exists(e)) continue;
+        if (a.states_0[k] != nullptr) states[k][e] = widen(a.states_0[k][self.in_state(e)]);
+        if (a.timelines[k] != nullptr)
+          a.timelines[k][self.in_timeline(self.walk().initial(self.row(e)), e)] =
+              narrow<E>(states[k][e]);
+      }
+    }
+  }
+
+  DEVICE void load_inputs(int64_t t) {
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      const bool alive = self.alive(e, t);
+      UNROLL
+      for (int g = 0; g < kGates; ++g)
+        x[e][g] = alive ? a.x_gates[self.in_rows(t, kGates, g, e)] : narrow<E>(0.f);
+    }
+  }
+
+  DEVICE void update(int64_t t, int e, const float (&sum)[kGates]) {
+    constexpr int kSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
+    V in[kGates], h[kGates], s[Cell::kStates], q[kSlots];
+    UNROLL
+    for (int g = 0; g < kGates; ++g) {
+      in[g] = widen(x[e][g]);
+      h[g] = sum[g] + bias()[g * S::kUnits + self.group * kMmaUnits + self.group_unit(e)];
+    }
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) s[k] = states[k][e];
+    Cell::forward(in, h, s, q);
+    if (!self.alive(e, t)) return;
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      states[k][e] = plain(s[k]);
+      if (a.timelines[k] != nullptr)
+        a.timelines[k][self.in_timeline(self.walk().after(t, self.row(e)), e)] =
+            narrow<E>(states[k][e]);
+    }
+    a.output[self.in_output(t, e)] = narrow<E>(states[0][e]);
+    if (Cell::kReserve == 0 || a.gates == nullptr) return;
+    UNROLL
+    for (int k = 0; k < Cell::kReserve; ++k)
+      a.gates[self.in_rows(t, Cell::kReserve, k, e)] = narrow<E>(plain(q[k]));
+  }
+
+  DEVICE int64_t time(int64_t n) const { return self.direction == 1 ? self.count - 1 - n : n; }
+
+  DEVICE void step(int64_t n) {
+    if (n > 0) self.exchanger.receive(n);
+    float sum[kElements][kGates];
+    self.product(n, sum);
+    UNROLL
+    for (int e = 0; e < kElements; ++e) update(time(n), e, sum[e]);
+    if (n + 1 == self.count) return;
+    UNROLL
+    for (int e = 0; e < kElements; ++e)
+      self.exchanger.put(n + 1, 0, self.group_unit(e), self.tile_row(e), states[0][e]);
+    self.exchanger.send(n + 1);
+    load_inputs(time(n + 1));
+  }
+
+  DEVICE void run() {
+    load_bias();
+    load_first_vector();
+    self.exchanger.init();
+    load_states();
+    load_inputs(time(0));
+    for (int64_t n = 0; n < self.count; ++n) step(n);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      UNROLL
+      for (int e = 0; e < kElements; ++e)
+        if (self.exists(e)) a.states_n[k][self.in_state(e)] = narrow<E>(states[k][e]);
+    }
+  }
+};
+
+// ---- backward ----
+template <class S>
+struct BackwardWorker {
+  using Cell = typename S::Cell;
+  using E = typename S::Element;
+  using V = Value<E>;
+  static constexpr int kElements = S::kElements, kGates = Cell::kGates;
+  static constexpr int kSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
+  struct Inputs {  // of one element at the step to come
+    E gates[kSlots], before[Cell::kStates], after[Cell::kStates], grad;
+  };
+  const BackwardArgs<E>& a;
+  Worker<S> self;
+  float grads[Cell::kStates][kElements];  // of the states after the step to come
+  Inputs in[kElements];
+
+  DEVICE BackwardWorker(const BackwardArgs<E>& args)
+      : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
+
+  DEVICE void load_states() {
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      UNROLL
+      for (int e = 0; e < kElements; ++e) {
+        const bool given = a.grad_states_n[k] != nullptr && self.exists(e);
+        grads[k][e] = given ? widen(a.grad_states_n[k][self.in_state(e)]) : 0.f;
+      }
+    }
+  }
+
+  DEVICE void load_inputs(int64_t t) {
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      in[e] = Inputs{};
+      if (!self.alive(e, t)) continue;
+      const int64_t row = self.row(e);
+      UNROLL
+      for (int k = 0; k < Cell::kReserve; ++k)
+        in[e].gates[k] = a.gates[self.in_rows(t, Cell::kReserve, k, e)];
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) {
+        in[e].after[k] = a.timelines[k][self.in_timeline(self.walk().after(t, row), e)];
+        in[e].before[k] = a.timelines[k][self.in_timeline(self.walk().before(t, row), e)];
+      }
+      if (a.grad_output != nullptr) in[e].grad = a.grad_output[self.in_output(t, e)];
+    }
+  }
+
+  // The gate gradients of step t: to the results, and the hidden-side ones into `sent`.
+  DEVICE void update(int64_t t, int e, float (&sent)[kGates]) {
+    UNROLL
+    for (int g = 0; g < kGates; ++g) sent[g] = 0.f;
+    if (!self.alive(e, t)) return;
+    V q[kSlots], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates], dx[kGates], dh[kGates];
+    UNROLL
+    for (int k = 0; k < Cell::kReserve; ++k) q[k] = widen(in[e].gates[k]);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      p[k] = widen(in[e].before[k]), s[k] = widen(in[e].after[k]), ds[k] = grads[k][e];
+    }
+    ds[0] = ds[0] + V(widen(in[e].grad));
+    Cell::backward(q, p, s, ds, dx, dh);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) grads[k][e] = plain(ds[k]);
+    UNROLL
+    for (int g = 0; g < kGates; ++g) {
+      sent[g] = plain(dh[g]);
+      a.grad_x_gates[self.in_rows(t, kGates, g, e)] = narrow<E>(plain(dx[g]));
+      if (!Cell::kSameGradients && a.grad_h_gates != nullptr)
+        a.grad_h_gates[self.in_rows(t, kGates, g, e)] = narrow<E>(sent[g]);
+    }
+  }
+
+  // What the step before sent back through w_hh.
+  DEVICE void add_product(int64_t round) {
+    self.exchanger.receive(round);
+    float sum[kElements][1];
+    self.product(round, sum);
+    UNROLL
+    for (int e = 0; e < kElements; ++e) grads[0][e] += sum[e][0];
+  }
+
+  DEVICE int64_t time(int64_t n) const { return self.direction == 1 ? n : self.count - 1 - n; }
+
+  DEVICE void step(int64_t n) {
+    if (n > 0) add_product(n);
+    float sent[kElements][kGates];
+    UNROLL
+    for (int e = 0; e < kElements; ++e) update(time(n), e, sent[e]);
+    const bool last = n + 1 == self.count;
+    if (last && a.grad_states_0[0] == nullptr) return;
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      UNROLL
+      for (int g = 0; g < kGates; ++g)
+        self.exchanger.put(n + 1, g, self.group_unit(e), self.tile_row(e), sent[e][g]);
+    }
+    self.exchanger.send(n + 1);
+    if (!last) load_inputs(time(n + 1));
+  }
+
+  DEVICE void run() {
+    self.exchanger.init();
+    load_states();
+    load_inputs(time(0));
+    for (int64_t n = 0; n < self.count; ++n) step(n);
+    if (a.grad_states_0[0] != nullptr) add_product(self.count);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      UNROLL
+      for (int e = 0; e < kElements; ++e)
+        if (a.grad_states_0[k] != nullptr && self.exists(e))
+          a.grad_states_0[k][self.in_state(e)] = narrow<E>(grads[k][e]);
+    }
+  }
+};
+
+template <class S>
+KERNEL LAUNCH_BOUNDS(S::kThreads) persistent_forward(const ForwardArgs<typename S::Element> args) {
+  ForwardWorker<S>(args).run();
+}
+template <class S>
+KERNEL LAUNCH_BOUNDS(S::kThreads)
+    persistent_backward(const BackwardArgs<typename S::Element> args) {
+  BackwardWorker<S>(args).run();
+}
+
+}  // namespace rnnfast
