@@ -1,0 +1,363 @@
+// The emulator's scheduler, and how a launch begins, ends and fails. Included by emulator.h.
+#pragma once
+
+namespace rnnfast::emu {
+
+template <class Complete>
+void Machine::arrive(Barrier& barrier, int expected, const char* where, Complete complete) {
+  if (barrier.arrived > 0 && barrier.expected != expected)
+    fail(std::string(where) + " of " + std::to_string(expected) + " threads at a barrier that " +
+         "others wait at with " + std::to_string(barrier.expected));
+  barrier.expected = expected;
+  barrier.waiting.push_back(current_);
+  if (++barrier.arrived < expected) return block(where);
+  barrier.arrived = 0;
+  complete(barrier.waiting);
+  barrier.waiting.pop_back();  // this one goes on without waiting
+  wake(barrier.waiting);
+  maybe_yield();
+}
+
+inline void Machine::leave() {
+  Context dead;
+  switch_context(dead, scheduler_);
+  std::abort();  // nothing resumes it
+}
+
+inline void Machine::fail(const std::string& what) {
+  if (!current_) throw Error("kernel " + name_ + ": " + what);
+  error_ = "kernel " + name_ + ", " + cta().name() + ", thread " +
+           std::to_string(current_->thread) + ": " + what;
+  leave();
+}
+
+inline void Machine::block(const char* where) {
+  current_->where = where;
+  switch_context(current_->context, scheduler_);
+}
+
+inline void Machine::pause() {
+  paused_.push_back(current_);
+  block("a loop around pause()");
+}
+
+inline void Machine::maybe_yield() {
+  if (random(8) != 0) return;
+  ready_.push_back(current_);
+  block("running");
+}
+
+inline void Machine::check_phase(Cta& cta, uint64_t* bar) {
+  auto* m = reinterpret_cast<Mbar*>(bar);
+  if (m->pending != 0 || m->bytes != 0) return;
+  m->phase = m->phase ^ 1;
+  m->pending = m->arrivals;
+  auto& waiting = cta.mbar_waiting;
+  for (size_t i = 0; i < waiting.size();)
+    if (waiting[i]->bar == bar && waiting[i]->parity != m->phase) {
+      ready_.push_back(waiting[i]);
+      waiting[i] = waiting.back();
+      waiting.pop_back();
+    } else {
+      ++i;
+    }
+  happened();
+}
+
+// Lands one copy that is not held back: a random one, or, with `search`, any.
+inline bool Machine::deliver(bool search) {
+  const size_t n = copies_.size();
+  if (n == 0) return false;
+  size_t i = random(n);
+  for (size_t tries = search ? n : 1; hold_.holds(copies_[i]); i = (i + 1) % n)
+    if (--tries == 0) return false;
+  const Copy copy = copies_[i];
+  copies_[i] = copies_.back();
+  copies_.pop_back();
+  if (copy.to->running == 0)
+    fail("st_async16 lands in the shared memory of " + copy.to->name() + ", which has ended");
+  auto* m = reinterpret_cast<Mbar*>(copy.bar);
+  bool known = false;
+  for (const uint64_t* bar : copy.to->mbars) known |= bar == copy.bar;
+  if (!known) fail("st_async16 counts on an mbarrier of " + copy.to->name() + " without mbar_init");
+  std::memcpy(copy.address, &copy.value, sizeof copy.value);
+  m->bytes = m->bytes - static_cast<int>(sizeof copy.value);
+  check_phase(*copy.to, copy.bar);
+  return true;
+}
+
+inline void Machine::change_policy() {
+  ready_.insert(ready_.end(), held_.begin(), held_.end());
+  held_.clear();
+  hold_ = {};
+  picks_left_ = 1 + random(4 * live_);
+  newest_first_ = random(4) == 0;
+  delivery_odds_ = 1u << random(8);
+  const Cluster& cluster = clusters_[random(clusters_.size())];
+  hold_.cta = &cluster.ctas[random(cluster.ctas.size())];
+  hold_.warp = static_cast<int>(random(hold_.cta->warps.size()));
+  switch (random(8)) {
+    case 0:
+    case 1:
+      hold_.kind = Hold::kWarp;
+      break;
+    case 2:
+    case 3:
+      hold_.kind = Hold::kCta;
+      break;
+    case 4:
+      hold_.kind = Hold::kCopies;
+      break;
+    case 5:
+      hold_.kind = Hold::kCopiesTo;
+      break;
+    default:
+      break;
+  }
+}
+
+// Takes a fiber that can go on, or null.
+inline Fiber* Machine::pick() {
+  if (picks_left_-- == 0) change_policy();
+  while (!ready_.empty()) {
+    Fiber*& chosen = newest_first_ ? ready_.back() : ready_[random(ready_.size())];
+    Fiber* f = chosen;
+    chosen = ready_.back();
+    ready_.pop_back();
+    if (!hold_.holds(*f)) return f;
+    held_.push_back(f);
+  }
+  return nullptr;
+}
+
+inline void Machine::run() {
+  constexpr int kPatience = 200;  // rounds of paused fibers without anything happening
+  while (live_ > 0) {
+    if (Fiber* f = pick()) {
+      current_ = f;
+      switch_context(scheduler_, f->context);
+      current_ = nullptr;
+      if (!error_.empty()) throw Error(error_);
+      if (f->done) finish(*f);
+      if (!copies_.empty() && random(delivery_odds_) == 0) deliver(false);
+      continue;
+    }
+    if (deliver(true)) continue;
+    if (hold_.kind != Hold::kNothing) {
+      change_policy();
+      hold_ = {};
+      continue;
+    }
+    if (paused_.empty() || ++idle_rounds_ > kPatience) report_deadlock();
+    wake(paused_);
+  }
+  check_end();
+}
+
+inline void Machine::finish(Fiber& f) {
+  --live_;
+  Cta& cta = *f.cta;
+  publish(f.stores);
+  if (--cta.running > 0) return;
+  for (Warp& w : cta.warps) publish(w.stores);
+  publish(cta.stores);
+  if (cta.smem->damaged()) fail("written beside the shared memory of " + cta.name());
+  happened();
+}
+
+inline void Machine::check_end() {
+  if (!copies_.empty())
+    fail("st_async16 in flight to " + copies_[0].to->name() + " when all have ended");
+  for (Cluster& cluster : clusters_)
+    for (Cta& cta : cluster.ctas)
+      for (const uint64_t* bar : cta.mbars)
+        if (const int bytes = reinterpret_cast<const Mbar*>(bar)->bytes; bytes != 0)
+          fail("an mbarrier of " + cta.name() + " is left with " + std::to_string(bytes) +
+               " bytes announced and not received");
+}
+
+inline void Machine::report_deadlock() {
+  struct Group {
+    int count, first;
+  };
+  std::map<std::string, Group> groups;
+  for (const Fiber& f : fibers_)
+    if (!f.done) {
+      auto [group, added] = groups.try_emplace(f.cta->name() + ": ", Group{0, f.thread});
+      group = groups.try_emplace(f.cta->name() + ", " + f.where, Group{0, f.thread}).first;
+      ++group->second.count;
+    }
+  std::string text = "deadlock;";
+  for (const auto& [place, group] : groups)
+    if (group.count > 0)
+      text += " " + place + ": " + std::to_string(group.count) + " threads, first thread " +
+              std::to_string(group.first) + ";";
+  fail(text);
+}
+
+inline void Machine::run_fiber() {
+  Machine& m = *machine;
+  try {
+    m.entry_(m.kernel_, m.args_);
+  } catch (const std::exception& e) {
+    m.fail(std::string("exception: ") + e.what());
+  }
+  m.current_->done = true;
+  m.leave();
+}
+
+// Sets up shared memory and fibers for these clusters.
+inline void Machine::place(std::vector<int> clusters) {
+  const auto threads = static_cast<size_t>(shape_.threads);
+  const auto size = static_cast<size_t>(shape_.cluster);
+  clusters_.assign(clusters.size(), {});
+  fibers_.assign(clusters.size() * size * threads, {});
+  ready_.clear(), held_.clear(), paused_.clear();
+  live_ = 0;
+  while (smem_.size() < clusters.size() * size)
+    smem_.push_back(std::make_unique<GuardedBlock>("shared memory", shape_.smem_bytes, 128));
+  for (size_t c = 0; c < clusters.size(); ++c) {
+    clusters_[c].ctas.resize(size);
+    for (size_t rank = 0; rank < size; ++rank) {
+      Cta& cta = clusters_[c].ctas[rank];
+      const int index = clusters[c] * shape_.cluster + static_cast<int>(rank);
+      cta.x = index % shape_.grid_x;
+      cta.y = index / shape_.grid_x;
+      cta.rank = static_cast<int>(rank);
+      cta.running = shape_.threads;
+      cta.cluster = &clusters_[c];
+      cta.smem = smem_[c * size + rank].get();
+      cta.smem->poison();
+      cta.warps.resize(threads / kWarp);
+      for (size_t t = 0; t < threads; ++t, ++live_) {
+        Fiber& f = fibers_[live_];
+        f.thread = static_cast<int>(t);
+        f.cta = &cta;
+        start_context(f.context, stacks[live_], run_fiber);
+        ready_.push_back(&f);
+      }
+    }
+  }
+}
+
+inline void Machine::run_grid() {
+  const int count = shape_.grid_x * shape_.grid_y / shape_.cluster;
+  std::vector<int> order(static_cast<size_t>(count));
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+  std::shuffle(order.begin(), order.end(), rng_);
+  const size_t fibers = static_cast<size_t>(shape_.threads) * static_cast<size_t>(shape_.cluster);
+  const size_t most = shape_.cooperative ? order.size() : std::max<size_t>(1, 2048 / fibers);
+  for (auto next = order.begin(); next != order.end();) {
+    const auto left = static_cast<size_t>(order.end() - next);
+    const size_t n = shape_.cooperative ? left : std::min<size_t>(left, 1 + random(most));
+    delays_stores_ = random(4) != 0;
+    place({next, next + static_cast<std::ptrdiff_t>(n)});
+    run();
+    next += static_cast<std::ptrdiff_t>(n);
+  }
+  const std::string damage = GuardedBlock::find_damage();
+  if (!damage.empty()) fail(damage);
+}
+
+// ---- faults ----
+
+// What a fault means, if a kernel caused it; does not return then.
+inline bool Machine::handle_fault(const siginfo_t* info, const char* access) {
+  if (!current_) return false;
+  std::string where = GuardedBlock::describe(info->si_addr);
+  const auto index = static_cast<size_t>(current_ - fibers_.data());
+  if (stacks[index].overflown_at(info->si_addr)) where = "the end of the stack";
+  if (where.empty()) where = "an address of nothing known";
+  fail(std::string(access) + " " + where);
+}
+
+struct FaultHandler {
+  FaultHandler() {
+    stack_t ours{};
+    ours.ss_sp = memory_.data();
+    ours.ss_size = memory_.size();
+    sigaltstack(&ours, &old_stack_);
+    struct sigaction action{};
+    action.sa_sigaction = handle;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &old_action());
+    thread() = pthread_self();
+  }
+  FaultHandler(const FaultHandler&) = delete;
+  ~FaultHandler() {
+    sigaction(SIGSEGV, &old_action(), nullptr);
+    sigaltstack(&old_stack_, nullptr);
+  }
+
+ private:
+  static struct sigaction& old_action() {
+    static struct sigaction instance;
+    return instance;
+  }
+  static pthread_t& thread() {
+    static pthread_t instance;
+    return instance;
+  }
+  static void handle(int, siginfo_t* info, [[maybe_unused]] void* context) {
+    const char* access = "access to";
+#if defined(__x86_64__)
+    const bool write = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2;
+    access = write ? "write to" : "read of";
+#endif
+    if (machine && pthread_equal(thread(), pthread_self()) && machine->handle_fault(info, access))
+      return;
+    sigaction(SIGSEGV, &old_action(), nullptr);  // not ours: the next fault goes where it belongs
+  }
+
+  std::vector<uint8_t> memory_ = std::vector<uint8_t>(64 << 10);
+  stack_t old_stack_{};
+};
+
+// ---- launches ----
+
+inline std::string name_of(const void* kernel) {
+  Dl_info info{};
+  if (!dladdr(kernel, &info) || !info.dli_sname) return "(unnamed)";
+  int status = 0;
+  char* demangled = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
+  const std::string name = status == 0 ? demangled : info.dli_sname;
+  std::free(demangled);
+  return name;
+}
+
+// Whether the emulated device takes a launch of this size.
+inline bool fits(int blocks, int cluster, size_t smem_bytes, bool cooperative) {
+  return smem_bytes <= settings.max_smem_bytes && cluster <= settings.max_cluster &&
+         (cluster == 1 || settings.max_active_clusters > 0) &&
+         (!cooperative || blocks <= settings.max_cooperative_blocks);
+}
+
+template <class Args>
+void launch(void (*kernel)(Args), Shape shape, const Args& args) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  const auto entry = [](const void* k, const void* a) {
+    reinterpret_cast<void (*)(Args)>(const_cast<void*>(k))(*static_cast<const Args*>(a));
+  };
+  const size_t fibers =
+      static_cast<size_t>(shape.threads) *
+      static_cast<size_t>(shape.cooperative ? shape.grid_x * shape.grid_y : shape.cluster);
+  const std::string name = name_of(address);
+  if (shape.threads < kWarp || shape.threads > 1024 || shape.threads % kWarp != 0)
+    throw Error("kernel " + name + ": " + std::to_string(shape.threads) + " threads");
+  if (shape.grid_x < 1 || shape.grid_y < 1 || shape.cluster < 1 ||
+      shape.grid_x % shape.cluster != 0)
+    throw Error("kernel " + name + ": the grid is empty or not of whole clusters");
+  if (fibers > kMaxFibers)
+    throw Error("kernel " + name + ": more threads at a time than the emulator runs");
+  const FaultHandler handler;
+  Machine m(name, shape, entry, address, &args);
+  machine = &m;
+  struct Off {
+    ~Off() { machine = nullptr; }
+  } off;
+  m.run_grid();
+}
+
+}  // namespace rnnfast::emu
