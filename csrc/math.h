@@ -88,6 +88,18 @@ RNNFAST_FN V clamp(V x, typename ScalarOf<V>::type limit) {
   return select(x < V(-limit), V(-limit), x);
 }
 
+// The polynomial of ExpConstants at r, whose first i terms have come to p.
+template <int i, class V>
+RNNFAST_FN V horner(V r, V p) {
+  using C = ExpConstants<typename ScalarOf<V>::type>;
+  if constexpr (i == C::kTerms) {
+    return p;
+  } else {
+    constexpr auto coefficient = C::kPolynomial[i];
+    return horner<i + 1>(r, fma(p, r, V(coefficient)));
+  }
+}
+
 // e^x = scale + scale * excess, for |x| <= kLargestExp. `excess` = e^r - 1 keeps its relative
 // accuracy near x = 0.
 template <class V>
@@ -97,10 +109,7 @@ RNNFAST_FN void split_exp(V x, V& scale, V& excess) {
   const V n = rounded - V(C::kRound);
   V r = fma(n, V(-C::kLn2High), x);
   r = fma(n, V(-C::kLn2Low), r);
-  V p = V(C::kPolynomial[0]);
-#pragma GCC unroll 16
-  for (int i = 1; i < C::kTerms; ++i) p = fma(p, r, V(C::kPolynomial[i]));
-  excess = fma(r * r, p, r);
+  excess = fma(r * r, horner<1>(r, V(C::kPolynomial[0])), r);
   scale = power_of_two(rounded);
 }
 

@@ -7,7 +7,7 @@
 
 #include "math.h"
 
-namespace rnnfast {
+namespace rnnfast::cuda {
 
 inline constexpr int kWarpSize = 32;
 // One mma multiplies weights of 16 units with a K tile of 32 bytes of 8 batch rows.
@@ -95,8 +95,14 @@ struct Layout {
   }
 };
 
-// Operands that a warp can hold in registers, beside what the step itself needs.
-constexpr int register_fragments(int warps) { return warps <= 8 ? 44 : warps <= 12 ? 26 : 18; }
+// Operands that a warp can hold in registers: four each, of what the number of warps leaves to a
+// thread, beside what the step itself needs. From the compiler's reports: none may spill.
+constexpr int register_fragments(const Layout& l) {
+  const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 156 : 128;
+  const int step = 68 + 2 * l.gates + (l.backward ? 6 : 0) + (l.element_bytes > 2 ? 8 : 0) +
+                   (l.exchange == Exchange::kGrid ? 20 : 0);
+  return (registers - step) / 4;
+}
 
 constexpr Layout layout(const Instance& instance, int gates, Precision precision) {
   Layout l{};
@@ -112,7 +118,7 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   while (l.splits > 1 && (l.groups * l.splits > 16 || tiles % (l.splits * 2) != 0)) l.splits /= 2;
   l.warp_tiles = tiles / l.splits;
   l.fragments = l.warp_tiles * l.out * (precision == Precision::kFloat ? 2 : 1);
-  const int held = register_fragments(l.warps());
+  const int held = register_fragments(l);
   l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
   return l;
 }
@@ -128,4 +134,4 @@ constexpr bool possible(const Instance& instance, int gates, Precision precision
          l.warp_tiles * l.columns % 2 == 0 && l.shared_bytes() <= kMaxSharedBytes;
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cuda

@@ -11,208 +11,16 @@
 //   update    the cell's maths (cells.h), results to global memory
 //   send      the new piece of the vector to all CTAs of the tile
 //
-// Three ways to exchange (Exchange): within one CTA, through its shared memory; within a cluster,
-// by st.async into the shared memory of the peers, counted by mbarriers; across a grid, through
-// global memory and one flag per CTA. Vectors are double-buffered, which suffices: who sends round
-// r + 2 has received round r + 1 from every group of every CTA, and a group sends r + 1 only after
-// all its warps have read round r.
-//
-// The exchanged vector lies in shared memory as the 8 x 16-byte matrices that ldmatrix reads:
-// [K tile][column of 8 batch rows][half of the tile][batch row] of 16 bytes. A K tile is 32 bytes
-// of K, 16 units of a 16-bit type or 8 floats, so that one layout serves all types.
+// Three ways to exchange: within one CTA, through its shared memory; within a cluster, by st.async
+// into the shared memory of the peers, counted by mbarriers; across a grid, through global memory
+// and one flag per CTA.
 #pragma once
 
-#include "cells.h"
 #include "cuda/args.h"
-#include "cuda/device.h"
-#include "cuda/instances.h"
-#include "cuda/types.h"
+#include "cuda/exchanger.h"
+#include "cuda/weights.h"
 
-namespace rnnfast {
-
-// ---- operand types of the tensor cores ----
-struct Bf16Operand {
-  using Element = dev::Bf16;
-  using Mma = dev::MmaBf16;
-  static constexpr Precision kPrecision = Precision::kBf16;
-};
-struct HalfOperand {
-  using Element = dev::Half;
-  using Mma = dev::MmaHalf;
-  static constexpr Precision kPrecision = Precision::kHalf;
-};
-struct Tf32Operand {
-  using Element = float;
-  using Mma = dev::MmaTf32;
-  static constexpr Precision kPrecision = Precision::kTf32;
-};
-// float32 as the sum of two TF32 numbers: three products, of which the fourth, low times low, is
-// below the last bit. Relative error of a product at most 2^-21.
-struct FloatOperand {
-  using Element = float;
-  using Mma = dev::MmaTf32;
-  static constexpr Precision kPrecision = Precision::kFloat;
-};
-
-// ---- an instance for a cell and an operand type, as constants ----
-template <class Cell_, class Operand_, int kIndex>
-struct Shape {
-  using Cell = Cell_;
-  using Operand = Operand_;
-  using Element = typename Operand::Element;
-  static constexpr Instance kInstance = kInstances[kIndex];
-  static constexpr Layout kLayout = layout(kInstance, Cell::kGates, Operand::kPrecision);
-  static constexpr Exchange kExchange = kInstance.exchange;
-  static constexpr Precision kPrecision = Operand::kPrecision;
-  static constexpr bool kBackward = kInstance.backward, kTwoParts = kPrecision == Precision::kFloat;
-  static constexpr int kPeers = kLayout.peers, kSplits = kLayout.splits;
-  static constexpr int kColumns = kLayout.columns, kBatch = kColumns * kMmaBatch;
-  static constexpr int kUnits = kLayout.units, kHidden = kUnits * kPeers;
-  static constexpr int kWarps = kLayout.warps(), kThreads = kLayout.threads();
-  static constexpr int kTileUnits = kLayout.tile_units, kIn = kLayout.in, kOut = kLayout.out;
-  static constexpr int kWarpTiles = kLayout.warp_tiles, kElements = kLayout.elements();
-  static constexpr int kFragments = kLayout.fragments, kShared = kLayout.shared_fragments;
-  static constexpr int kGroupThreads = kSplits * kWarpSize;
-  static constexpr int kGroupBytes = kLayout.group_bytes(), kSourceBytes = kLayout.source_bytes();
-  static constexpr int kVectorBytes = kLayout.vector_bytes();
-  static constexpr int kVectorBuffers = kLayout.vector_buffers();
-  static constexpr int kPartialFloats = kLayout.partial_floats();
-  static constexpr int kPartialBytes = kLayout.partial_bytes();
-  static constexpr int kPartialAt = kLayout.partial_at(), kStageAt = kLayout.stage_at();
-  static constexpr int kBiasAt = kLayout.bias_at(), kBarsAt = kLayout.bars_at();
-  static constexpr int kWeightsAt = kLayout.weights_at();
-  // Enough independent accumulators to hide the latency of an mma.
-  static constexpr int kChains = kOut * kColumns >= 4 ? 1 : kOut * kColumns >= 2 ? 2 : 4;
-};
-
-// Where in its group the element j of the 4 * kColumns accumulators of a thread lies: bit 0 next
-// batch row, bit 1 unit + 8, from bit 2 on the column. Offsets of consecutive elements add up.
-struct Accumulator {
-  static DEVICE int unit(int j) { return (j & 2) ? 8 : 0; }
-  static DEVICE int batch(int j) { return (j & 1) + (j >> 2) * kMmaBatch; }
-};
-
-// ---- weights ----
-// The A operands of one warp: registers, and evenly among them some in shared memory, whose loads
-// overlap with the products of the others.
-template <class S>
-struct ResidentWeights {
-  static constexpr int kFragments = S::kFragments, kShared = S::kShared;
-  static constexpr int kRegisters = kFragments - kShared;
-  uint32_t held[kRegisters > 0 ? kRegisters : 1][4];
-  uint8_t* shared;  // this lane's 16 bytes of the warp's first fragment in shared memory
-
-  static constexpr DEVICE int shared_before(int f) { return f * kShared / kFragments; }
-  static constexpr DEVICE bool in_shared(int f) { return shared_before(f + 1) > shared_before(f); }
-
-  // `packed`: the fragments of this warp, as pack_weights left them; `place`: its part of shared
-  // memory.
-  DEVICE void load(const uint4* packed, uint8_t* place, int lane) {
-    shared = place + lane * sizeof(uint4);
-    UNROLL
-    for (int f = 0; f < kFragments; ++f) {
-      const uint4 v = packed[f * kWarpSize + lane];
-      if (in_shared(f)) {
-        *reinterpret_cast<uint4*>(shared + shared_before(f) * kFragmentBytes) = v;
-      } else {
-        uint32_t (&to)[4] = held[f - shared_before(f)];
-        to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-      }
-    }
-  }
-
-  DEVICE void multiply(float (&sum)[4], int f, uint32_t b0, uint32_t b1) const {
-    if (in_shared(f)) {
-      const uint4 v = *reinterpret_cast<const uint4*>(shared + shared_before(f) * kFragmentBytes);
-      const uint32_t a[4] = {v.x, v.y, v.z, v.w};
-      dev::mma<typename S::Operand::Mma>(sum, a, b0, b1);
-    } else {
-      dev::mma<typename S::Operand::Mma>(sum, held[f - shared_before(f)], b0, b1);
-    }
-  }
-
-  // Adds K tile `tile`, output `out` to sum.
-  DEVICE void multiply_tile(float (&sum)[4], int tile, int out, uint32_t b0, uint32_t b1) const {
-    const int f = tile * S::kOut + out;
-    if constexpr (S::kTwoParts) {
-      const uint32_t high0 = dev::to_tf32(dev::as_float(b0)),
-                     high1 = dev::to_tf32(dev::as_float(b1));
-      const uint32_t low0 = dev::to_tf32(dev::as_float(b0) - dev::as_float(high0)),
-                     low1 = dev::to_tf32(dev::as_float(b1) - dev::as_float(high1));
-      multiply(sum, 2 * f + 1, high0, high1);
-      multiply(sum, 2 * f, low0, low1);
-      multiply(sum, 2 * f, high0, high1);
-    } else {
-      multiply(sum, f, b0, b1);
-    }
-  }
-};
-
-struct PackArgs {
-  const void* w_hh;  // [G*H, H]
-  int64_t hidden;    // H
-  void* packed;      // [rank][warp][fragment][lane] of 16 bytes
-};
-
-// One 16-byte piece of packed weights per thread. Units past H are zero.
-template <class S>
-struct PackWeights {
-  using E = typename S::Element;
-  static constexpr int kPerWord = sizeof(uint32_t) / sizeof(E);
-  static constexpr int64_t kPieces = int64_t{S::kPeers} * S::kWarps * S::kFragments * kWarpSize;
-  const PackArgs& a;
-
-  // w_hh between unit `to` of output `out` and unit `from` of input `in`: one of both counts gates.
-  DEVICE float weight(int out, int64_t to, int in, int64_t from) const {
-    if (to >= a.hidden || from >= a.hidden) return 0.f;
-    const int64_t row = S::kBackward ? from : to, column = S::kBackward ? to : from;
-    const E* w = static_cast<const E*>(a.w_hh);
-    return widen(w[((out + in) * a.hidden + row) * a.hidden + column]);
-  }
-
-  DEVICE uint32_t word(const float (&values)[kPerWord], int part) const {
-    if constexpr (kPerWord == 2) {
-      return dev::pack2<E>(values[0], values[1]);
-    } else {
-      const uint32_t high = dev::to_tf32(values[0]);
-      return part == 0 ? high : dev::to_tf32(values[0] - dev::as_float(high));
-    }
-  }
-
-  DEVICE void run(int64_t piece) const {
-    constexpr int kParts = S::kTwoParts ? 2 : 1;
-    const int lane = piece % kWarpSize;
-    int64_t rest = piece / kWarpSize;
-    const int fragment = rest % S::kFragments;
-    rest /= S::kFragments;
-    const int split = rest % S::kSplits;
-    rest /= S::kSplits;
-    const int64_t first_unit = rest * kMmaUnits;  // (rank * groups + group) * 16
-    const int part = fragment % kParts, out = fragment / kParts % S::kOut;
-    const int tile = split * S::kWarpTiles + fragment / kParts / S::kOut;
-    constexpr int kParTile = kMmaUnits / S::kTileUnits;  // tiles for 16 units
-    const int in = tile / kParTile % S::kIn;
-    const int64_t from_group = tile / kParTile / S::kIn;
-    const int64_t from_unit = from_group * kMmaUnits + tile % kParTile * S::kTileUnits;
-    uint32_t words[4];
-    for (int i = 0; i < 4; ++i) {
-      float values[kPerWord];
-      for (int j = 0; j < kPerWord; ++j)
-        values[j] = weight(out, first_unit + lane / 4 + (i & 1) * 8, in,
-                           from_unit + (i >> 1) * S::kTileUnits / 2 + lane % 4 * kPerWord + j);
-      words[i] = word(values, part);
-    }
-    uint4 v;
-    v.x = words[0], v.y = words[1], v.z = words[2], v.w = words[3];
-    static_cast<uint4*>(a.packed)[piece] = v;
-  }
-};
-
-template <class S>
-KERNEL LAUNCH_BOUNDS(kPackThreads) pack_weights(const PackArgs args) {
-  const int64_t piece = int64_t{dev::block_x()} * kPackThreads + dev::tid();
-  if (piece < PackWeights<S>::kPieces) PackWeights<S>{args}.run(piece);
-}
+namespace rnnfast::cuda {
 
 // ---- the sum over the splits of K ----
 // Each warp finishes kElements of its accumulators per output: it hands the others theirs and adds
@@ -270,131 +78,6 @@ struct Reduction {
         }
       }
     }
-  }
-};
-
-// ---- the exchanged vector ----
-// Rounds count from 1; round 0 is the initial vector. What each CTA adds to a round is contiguous,
-// its source. All functions are called by all threads of the CTA.
-template <class S>
-struct Exchanger {
-  using E = typename S::Element;
-  uint8_t* smem;
-  uint8_t* global;  // grid kernels: two vectors of this tile
-  uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
-  int rank, group, split, lane;
-
-  DEVICE uint8_t* vector(int64_t round) const {
-    return smem + round % S::kVectorBuffers * S::kVectorBytes;
-  }
-  DEVICE uint64_t* bar(int64_t round) const {
-    return reinterpret_cast<uint64_t*>(smem + S::kBarsAt) + (round & 1);
-  }
-  // Where this group's part of a round begins in the vector.
-  DEVICE int part_at() const { return rank * S::kSourceBytes + group * S::kGroupBytes; }
-  DEVICE int thread_in_group() const { return split * kWarpSize + lane; }
-
-  // Also a barrier of the CTA.
-  DEVICE void init() const {
-    if constexpr (S::kExchange == Exchange::kCluster) {
-      if (dev::tid() == 0) {
-        for (int i = 0; i < 2; ++i) {
-          dev::mbar_init(bar(i), 1);
-          dev::mbar_expect(bar(i), S::kVectorBytes);
-        }
-      }
-      dev::cluster_sync();
-    } else {
-      dev::cta_sync();
-    }
-  }
-
-  // Where this group collects its part of a round: in place, or on a stage to be sent from.
-  DEVICE uint8_t* part(int64_t round) const {
-    return S::kExchange == Exchange::kCta ? vector(round) + part_at()
-                                          : smem + S::kStageAt + group * S::kGroupBytes;
-  }
-
-  // Stores vector `in` of unit 0..15 of a group and of a batch row of the tile.
-  static DEVICE void store(uint8_t* part, int in, int unit, int batch, float value) {
-    constexpr int kHalf = S::kTileUnits / 2;
-    const int tile = in * (kMmaUnits / S::kTileUnits) + unit / S::kTileUnits;
-    uint8_t* to = part + (tile * S::kColumns + batch / kMmaBatch) * kTileBytes +
-                  unit % S::kTileUnits / kHalf * kCoreBytes + batch % kMmaBatch * kRowBytes +
-                  unit % kHalf * static_cast<int>(sizeof(E));
-    if constexpr (S::kPrecision == Precision::kTf32) {
-      *reinterpret_cast<uint32_t*>(to) = dev::to_tf32(value);
-    } else {
-      *reinterpret_cast<E*>(to) = narrow<E>(value);
-    }
-  }
-  DEVICE void put(int64_t round, int in, int unit, int batch, float value) const {
-    store(part(round), in, unit, batch, value);
-  }
-
-  // After all threads of the group have put their elements.
-  DEVICE void send(int64_t round) const {
-    if constexpr (S::kExchange == Exchange::kCluster) {
-      group_barrier();
-      send_to_peers(round);
-    } else if constexpr (S::kExchange == Exchange::kGrid) {
-      group_barrier();
-      publish(round);
-    }
-  }
-
-  DEVICE void group_barrier() const {
-    if constexpr (S::kSplits > 1) {
-      dev::group_sync(1 + group, S::kGroupThreads);
-    } else {
-      dev::warp_sync();
-    }
-  }
-
-  DEVICE void send_to_peers(int64_t round) const {
-    constexpr int kRows = S::kGroupBytes / kRowBytes;
-    UNROLL
-    for (int i = 0; i < (kRows * S::kPeers + S::kGroupThreads - 1) / S::kGroupThreads; ++i) {
-      const int index = i * S::kGroupThreads + thread_in_group();
-      const int row = index % kRows * kRowBytes, peer = index / kRows;
-      if (peer < S::kPeers)
-        dev::st_async16(dev::remote(vector(round) + part_at() + row, peer),
-                        *reinterpret_cast<const uint4*>(part(round) + row),
-                        dev::remote(bar(round), peer));
-    }
-  }
-
-  DEVICE void publish(int64_t round) const {
-    uint8_t* to = global + (round & 1) * S::kVectorBytes + part_at();
-    for (int row = thread_in_group() * kRowBytes; row < S::kGroupBytes;
-         row += S::kGroupThreads * kRowBytes)
-      *reinterpret_cast<uint4*>(to + row) = *reinterpret_cast<const uint4*>(part(round) + row);
-    dev::cta_sync();
-    if (dev::tid() == 0) dev::store_release(flags + rank, static_cast<uint32_t>(round));
-  }
-
-  // Waits until the whole vector of a round is in shared memory.
-  DEVICE void receive(int64_t round) const {
-    if constexpr (S::kExchange == Exchange::kCta) {
-      dev::cta_sync();
-    } else if constexpr (S::kExchange == Exchange::kCluster) {
-      dev::mbar_wait(bar(round), (round - 1) >> 1 & 1);
-      // The bytes of round + 2 may arrive before this; its phase cannot end before this arrival.
-      if (dev::tid() == 0) dev::mbar_expect(bar(round), S::kVectorBytes);
-    } else {
-      fetch(round);
-    }
-  }
-
-  DEVICE void fetch(int64_t round) const {
-    for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads)
-      while (dev::load_acquire(flags + peer) < static_cast<uint32_t>(round)) dev::pause();
-    dev::cta_sync();
-    const uint8_t* from = global + (round & 1) * S::kVectorBytes;
-    for (int at = dev::tid() * kRowBytes; at < S::kVectorBytes; at += S::kThreads * kRowBytes)
-      *reinterpret_cast<uint4*>(vector(round) + at) =
-          dev::load_l2(reinterpret_cast<const uint4*>(from + at));
-    dev::cta_sync();
   }
 };
 
@@ -609,10 +292,12 @@ struct ForwardWorker {
             narrow<E>(states[k][e]);
     }
     a.output[self.in_output(t, e)] = narrow<E>(states[0][e]);
-    if (Cell::kReserve == 0 || a.gates == nullptr) return;
-    UNROLL
-    for (int k = 0; k < Cell::kReserve; ++k)
-      a.gates[self.in_rows(t, Cell::kReserve, k, e)] = narrow<E>(plain(q[k]));
+    if constexpr (Cell::kReserve > 0) {
+      if (a.gates == nullptr) return;
+      UNROLL
+      for (int k = 0; k < Cell::kReserve; ++k)
+        a.gates[self.in_rows(t, Cell::kReserve, k, e)] = narrow<E>(plain(q[k]));
+    }
   }
 
   DEVICE int64_t time(int64_t n) const { return self.direction == 1 ? self.count - 1 - n : n; }
@@ -683,9 +368,11 @@ struct BackwardWorker {
       in[e] = Inputs{};
       if (!self.alive(e, t)) continue;
       const int64_t row = self.row(e);
-      UNROLL
-      for (int k = 0; k < Cell::kReserve; ++k)
-        in[e].gates[k] = a.gates[self.in_rows(t, Cell::kReserve, k, e)];
+      if constexpr (Cell::kReserve > 0) {
+        UNROLL
+        for (int k = 0; k < Cell::kReserve; ++k)
+          in[e].gates[k] = a.gates[self.in_rows(t, Cell::kReserve, k, e)];
+      }
       UNROLL
       for (int k = 0; k < Cell::kStates; ++k) {
         in[e].after[k] = a.timelines[k][self.in_timeline(self.walk().after(t, row), e)];
@@ -702,7 +389,7 @@ struct BackwardWorker {
     if (!self.alive(e, t)) return;
     V q[kSlots], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates], dx[kGates], dh[kGates];
     UNROLL
-    for (int k = 0; k < Cell::kReserve; ++k) q[k] = widen(in[e].gates[k]);
+    for (int k = 0; k < kSlots; ++k) q[k] = widen(in[e].gates[k]);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
       p[k] = widen(in[e].before[k]), s[k] = widen(in[e].after[k]), ds[k] = grads[k][e];
@@ -774,4 +461,4 @@ KERNEL LAUNCH_BOUNDS(S::kThreads)
   BackwardWorker<S>(args).run();
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cuda

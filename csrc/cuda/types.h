@@ -7,6 +7,12 @@
 
 namespace rnnfast {
 
+RNNFAST_FN float as_float(uint32_t bits) {
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
 // A float whose elementary functions are the GPU's approximations, for results that are rounded to
 // 16 bits anyway.
 struct Approximate {
@@ -35,7 +41,7 @@ struct Approximate {
   }
   // 1 - 2 / (1 + e^2x). Max error 8e-7 absolute; saturates to -1 and 1, NaN stays NaN.
   friend DEVICE Approximate tanh(Approximate x) {
-    return fmaf(-2.f, dev::rcp_approx(1.f + dev::exp2_approx(x.value * 2.88539008f)), 1.f);
+    return fma(-2.f, dev::rcp_approx(1.f + dev::exp2_approx(x.value * 2.88539008f)), 1.f);
   }
 };
 

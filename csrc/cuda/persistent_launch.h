@@ -1,0 +1,81 @@
+// The launchers of the whole-sequence kernels, one table per cell and precision: instance by
+// instance what packs w_hh and what runs the loop. The driver's arguments hold untyped pointers.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <utility>
+
+#include "cuda/launch.h"
+#include "cuda/persistent.h"
+
+namespace rnnfast::cuda {
+
+struct PersistentLauncher {
+  dev::Status (*pack)(const PackArgs&, dev::Stream);
+  dev::Status (*forward)(const ForwardArgs<void>&, int64_t tiles, int directions, dev::Stream);
+  dev::Status (*backward)(const BackwardArgs<void>&, int64_t tiles, int directions, dev::Stream);
+};
+
+// The arguments with the type that their pointers stand for.
+template <class E>
+ForwardArgs<E> typed(const ForwardArgs<void>& args) {
+  return std::bit_cast<ForwardArgs<E>>(args);
+}
+template <class E>
+BackwardArgs<E> typed(const BackwardArgs<void>& args) {
+  return std::bit_cast<BackwardArgs<E>>(args);
+}
+
+template <class S>
+struct PersistentInstance {
+  using E = typename S::Element;
+
+  static dev::Launch shape(int64_t tiles, int directions) {
+    dev::Launch launch{};
+    launch.grid_x = tiles * S::kPeers, launch.grid_y = directions;
+    launch.threads = S::kThreads, launch.smem_bytes = S::kLayout.shared_bytes();
+    launch.cluster = S::kExchange == Exchange::kCluster ? S::kPeers : 1;
+    launch.cooperative = S::kExchange == Exchange::kGrid;
+    return launch;
+  }
+  static dev::Status pack(const PackArgs& args, dev::Stream stream) {
+    dev::Launch launch{};
+    launch.grid_x = (PackWeights<S>::kPieces + kPackThreads - 1) / kPackThreads, launch.grid_y = 1;
+    launch.threads = kPackThreads, launch.cluster = 1;
+    return dev::launch(pack_weights<S>, launch, stream, args);
+  }
+  static dev::Status forward(const ForwardArgs<void>& args, int64_t tiles, int directions,
+                             dev::Stream stream) {
+    return dev::launch(persistent_forward<S>, shape(tiles, directions), stream, typed<E>(args));
+  }
+  static dev::Status backward(const BackwardArgs<void>& args, int64_t tiles, int directions,
+                              dev::Stream stream) {
+    return dev::launch(persistent_backward<S>, shape(tiles, directions), stream, typed<E>(args));
+  }
+};
+
+template <class Cell, class Operand, int kIndex>
+constexpr PersistentLauncher persistent_launcher() {
+  constexpr Instance instance = kInstances[kIndex];
+  if constexpr (!possible(instance, Cell::kGates, Operand::kPrecision)) {
+    return {};
+  } else {
+    using Chosen = PersistentInstance<Shape<Cell, Operand, kIndex>>;
+    if constexpr (instance.backward) {
+      return {Chosen::pack, nullptr, Chosen::backward};
+    } else {
+      return {Chosen::pack, Chosen::forward, nullptr};
+    }
+  }
+}
+
+template <class Cell, class Operand>
+constexpr auto persistent_launchers() {
+  return []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    return std::array<PersistentLauncher, kInstanceCount>{
+        persistent_launcher<Cell, Operand, kIndex>()...};
+  }(std::make_integer_sequence<int, kInstanceCount>{});
+}
+
+}  // namespace rnnfast::cuda
