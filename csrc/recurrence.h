@@ -34,10 +34,15 @@ struct Walk {
     return steps.offset_at(t) + b + (reverse ? 0 : batch_size());
   }
   RNNFAST_FN int64_t initial(int64_t b) const { return b + (reverse ? steps.rows : 0); }
-  RNNFAST_FN int64_t before(int64_t t, int64_t b) const {
+  // Rows of time t that were alive in the step before; the others begin.
+  RNNFAST_FN int64_t continued(int64_t t) const {
     const int64_t previous = reverse ? t + 1 : t - 1;
-    const bool alive = previous >= 0 && previous < steps.count && b < steps.batch_at(previous);
-    return alive ? after(previous, b) : initial(b);
+    if (previous < 0 || previous >= steps.count) return 0;
+    const int64_t then = steps.batch_at(previous), now = steps.batch_at(t);
+    return then < now ? then : now;
+  }
+  RNNFAST_FN int64_t before(int64_t t, int64_t b) const {
+    return b < continued(t) ? after(reverse ? t + 1 : t - 1, b) : initial(b);
   }
   // Rows that step i of this walk leaves for good are those from here up to the batch of time(i).
   RNNFAST_FN int64_t staying(int64_t i) const {

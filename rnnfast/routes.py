@@ -27,6 +27,7 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
 _tracing_state = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
+_any_autocasting = torch._C._is_any_autocast_enabled
 
 
 class Route(NamedTuple):
@@ -56,6 +57,8 @@ def transformed(tensors: Sequence[Tensor]) -> str | None:
 
 
 def _autocasting(x: Tensor) -> bool:
+    if not _any_autocasting():  # costs a quarter of what follows
+        return False
     device = x.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
 
@@ -95,7 +98,7 @@ def route(
     if proj_size:
         return Route("torch", f"proj_size={proj_size} has no kernel")
     dtype, device = input.dtype, input.device
-    if device.type not in KERNEL_DEVICES:
+    if not input.is_cpu and device.type not in KERNEL_DEVICES:
         return Route("torch", f"no kernels for {device.type} tensors")
     for t in tensors:
         if type(t) not in _PLAIN_TYPES:

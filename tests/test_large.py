@@ -18,12 +18,14 @@ LENGTHS = (80, 80, 77, *range(30, 0, -1))
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "packed"])
 @pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("I", [1, 65], ids=["tiles", "library"])
 @pytest.mark.parametrize("mode", MODES)
 def test_several_chunks(
-    mode: str, bidirectional: bool, lengths: tuple[int, ...] | None, threads: int
+    mode: str, I: int, bidirectional: bool, lengths: tuple[int, ...] | None, threads: int
 ) -> None:
-    problem = Problem(mode, T=80, B=33, I=3, H=130, bidirectional=bidirectional, lengths=lengths)
-    plan = _C.plan(problem.cell, "float64", 80, 33, 3, 130, 1 + bidirectional, threads)
+    """Small input projections go to our own tiles, large ones to a library."""
+    problem = Problem(mode, T=80, B=33, I=I, H=130, bidirectional=bidirectional, lengths=lengths)
+    plan = _C.plan(problem.cell, "float64", 80, 33, I, 130, 1 + bidirectional, threads)
     assert plan["chunk_steps"] < 80, "this size must need several chunks"
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -34,6 +36,18 @@ def test_several_chunks(
         assert_close(*grads, TOLERANCE[torch.float64])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("H", [7, 100], ids=["tiles", "library"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_one_step_from_states(mode: str, bidirectional: bool, H: int) -> None:
+    """With T = 1, each direction's product with h_0 is like an input projection."""
+    problem = Problem(mode, T=1, B=3, I=5, H=H, bidirectional=bidirectional)
+    ours, theirs = problem.rnnfast(), problem.torch()
+    assert_close(ours, theirs, TOLERANCE[torch.float64])
+    grads = [gradients(values, problem.leaves) for values in (ours, theirs)]
+    assert_close(*grads, TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

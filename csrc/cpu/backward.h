@@ -7,7 +7,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
 
-#include "cpu/buffers.h"
+#include "cpu/products.h"
 
 namespace rnnfast {
 

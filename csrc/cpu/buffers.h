@@ -3,13 +3,14 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "check.h"
-#include "cpu/products.h"
+#include "cpu/driver.h"
 
 namespace rnnfast {
 
@@ -45,6 +46,26 @@ Tensor operand(const Tensor& t) {
 
 inline Tensor in_dtype(const Tensor& t, at::ScalarType dtype) {
   return t.scalar_type() == dtype ? t : t.to(dtype);
+}
+
+// Memory for one call, without what a tensor costs beside it.
+template <class T>
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t size)
+      : memory_(c10::GetCPUAllocator()->allocate(size * static_cast<int64_t>(sizeof(T)))) {}
+  T* data() const { return static_cast<T*>(memory_.get()); }
+
+ private:
+  c10::DataPtr memory_;
+};
+
+template <class T>
+Scratch<T> zero_scratch(int64_t size) {
+  Scratch<T> result(size);
+  std::fill_n(result.data(), size, T(0));
+  return result;
 }
 
 // at::zeros goes through a second op to fill; for the small buffers of a short call that shows.

@@ -75,15 +75,7 @@ struct Member {
 template <class Work>
 void run_teams(const Plan& plan, int directions, const Work& work) {
   Barrier barriers[2];
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(plan.threads) if (plan.threads > 1)
-  {
-    const int threads = omp_get_num_threads(),
-              thread = omp_get_thread_num();  // may be fewer than asked for
-#else
-  {
-    const int threads = 1, thread = 0;
-#endif
+  const auto run_thread = [&](int threads, int thread) {
     if (threads < directions) {
       for (int d = thread; d < directions; d += threads)
         work(d, Member{0, 1, plan.split, &barriers[d]});
@@ -92,7 +84,15 @@ void run_teams(const Plan& plan, int directions, const Work& work) {
       work(d, Member{thread / directions, (threads - d + directions - 1) / directions, plan.split,
                      &barriers[d]});
     }
+  };
+#if defined(_OPENMP)
+  if (plan.threads > 1) {
+#pragma omp parallel num_threads(plan.threads)
+    run_thread(omp_get_num_threads(), omp_get_thread_num());  // may be fewer than asked for
+    return;
   }
+#endif
+  run_thread(1, 0);
 }
 
 // Threads that can run at once: a team of more would wait at its barriers for cores.
@@ -105,11 +105,16 @@ inline int free_processors() {
 #endif
 }
 
-// Runs body(i) for i in [0, n) over so many threads.
+// Runs body(i) for i in [0, n) over so many threads. Even a parallel region of one thread has its
+// price.
 template <class Body>
 void parallel_for(int threads, int64_t n, const Body& body) {
 #if defined(_OPENMP)
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  if (threads > 1) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < n; ++i) body(i);
+    return;
+  }
 #endif
   for (int64_t i = 0; i < n; ++i) body(i);
 }

@@ -3,9 +3,8 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 
-#include "cpu/buffers.h"
+#include "cpu/products.h"
 
 namespace rnnfast {
 
@@ -14,29 +13,29 @@ struct LayerForward {
   const Layer& layer;
   const Plan plan;
   Tensors weights, states;
-  Tensor x, output, buffers, packed, h_gates;
+  Tensor x, output;
   Tensors states_n, reserve;
+  Scratch<T> buffers, packed, no_gates;
+  Projection<T> x_gates[2], h_gates[2];
   ForwardDirection<T> directions[2];
   Panels<T> panels;
-
-  static constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
 
   LayerForward(const Layer& l, const Tensor& input, at::TensorList initial,
                at::TensorList all_weights, bool train)
       : layer(l),
         plan(plan_for<T>(l)),
         panels{l.H, l.H, Cell::kGates, Cell::kGates > 1 ? 1 : plan.group} {
-    x = operand<T>(input).view({layer.rows, layer.I});
+    x = operand<T>(input);
     for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
     for (const Tensor& s : initial) states.push_back(operand<T>(s));
     const auto options = x.options();
-    output = at::empty({layer.rows, layer.D * layer.H}, options);
+    output = at::empty(layer.shape(layer.D * layer.H), options);
     for (int k = 0; k < Cell::kStates; ++k)
       states_n.push_back(at::empty({layer.D, layer.B, layer.H}, options));
     if (train)
       for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
-    buffers = zeros<T>({layer.D, Cell::kStates + 1, layer.B, padded<T>(layer.H)}, options);
-    if (plan.packed) packed = at::empty({layer.D, panels.size()}, options);
+    buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
+    if (plan.packed) packed = Scratch<T>(layer.D * panels.size());
   }
 
   const Tensor& weight(int64_t d, int64_t i) const {
@@ -45,7 +44,7 @@ struct LayerForward {
 
   void prepare(int64_t d) {
     const int64_t B = layer.B, H = layer.H, stride = padded<T>(H);
-    T* buffer = buffers.mutable_data_ptr<T>() + d * (Cell::kStates + 1) * B * stride;
+    T* buffer = buffers.data() + d * (Cell::kStates + 1) * B * stride;
     ForwardDirection<T>& f = directions[d] = {};
     f.walk = layer.walk(d), f.hidden = H, f.state_stride = stride;
     f.h[0] = buffer, f.h[1] = buffer + B * stride;
@@ -81,7 +80,7 @@ struct LayerForward {
   void prepare_product(ForwardDirection<T>& f, int64_t d) {
     const Tensor& w_hh = weight(d, 1);
     if (plan.packed) {
-      T* dst = packed.mutable_data_ptr<T>() + d * panels.size();
+      T* dst = packed.data() + d * panels.size();
       const T* src = w_hh.template const_data_ptr<T>();
       parallel_for(w_hh.numel() < 32768 ? 1 : plan.threads, panels.count(), [&](int64_t panel) {
         pack_forward(src, panels, panel, dst + panels.offset(panel));
@@ -89,11 +88,14 @@ struct LayerForward {
       f.w_hh = dst;
       return;
     }
-    const int64_t columns = Cell::kGates * layer.H;
-    Tensor product =
-        states.empty() ? zeros<T>({columns}, x.options()) : at::mm(states[0][d], w_hh.t());
-    f.h_gates = product.const_data_ptr<T>(), f.h_gates_stride = states.empty() ? 0 : columns;
-    kept.push_back(product);
+    if (states.empty()) {
+      if (!no_gates.data()) no_gates = zero_scratch<T>(Cell::kGates * layer.H);
+      f.h_gates = no_gates.data(), f.h_gates_stride = 0;
+    } else {
+      h_gates[d] = Projection<T>(w_hh, {}, layer.B, plan.threads);
+      f.h_gates = h_gates[d](states[0], {d * layer.B, (d + 1) * layer.B});
+      f.h_gates_stride = Cell::kGates * layer.H;
+    }
   }
 
   // The rows of x that steps [begin, end) of a walk read.
@@ -102,36 +104,24 @@ struct LayerForward {
                         : Range{layer.offset[begin], layer.offset[end]};
   }
 
-  // w_ih as `project` likes it, for products of `rows` rows.
-  Tensor projection_weight(int64_t d, int64_t rows) const {
-    const Tensor& w_ih = weight(d, 0);
-    return use_onednn(kType, rows, layer.I, w_ih.size(0)) ? transposed<T>(w_ih, plan.threads).t()
-                                                          : w_ih;
-  }
-
   void run() {
-    Tensor w_ih[2];
+    const int64_t most_rows = layer.offset[plan.chunk_steps];
     for (int64_t d = 0; d < layer.D; ++d) {
       prepare(d);
-      w_ih[d] = projection_weight(d, layer.offset[plan.chunk_steps]);
+      x_gates[d] = Projection<T>(weight(d, 0), layer.has_biases ? weight(d, 2) : Tensor(),
+                                 most_rows, plan.threads);
     }
     for (int64_t begin = 0; begin < layer.T; begin += plan.chunk_steps) {
       const int64_t end = std::min(begin + plan.chunk_steps, layer.T);
-      Tensor x_gates[2];
       for (int64_t d = 0; d < layer.D; ++d) {
         const Range rows = rows_of(directions[d].walk, begin, end);
-        x_gates[d] = project(part(x, 0, rows.begin, rows.end - rows.begin), w_ih[d],
-                             layer.has_biases ? weight(d, 2) : Tensor());
-        directions[d].x_gates = x_gates[d].const_data_ptr<T>(),
-        directions[d].x_gates_row = rows.begin;
+        directions[d].x_gates = x_gates[d](x, rows), directions[d].x_gates_row = rows.begin;
       }
       run_teams(plan, static_cast<int>(layer.D), [&](int d, Member member) {
         forward_steps<Cell>(directions[d], panels, {begin, end}, member);
       });
     }
   }
-
-  Tensors kept;  // alive until the kernels are through
 };
 
 }  // namespace rnnfast

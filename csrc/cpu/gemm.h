@@ -53,19 +53,19 @@ void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, 
   }
 }
 
-// One panel of w_hh [G*H, H] for the forward product h w_hh^T: K = H.
+// One panel of w [gates*H, K] for a product with w transposed: h w_hh^T forward, and small others.
 template <class T>
-void pack_forward(const T* w_hh, const Panels<T>& panels, int64_t panel, T* dst) {
-  const int64_t width = Panels<T>::kWidth,
-                vectors = int64_t{panels.groups_in(panel)} * panels.gates, hidden = panels.hidden;
+void pack_forward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
+  const int64_t width = Panels<T>::kWidth, depth = panels.depth,
+                vectors = int64_t{panels.groups_in(panel)} * panels.gates;
   for (int g = 0; g < panels.groups_in(panel); ++g) {
     const int64_t unit = panels.first_unit(panel, g), units = panels.units_from(unit);
     for (int gate = 0; gate < panels.gates; ++gate) {
       T* out = dst + (g * panels.gates + gate) * width;
       // A transpose whose destination rows are `vectors * width` apart, straight into the panel.
-      transpose(w_hh + (gate * hidden + unit) * hidden, hidden, units, hidden, out,
+      transpose(w + (gate * panels.hidden + unit) * depth, depth, units, depth, out,
                 vectors * width);
-      for (int64_t k = 0; units < width && k < hidden; ++k)
+      for (int64_t k = 0; units < width && k < depth; ++k)
         for (int64_t i = units; i < width; ++i) out[k * vectors * width + i] = T(0);
     }
   }

@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include <tuple>
+#include <utility>
 
 #include "cpu/backward.h"
 #include "cpu/forward.h"
@@ -59,8 +60,8 @@ inline LayerResult layer_cpu(std::string_view cell, const Tensor& x,
     LayerForward<decltype(c), decltype(zero)> forward(layer, x, states, weights, train);
     forward.run();
     for (Tensor& s : forward.states_n) s = in_dtype(s, layer.dtype);
-    result = {in_dtype(forward.output, layer.dtype).view(layer.shape(layer.D * layer.H)),
-              forward.states_n, forward.reserve};
+    result = {in_dtype(forward.output, layer.dtype), std::move(forward.states_n),
+              std::move(forward.reserve)};
   });
   return result;
 }

@@ -16,7 +16,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/driver.h"
+#include "cpu/buffers.h"
 
 namespace rnnfast {
 
@@ -82,12 +82,58 @@ inline at::Tensor onednn_blocks(const at::Tensor& a, const at::Tensor& w, const 
   return sum;
 }
 
-// x [rows, I] times w_ih [G*H, I] transposed, plus the bias.
-inline at::Tensor project(const at::Tensor& x, const at::Tensor& w_ih, const at::Tensor& bias) {
-  if (use_onednn(x.scalar_type(), x.size(0), x.size(1), w_ih.size(0)))
-    return onednn_blocks(x, w_ih, bias, 512);
-  return bias.defined() ? at::addmm(bias, x, w_ih.t()) : at::mm(x, w_ih.t());
+// a [M, K] times w [N, K] transposed, plus bias [N] if defined, by a library.
+inline at::Tensor library_product(const at::Tensor& a, const at::Tensor& w,
+                                  const at::Tensor& bias) {
+  if (use_onednn(a.scalar_type(), a.size(0), a.size(1), w.size(0)))
+    return onednn_blocks(a, w, bias, 512);
+  return bias.defined() ? at::addmm(bias, a, w.t()) : at::mm(a, w.t());
 }
+
+// A library takes longer to begin than these products take in our own tiles, packing included.
+inline constexpr int64_t kSmallWeights = int64_t{1} << 13, kSmallWork = int64_t{1} << 18;
+
+// Blocks of rows times w [N, K] transposed, plus bias [N] if defined; keeps the last result.
+template <class T>
+class Projection {
+ public:
+  Projection() = default;
+  // For blocks of at most `rows` rows.
+  Projection(const at::Tensor& w, const at::Tensor& bias, int64_t rows, int threads)
+      : w_(w), bias_(bias), panels_{w.size(0), w.size(1), 1, kMaxVectors} {
+    if (w.numel() <= kSmallWeights && rows * w.numel() <= kSmallWork) {
+      packed_ = Scratch<T>(panels_.size()), sums_ = Scratch<T>(rows * w.size(0));
+      for (int64_t panel = 0; panel < panels_.count(); ++panel)
+        pack_forward(w.const_data_ptr<T>(), panels_, panel, packed_.data() + panels_.offset(panel));
+    } else if (use_onednn(w.scalar_type(), rows, w.size(1), w.size(0))) {
+      w_ = transposed<T>(w, threads).t();  // as oneDNN likes it
+    }
+  }
+
+  // Of the rows of a [.., K], contiguous, those of a range.
+  const T* operator()(const at::Tensor& a, Range rows) {
+    if (sums_.data()) return multiply_tiles(a.const_data_ptr<T>(), rows);
+    const at::Tensor all = a.dim() == 2 ? a : a.flatten(0, -2);
+    product_ = library_product(part(all, 0, rows.begin, rows.end - rows.begin), w_, bias_);
+    return product_.const_data_ptr<T>();
+  }
+
+ private:
+  const T* multiply_tiles(const T* a, Range rows) const {
+    const T* bias = bias_.defined() ? bias_.const_data_ptr<T>() : nullptr;
+    multiply(panels_, packed_.data(), a, panels_.depth, panels_.depth, rows, {0, panels_.count()},
+             [&](int64_t row, int64_t column, int64_t count, const T* sums, int64_t) {
+               Vec<T> sum = Vec<T>::load(sums);
+               if (bias) sum = sum + Vec<T>::load(bias + column, count);
+               sum.store(sums_.data() + (row - rows.begin) * panels_.hidden + column, count);
+             });
+    return sums_.data();
+  }
+
+  at::Tensor w_, bias_, product_;
+  Panels<T> panels_;
+  Scratch<T> packed_, sums_;
+};
 
 // g [rows, N] times w [N, K]: the gradient that flows on to x.
 inline at::Tensor times(const at::Tensor& g, const at::Tensor& w) {

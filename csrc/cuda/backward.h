@@ -1,0 +1,213 @@
+// One layer backward: the recurrence leaves the gate gradients of every step, large products turn
+// them into those of x and of the weights.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+
+#include "cells.h"
+#include "cuda/driver.h"
+
+namespace rnnfast::cuda {
+
+// Whether the gradients of the input-side gates are those of the hidden-side ones too.
+inline bool same_gradients(const CellFacts& cell) {
+  bool same = false;
+  dispatch_cell(cell.name, [&](auto c) { same = decltype(c)::kSameGradients; });
+  return same;
+}
+
+class LayerBackward {
+ public:
+  // hh: somebody asks for gradients of the hidden side's weights.
+  LayerBackward(const Layer& layer, const Context& context, at::TensorList weights,
+                at::TensorList reserve, const BackwardArguments& arguments, bool hh)
+      : layer_(layer),
+        context_(context),
+        problem_(problem_of(layer, true, context)),
+        steps_(layer, reserve[0].options(), context.stream),
+        reserve_(reserve.vec()),
+        same_(same_gradients(layer.cell)),
+        want_h_0_(arguments.needs[1]) {
+    for (const Tensor& w : weights) weights_.push_back(w.contiguous());
+    if (arguments.grad_output.defined()) grad_output_ = arguments.grad_output.contiguous();
+    for (const std::optional<Tensor> grad : arguments.grad_states_n)
+      grad_states_n_.push_back(grad && grad->defined() ? grad->contiguous() : Tensor());
+    grad_x_gates_ = at::empty({layer.D, layer.rows, columns()}, reserve[0].options());
+    grad_h_gates_ = same_ || !hh ? grad_x_gates_ : at::empty_like(grad_x_gates_);
+  }
+
+  void run() { run_steps(); }
+
+  Tensor grad_x() const {
+    const Tensor result = at::empty({layer_.rows, layer_.I}, grad_x_gates_.options());
+    for (int64_t d = 0; d < layer_.D; ++d)
+      multiply(result, grad_x_gates_[d], false, weight(d, 0), false, d == 0 ? 0 : 1, problem_.tf32);
+    return result.view(layer_.shape(layer_.I));
+  }
+
+  const Tensor& grad_state(int64_t k) const { return grad_states_0_[k]; }
+
+  // The gradients of all weights of a direction that `needs(i)` names, in their order.
+  template <class Needs>
+  void grad_weights(int64_t d, const Needs& needs, const Tensor& x, Tensors& result) const {
+    if (needs(0)) result.push_back(product_over_rows(grad_x_gates_[d], x));
+    if (needs(1)) result.push_back(product_over_rows(grad_h_gates_[d], h_before(d)));
+    if (!layer_.has_biases) return;
+    Tensor b_ih = bias_like(needs(2)), b_hh = bias_like(needs(3));
+    if (same_) {
+      sum_columns(grad_x_gates_[d], b_ih, b_hh);
+    } else {
+      sum_columns(grad_x_gates_[d], b_ih, {});
+      sum_columns(grad_h_gates_[d], b_hh, {});
+    }
+    for (const Tensor& bias : {b_ih, b_hh})
+      if (bias.defined()) result.push_back(bias);
+  }
+
+ private:
+  const Layer& layer_;
+  const Context& context_;
+  const Problem problem_;
+  const DeviceSteps steps_;
+  const Tensors reserve_;
+  const bool same_, want_h_0_;
+  Tensors weights_;
+  Tensor grad_output_;
+  Tensors grad_states_n_;               // undefined where zero
+  Tensor grad_x_gates_, grad_h_gates_;  // [D, rows, G*H]
+  Tensors grad_states_0_;
+
+  int64_t columns() const { return layer_.cell.gates * layer_.H; }
+  const Tensor& weight(int64_t d, int64_t i) const {
+    return weights_[d * layer_.weights_per_direction() + i];
+  }
+  // Whether there is a matrix of hidden-side gate gradients for all rows.
+  bool own_h_gates() const { return !grad_h_gates_.is_same(grad_x_gates_); }
+
+  BackwardArgs<void> arguments() const {
+    BackwardArgs<void> a{};
+    a.steps = steps_.get(), a.hidden = layer_.H;
+    if (grad_output_.defined()) a.grad_output = grad_output_.const_data_ptr();
+    for (int k = 0; k < layer_.cell.states; ++k) {
+      if (grad_states_n_[k].defined()) a.grad_states_n[k] = grad_states_n_[k].const_data_ptr();
+      a.timelines[k] = reserve_[k].const_data_ptr();
+    }
+    if (layer_.cell.reserve) a.gates = reserve_[layer_.cell.states].const_data_ptr();
+    a.grad_x_gates = grad_x_gates_.mutable_data_ptr();
+    if (own_h_gates()) a.grad_h_gates = grad_h_gates_.mutable_data_ptr();
+    return a;
+  }
+
+  // ---- step by step ----
+
+  Tensors running_gradients() const {
+    Tensors result;
+    const auto options = grad_x_gates_.options().dtype(compute_type(layer_.dtype));
+    for (const Tensor& given : grad_states_n_) {
+      result.push_back(at::empty({layer_.D, layer_.B, layer_.H}, options));
+      if (given.defined()) {
+        result.back().copy_(given);
+      } else {
+        result.back().zero_();
+      }
+    }
+    return result;
+  }
+
+  // The hidden-side gate gradients of one step, of all directions.
+  struct StepGates {
+    Tensor tensor;
+    int64_t element[2];
+  };
+  // `one`: holds those of one step only, where nobody wants to keep them.
+  StepGates step_gates(const Tensor& one, const StepRows (&rows)[2]) const {
+    if (one.defined()) return {one, {0, layer_.B * columns()}};
+    return {grad_h_gates_, {rows[0].row * columns(), (layer_.rows + rows[1].row) * columns()}};
+  }
+
+  void run_steps() {
+    const Tensors running = running_gradients();
+    const Tensor w_hh = stacked(layer_, weights_);
+    Tensor one;
+    if (!same_ && !own_h_gates())
+      one = at::empty({layer_.D, layer_.B, columns()}, grad_x_gates_.options());
+    StepBackward<void, void> step{arguments(), {}, {}, {}};
+    for (int k = 0; k < layer_.cell.states; ++k)
+      step.grad_states[k] = running[k].mutable_data_ptr();
+    for (int64_t i = layer_.T - 1; i >= 0; --i) {
+      for (int64_t d = 0; d < layer_.D; ++d) {
+        const Walk walk = layer_.walk(d);
+        step.rows[d] = StepRows::of(walk, walk.time(i));
+      }
+      const StepGates gates = step_gates(one, step.rows);
+      for (int64_t d = 0; d < layer_.D && !same_; ++d)
+        step.grad_h_gates[d] = address(gates.tensor, gates.element[d]);
+      check(launch_step_backward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
+                                 context_.stream));
+      if (i > 0 || want_h_0_) add_product(running[0], gates, w_hh, step.rows);
+    }
+    for (const Tensor& grad : running) grad_states_0_.push_back(grad.to(layer_.dtype));
+  }
+
+  // What a step sends back through w_hh to the h before it.
+  void add_product(const Tensor& grad_h, const StepGates& gates, const Tensor& w_hh,
+                   const StepRows (&rows)[2]) const {
+    const int64_t B = layer_.B, H = layer_.H;
+    Product product{};
+    product.columns = H, product.depth = columns(), product.type = layer_.dtype;
+    product.a = {const_address(gates.tensor, gates.element[0]), gates.element[1] - gates.element[0],
+                 false};
+    product.b = {w_hh.const_data_ptr(), columns() * H, false};
+    product.out = grad_h.mutable_data_ptr(), product.out_stride = B * H;
+    product.out_type = grad_h.scalar_type(), product.beta = 1, product.tf32 = problem_.tf32;
+    multiply_directions(product, layer_.D, rows);
+  }
+
+  // ---- gradients of the weights ----
+
+  // g [rows, N] transposed times x [rows, K].
+  Tensor product_over_rows(const Tensor& g, const Tensor& x) const {
+    const Tensor result = at::empty({g.size(1), x.size(1)}, g.options());
+    multiply(result, g, true, x, false, 0, problem_.tf32);
+    return result;
+  }
+
+  // The h that every row found [rows, H]: in the timeline it lies B rows before the row's own,
+  // unless the batch shrinks.
+  Tensor h_before(int64_t d) const {
+    const Tensor timeline = reserve_[0][d];
+    if (layer_.uniform) return timeline.narrow(0, d ? layer_.B : 0, layer_.rows);
+    const Tensor result = at::empty({layer_.rows, layer_.H}, timeline.options());
+    check(launch_states_before(
+        problem_.type,
+        {{steps_.get(), d == 1}, layer_.H, timeline.const_data_ptr(), result.mutable_data_ptr()},
+        context_.stream));
+    return result;
+  }
+
+  Tensor bias_like(bool wanted) const {
+    return wanted ? at::empty({columns()}, grad_x_gates_.options()) : Tensor();
+  }
+
+  // The sums of all rows of `matrix`, into those of the two that are defined.
+  void sum_columns(const Tensor& matrix, const Tensor& first, const Tensor& second) const {
+    if (!first.defined() && !second.defined()) return;
+    constexpr int64_t kMostParts = 256;  // enough for every processor, and few to add up
+    const int64_t part_rows = std::max<int64_t>(32, (layer_.rows - 1) / kMostParts + 1),
+                  parts = (layer_.rows - 1) / part_rows + 1;
+    const Tensor partial =
+        at::empty({parts, columns()}, matrix.options().dtype(compute_type(layer_.dtype)));
+    ColumnSums<void, void> sums{};
+    sums.matrix = matrix.const_data_ptr(), sums.partial = partial.mutable_data_ptr();
+    if (first.defined()) sums.sums[0] = first.mutable_data_ptr();
+    if (second.defined()) sums.sums[1] = second.mutable_data_ptr();
+    sums.rows = layer_.rows, sums.columns = columns();
+    sums.part_rows = part_rows, sums.parts = parts;
+    check(launch_column_sums(problem_.type, sums, context_.stream));
+  }
+};
+
+}  // namespace rnnfast::cuda

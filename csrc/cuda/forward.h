@@ -1,0 +1,133 @@
+// One layer forward: the projection of all rows at once, then the recurrence.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include "cuda/driver.h"
+
+namespace rnnfast::cuda {
+
+class LayerForward {
+ public:
+  Tensor output;  // [rows, D*H]
+  Tensors states_n, reserve;
+
+  LayerForward(const Layer& layer, const Context& context, const Tensor& x, at::TensorList states,
+               at::TensorList weights, bool train)
+      : layer_(layer), context_(context), problem_(problem_of(layer, false, context)) {
+    for (const Tensor& w : weights) weights_.push_back(w.contiguous());
+    for (const Tensor& s : states) states_.push_back(s.contiguous());
+    const auto options = x.options();
+    output = at::empty({layer.rows, layer.D * layer.H}, options);
+    for (int k = 0; k < layer.cell.states; ++k)
+      states_n.push_back(at::empty({layer.D, layer.B, layer.H}, options));
+    if (train)
+      for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
+    x_gates_ = at::empty({layer.D, layer.rows, columns()}, options);
+    const Tensor rows = x.contiguous().view({layer.rows, layer.I});
+    for (int64_t d = 0; d < layer.D; ++d)
+      project(x_gates_[d], rows, weight(d, 0), layer.has_biases ? weight(d, 2) : Tensor(),
+              problem_.tf32);
+  }
+
+  void run() { run_steps(); }
+
+ private:
+  const Layer& layer_;
+  const Context& context_;
+  const Problem problem_;
+  Tensors weights_, states_;
+  Tensor x_gates_;  // [D, rows, G*H]
+
+  int64_t columns() const { return layer_.cell.gates * layer_.H; }
+  const Tensor& weight(int64_t d, int64_t i) const {
+    return weights_[d * layer_.weights_per_direction() + i];
+  }
+
+  ForwardArgs<void> arguments() const {
+    ForwardArgs<void> a{};
+    a.steps = {layer_.T, layer_.rows, layer_.B, nullptr, nullptr}, a.hidden = layer_.H;
+    a.x_gates = x_gates_.const_data_ptr(), a.output = output.mutable_data_ptr();
+    for (int64_t d = 0; layer_.has_biases && d < layer_.D; ++d)
+      a.b_hh[d] = weight(d, 3).const_data_ptr();
+    for (int k = 0; k < layer_.cell.states; ++k) {
+      if (!states_.empty()) a.states_0[k] = states_[k].const_data_ptr();
+      a.states_n[k] = states_n[k].mutable_data_ptr();
+      if (!reserve.empty()) a.timelines[k] = reserve[k].mutable_data_ptr();
+    }
+    if (layer_.cell.reserve && !reserve.empty())
+      a.gates = reserve[layer_.cell.states].mutable_data_ptr();
+    return a;
+  }
+
+  // ---- step by step ----
+
+  // The running states, of which those of float32 and float64 become states_n where they stand.
+  Tensors running_states(at::ScalarType type) const {
+    Tensors result;
+    for (int k = 0; k < layer_.cell.states; ++k) {
+      result.push_back(states_n[k].scalar_type() == type
+                           ? states_n[k]
+                           : at::empty_like(states_n[k], states_n[k].options().dtype(type)));
+      if (states_.empty()) {
+        result[k].zero_();
+      } else {
+        result[k].copy_(states_[k]);
+      }
+    }
+    return result;
+  }
+
+  void fill_initial() const {
+    for (int k = 0; k < layer_.cell.states && !reserve.empty(); ++k)
+      for (int64_t d = 0; d < layer_.D; ++d) {
+        const Tensor initial = reserve[k][d].narrow(0, layer_.walk(d).initial(0), layer_.B);
+        if (states_.empty()) {
+          initial.zero_();
+        } else {
+          initial.copy_(states_[k][d]);
+        }
+      }
+  }
+
+  void run_steps() const {
+    const at::ScalarType type = compute_type(layer_.dtype);
+    const bool half = type != layer_.dtype;
+    fill_initial();
+    const Tensors running = running_states(type);
+    if (half) states_n[0].copy_(running[0]);  // h for the products
+    const Tensor w_hh = stacked(layer_, weights_);
+    // Zero states need no product at their first step.
+    const Tensor h_gates = at::zeros({layer_.D, layer_.B, columns()}, running[0].options());
+    StepForward<void, void> step{arguments(), {}, h_gates.const_data_ptr(), {}, nullptr};
+    for (int k = 0; k < layer_.cell.states; ++k) step.states[k] = running[k].mutable_data_ptr();
+    if (half) step.h = states_n[0].mutable_data_ptr();
+    for (int64_t i = 0; i < layer_.T; ++i) {
+      for (int64_t d = 0; d < layer_.D; ++d) {
+        const Walk walk = layer_.walk(d);
+        step.rows[d] = StepRows::of(walk, walk.time(i));
+      }
+      if (i > 0 || !states_.empty()) multiply_states(states_n[0], w_hh, h_gates, step.rows);
+      check(launch_step_forward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
+                                context_.stream));
+    }
+    for (int k = 1; half && k < layer_.cell.states; ++k) states_n[k].copy_(running[k]);
+  }
+
+  // The rows of h that take part in a step, times w_hh transposed.
+  void multiply_states(const Tensor& h, const Tensor& w_hh, const Tensor& h_gates,
+                       const StepRows (&rows)[2]) const {
+    const int64_t B = layer_.B, H = layer_.H;
+    Product product{};
+    product.columns = columns(), product.depth = H, product.type = h.scalar_type();
+    product.a = {h.const_data_ptr(), B * H, false};
+    product.b = {w_hh.const_data_ptr(), columns() * H, true};
+    product.out = h_gates.mutable_data_ptr(), product.out_stride = B * columns();
+    product.out_type = h_gates.scalar_type(), product.tf32 = problem_.tf32;
+    multiply_directions(product, layer_.D, rows);
+  }
+};
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,94 @@
+// What the driver knows of the kernels: their arguments and their launchers, without torch and
+// without device code. A driver holds tensors of any type: there E and C are void, and the launcher
+// gives the pointers the type that `type` names.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "cuda/args.h"
+#include "cuda/launch.h"
+#include "cuda/plan.h"
+
+namespace rnnfast::cuda {
+
+// Where the rows of one step stand, for one direction. The states before the step lie in the
+// timeline from row `before` on for the first `continued` of its rows; the others begin with their
+// initial states, which lie from row `initial` on.
+struct StepRows {
+  int64_t count;      // rows of the step
+  int64_t row;        // the first of them in the sequence
+  int64_t after;      // and in the timeline, after the step
+  int64_t before;     // and before it
+  int64_t continued;  // see above
+  int64_t initial;
+
+  static RNNFAST_FN StepRows of(const Walk& walk, int64_t t) {
+    return {walk.steps.batch_at(t), walk.steps.offset_at(t), walk.after(t, 0),
+            walk.before(t, 0),      walk.continued(t),       walk.initial(0)};
+  }
+};
+
+// One step of all directions, once the product with w_hh is there. C is the type of sums and of
+// running states.
+template <class E, class C>
+struct StepForward {
+  ForwardArgs<E> layer;
+  StepRows rows[2];
+  const C* h_gates;  // [D, B, G*H] W_hh h_{t-1}
+  C* states[2];      // per state [D, B, H] the running states
+  E* h;              // [D, B, H] h for the next product; null where states[0] serves
+};
+
+template <class E, class C>
+struct StepBackward {
+  BackwardArgs<E> layer;
+  StepRows rows[2];
+  C* grad_states[2];   // per state [D, B, H] gradients of the running states
+  E* grad_h_gates[2];  // per direction [rows of the step, G*H]; null where they equal those of x
+};
+
+// Sums of the columns of a matrix, in two stages: of `part_rows` rows each, then of those sums.
+template <class E, class C>
+struct ColumnSums {
+  const E* matrix;  // [rows, columns]
+  C* partial;       // [parts, columns]
+  E* sums[2];       // [columns] each; either may be null
+  int64_t rows, columns, part_rows, parts;
+};
+
+// Steps [first, first + count) of a sequence, of one batch size; their rows begin at `row`.
+struct Run {
+  int64_t first, count, batch, row;
+};
+// Runs go to the device as arguments of a kernel: no copy from the host, so that CUDA graphs can
+// record it.
+struct ExpandRuns {
+  static constexpr int kCapacity = 120;  // a kernel takes 4 KB of arguments
+  Run runs[kCapacity];
+  int count;
+  int64_t* batch;   // [T]
+  int64_t* offset;  // [T]
+};
+
+// The state before every row of a sequence, out of a timeline.
+template <class E>
+struct StatesBefore {
+  Walk walk;  // steps in device memory
+  int64_t hidden;
+  const E* timeline;  // [rows + B, H]
+  E* result;          // [rows, H]
+};
+
+using dev::Status;
+using dev::Stream;
+
+Status launch_step_forward(std::string_view cell, Type type, const StepForward<void, void>& args,
+                           int directions, Stream stream);
+Status launch_step_backward(std::string_view cell, Type type, const StepBackward<void, void>& args,
+                            int directions, Stream stream);
+Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream stream);
+Status launch_expand_runs(const ExpandRuns& args, Stream stream);
+Status launch_states_before(Type type, const StatesBefore<void>& args, Stream stream);
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,102 @@
+// The launchers of kernels.h.
+#include <bit>
+
+#include "cuda/step.h"
+
+namespace rnnfast::cuda {
+namespace {
+
+template <class E>
+struct TypeTag {
+  using type = E;
+};
+
+// Calls f with the storage type.
+template <class F>
+Status dispatch_type(Type type, F&& f) {
+  switch (type) {
+    case Type::kFloat64:
+      return f(TypeTag<double>{});
+    case Type::kFloat32:
+      return f(TypeTag<float>{});
+    case Type::kBfloat16:
+      return f(TypeTag<dev::Bf16>{});
+    case Type::kFloat16:
+      return f(TypeTag<dev::Half>{});
+  }
+  return {Status::kError, "unknown type"};
+}
+
+template <class F>
+Status dispatch_cell_and_type(std::string_view name, Type type, F&& f) {
+  Status status{Status::kError, "unknown cell"};
+  dispatch_cell(name, [&](auto cell) {
+    status = dispatch_type(type, [&](auto tag) { return f(cell, tag); });
+  });
+  return status;
+}
+
+// The most rows that a direction has in this step.
+int64_t most_rows(const StepRows (&rows)[2], int directions) {
+  return directions == 2 && rows[1].count > rows[0].count ? rows[1].count : rows[0].count;
+}
+
+dev::Launch step_launch(const StepShape& shape, int directions) {
+  return {.grid_x = static_cast<int>(shape.row_blocks) * shape.column_blocks,
+          .grid_y = directions,
+          .threads = kThreads};
+}
+
+}  // namespace
+
+Status launch_step_forward(std::string_view cell, Type type, const StepForward<void, void>& args,
+                           int directions, Stream stream) {
+  const StepShape shape = StepShape::of(most_rows(args.rows, directions), args.layer.hidden);
+  return dispatch_cell_and_type(cell, type, [&](auto c, auto tag) {
+    using E = typename decltype(tag)::type;
+    return dev::launch(step_forward<decltype(c), E>, step_launch(shape, directions), stream,
+                       {std::bit_cast<StepForward<E, Compute<E>>>(args), shape});
+  });
+}
+
+Status launch_step_backward(std::string_view cell, Type type, const StepBackward<void, void>& args,
+                            int directions, Stream stream) {
+  const StepShape shape = StepShape::of(most_rows(args.rows, directions), args.layer.hidden);
+  return dispatch_cell_and_type(cell, type, [&](auto c, auto tag) {
+    using E = typename decltype(tag)::type;
+    return dev::launch(step_backward<decltype(c), E>, step_launch(shape, directions), stream,
+                       {std::bit_cast<StepBackward<E, Compute<E>>>(args), shape});
+  });
+}
+
+Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream stream) {
+  return dispatch_type(type, [&](auto tag) {
+    using E = typename decltype(tag)::type;
+    const auto typed = std::bit_cast<ColumnSums<E, Compute<E>>>(args);
+    const int blocks = static_cast<int>((args.columns - 1) / kThreads + 1);
+    const Status status =
+        dev::launch(partial_sums<E>,
+                    {.grid_x = blocks, .grid_y = static_cast<int>(args.parts), .threads = kThreads},
+                    stream, typed);
+    if (!status.ok()) return status;
+    return dev::launch(total_sums<E>, {.grid_x = blocks, .threads = kThreads}, stream, typed);
+  });
+}
+
+Status launch_expand_runs(const ExpandRuns& args, Stream stream) {
+  return dev::launch(expand_runs, {.grid_x = args.count, .threads = kThreads}, stream, args);
+}
+
+Status launch_states_before(Type type, const StatesBefore<void>& args, Stream stream) {
+  constexpr int64_t kMostBlocks = 4096;
+  const int64_t steps = args.walk.steps.count;
+  return dispatch_type(type, [&](auto tag) {
+    using E = typename decltype(tag)::type;
+    return dev::launch(states_before<E>,
+                       {.grid_x = static_cast<int>(steps < kMostBlocks ? steps : kMostBlocks),
+                        .threads = kThreads},
+                       stream, std::bit_cast<StatesBefore<E>>(args));
+  });
+}
+
+}  // namespace rnnfast::cuda

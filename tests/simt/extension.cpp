@@ -1,0 +1,77 @@
+// The CUDA driver and its kernels on the emulator: ops rnnfast_simt::layer and layer_backward, as
+// those of rnnfast on CPU tensors, plus the kernel to run ("auto": what the plan says) and the seed
+// of the emulator's schedules.
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/library.h>
+
+#include "cuda/op.h"
+
+namespace rnnfast::cuda {
+namespace {
+
+// [count, rows, columns] of an operand, in the type that products are added up in.
+Tensor matrices(const Product& p, const Operand& operand, int64_t rows, int64_t columns) {
+  const std::array<int64_t, 3> strides = operand.transposed
+                                             ? std::array<int64_t, 3>{operand.stride, 1, rows}
+                                             : std::array<int64_t, 3>{operand.stride, columns, 1};
+  return at::from_blob(const_cast<void*>(operand.data), {p.count, rows, columns}, strides, p.type)
+      .to(compute_type(p.type));
+}
+
+}  // namespace
+
+void multiply(const Product& p) {
+  const Tensor out =
+      at::from_blob(p.out, {p.count, p.rows, p.columns}, {p.out_stride, p.columns, 1}, p.out_type);
+  const Tensor product =
+      at::bmm(matrices(p, p.a, p.rows, p.depth), matrices(p, p.b, p.depth, p.columns));
+  out.copy_(p.beta == 0 ? product : product.add(out, p.beta));
+}
+
+namespace {
+
+// A Hopper GPU as the emulator's settings make it.
+Context context(std::string_view kernel, int64_t seed) {
+  TORCH_CHECK(kernel == "auto" || find_kernel(kernel), "unknown kernel ", kernel);
+  emu::settings.seed = static_cast<uint64_t>(seed);
+  return {{90, 132, static_cast<int>(emu::settings.max_smem_bytes), emu::settings.max_cluster},
+          {},
+          find_kernel(kernel)};
+}
+
+LayerResult layer_simt(std::string_view cell, const Tensor& x,
+                       const std::optional<Tensor>& batch_sizes, at::TensorList states,
+                       at::TensorList weights, bool bidirectional, bool train,
+                       std::string_view kernel, int64_t seed) {
+  return layer(cell, x, batch_sizes, states, weights, bidirectional, train,
+               [&] { return context(kernel, seed); });
+}
+
+Tensors layer_backward_simt(std::string_view cell, const std::optional<Tensor>& grad_output,
+                            const c10::List<std::optional<Tensor>>& grad_states_n, const Tensor& x,
+                            const std::optional<Tensor>& batch_sizes, at::TensorList weights,
+                            bool bidirectional, at::TensorList reserve,
+                            const c10::List<bool>& needs, std::string_view kernel, int64_t seed) {
+  return layer_backward(cell, grad_output, grad_states_n, x, batch_sizes, weights, bidirectional,
+                        reserve, needs, [&] { return context(kernel, seed); });
+}
+
+}  // namespace
+}  // namespace rnnfast::cuda
+
+TORCH_LIBRARY(rnnfast_simt, m) {
+  m.def(
+      "layer(str cell, Tensor x, Tensor? batch_sizes, Tensor[] states, Tensor[] weights, bool "
+      "bidirectional, bool train, str kernel, int seed)"
+      " -> (Tensor output, Tensor[] states_n, Tensor[] reserve)");
+  m.def(
+      "layer_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor x, Tensor? "
+      "batch_sizes, Tensor[] weights, bool bidirectional, Tensor[] reserve, bool[] needs, str "
+      "kernel, int seed) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(rnnfast_simt, CPU, m) {
+  m.impl("layer", &rnnfast::cuda::layer_simt);
+  m.impl("layer_backward", &rnnfast::cuda::layer_backward_simt);
+}
