@@ -7,19 +7,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
-#include "check.h"
+#include "binder.h"
 #include "cpu/driver.h"
 
 namespace rnnfast {
-
-using at::Tensor;
-using Tensors = std::vector<Tensor>;
-
-inline at::ScalarType compute_type(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 template <class T>
 Plan plan_for(const Layer& layer) {
