@@ -39,4 +39,12 @@ struct BackwardArgs {
   void* exchange;
 };
 
+// For the kernels that pack one direction's w_hh in the order in which a whole-sequence kernel
+// takes it.
+struct PackArgs {
+  const void* w_hh;  // [G*H, H]
+  int64_t hidden;    // H
+  void* packed;      // [rank][warp][fragment][lane] of 16 bytes
+};
+
 }  // namespace rnnfast

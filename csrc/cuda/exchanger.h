@@ -22,10 +22,10 @@ struct Exchanger {
   uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
   int rank, group, split, lane;
 
-  DEVICE uint8_t* vector(int64_t round) const {
+  DEVICE uint8_t* vector(int round) const {
     return smem + round % S::kVectorBuffers * S::kVectorBytes;
   }
-  DEVICE uint64_t* bar(int64_t round) const {
+  DEVICE uint64_t* bar(int round) const {
     return reinterpret_cast<uint64_t*>(smem + S::kBarsAt) + (round & 1);
   }
   // Where this group's part of a round begins in the vector.
@@ -48,7 +48,7 @@ struct Exchanger {
   }
 
   // Where this group collects its part of a round: in place, or on a stage to be sent from.
-  DEVICE uint8_t* part(int64_t round) const {
+  DEVICE uint8_t* part(int round) const {
     return S::kExchange == Exchange::kCta ? vector(round) + part_at()
                                           : smem + S::kStageAt + group * S::kGroupBytes;
   }
@@ -66,12 +66,12 @@ struct Exchanger {
       *reinterpret_cast<E*>(to) = narrow<E>(value);
     }
   }
-  DEVICE void put(int64_t round, int in, int unit, int batch, float value) const {
+  DEVICE void put(int round, int in, int unit, int batch, float value) const {
     store(part(round), in, unit, batch, value);
   }
 
   // After all threads of the group have put their elements.
-  DEVICE void send(int64_t round) const {
+  DEVICE void send(int round) const {
     if constexpr (S::kExchange == Exchange::kCluster) {
       group_barrier();
       send_to_peers(round);
@@ -89,7 +89,7 @@ struct Exchanger {
     }
   }
 
-  DEVICE void send_to_peers(int64_t round) const {
+  DEVICE void send_to_peers(int round) const {
     constexpr int kRows = S::kGroupBytes / kRowBytes;
     UNROLL
     for (int i = 0; i < (kRows * S::kPeers + S::kGroupThreads - 1) / S::kGroupThreads; ++i) {
@@ -102,7 +102,7 @@ struct Exchanger {
     }
   }
 
-  DEVICE void publish(int64_t round) const {
+  DEVICE void publish(int round) const {
     uint8_t* to = global + (round & 1) * S::kVectorBytes + part_at();
     for (int row = thread_in_group() * kRowBytes; row < S::kGroupBytes;
          row += S::kGroupThreads * kRowBytes)
@@ -112,7 +112,7 @@ struct Exchanger {
   }
 
   // Waits until the whole vector of a round is in shared memory.
-  DEVICE void receive(int64_t round) const {
+  DEVICE void receive(int round) const {
     if constexpr (S::kExchange == Exchange::kCta) {
       dev::cta_sync();
     } else if constexpr (S::kExchange == Exchange::kCluster) {
@@ -124,7 +124,7 @@ struct Exchanger {
     }
   }
 
-  DEVICE void fetch(int64_t round) const {
+  DEVICE void fetch(int round) const {
     for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads)
       while (dev::load_acquire(flags + peer) < static_cast<uint32_t>(round)) dev::pause();
     dev::cta_sync();

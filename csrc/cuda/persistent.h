@@ -88,24 +88,24 @@ template <class S>
 struct Worker {
   static constexpr int kElements = S::kElements;
   const Steps steps;
-  const int64_t hidden;
+  const int hidden;  // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
   const int direction, warp, lane, group, split, tile;
-  const int64_t first_row;  // of the tile in the batch
-  const int64_t count;      // steps at which the tile has living rows: the first `count` in time
+  const int first_row;  // of the tile in the batch
+  const int count;      // steps at which the tile has living rows: the first `count` in time
   Exchanger<S> exchanger;
   ResidentWeights<S> weights;
 
   DEVICE Worker(const Steps& all, int64_t H, const void* packed, int64_t packed_bytes,
                 void* exchange)
       : steps(all),
-        hidden(H),
+        hidden(static_cast<int>(H)),
         direction(dev::block_y()),
         warp(dev::tid() / kWarpSize),
         lane(dev::tid() % kWarpSize),
         group(warp / S::kSplits),
         split(warp % S::kSplits),
         tile(dev::block_x() / S::kPeers),
-        first_row(int64_t{tile} * S::kBatch),
+        first_row(tile * S::kBatch),
         count(living_steps()) {
     uint8_t* smem = dev::smem();
     const int rank = dev::block_x() % S::kPeers;
@@ -126,10 +126,10 @@ struct Worker {
 
   DEVICE Walk walk() const { return {steps, direction == 1}; }
 
-  DEVICE int64_t living_steps() const {
-    int64_t low = 0, high = steps.count;  // steps.batch never increases
+  DEVICE int living_steps() const {
+    int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
     while (low < high) {
-      const int64_t middle = (low + high) / 2;
+      const int middle = low + (high - low) / 2;
       if (steps.batch_at(middle) > first_row) {
         low = middle + 1;
       } else {
@@ -146,14 +146,12 @@ struct Worker {
   DEVICE int tile_row(int e) const {
     return lane % 4 * 2 + Accumulator::batch(split * kElements) + Accumulator::batch(e);
   }
-  DEVICE int64_t unit(int e) const {
-    return int64_t{exchanger.rank} * S::kUnits + group * kMmaUnits + group_unit(e);
+  DEVICE int unit(int e) const {
+    return exchanger.rank * S::kUnits + group * kMmaUnits + group_unit(e);
   }
-  DEVICE int64_t row(int e) const { return first_row + tile_row(e); }
+  DEVICE int row(int e) const { return first_row + tile_row(e); }
   DEVICE bool exists(int e) const { return unit(e) < hidden && row(e) < steps.largest; }
-  DEVICE bool alive(int e, int64_t t) const {
-    return unit(e) < hidden && row(e) < steps.batch_at(t);
-  }
+  DEVICE bool alive(int e, int t) const { return unit(e) < hidden && row(e) < steps.batch_at(t); }
   // Position in a tensor [D, B, H].
   DEVICE int64_t in_state(int e) const {
     return (direction * steps.largest + row(e)) * hidden + unit(e);
@@ -163,17 +161,17 @@ struct Worker {
     return (direction * (steps.rows + steps.largest) + at) * hidden + unit(e);
   }
   // Position in a tensor [D, rows, slots*H].
-  DEVICE int64_t in_rows(int64_t t, int slots, int slot, int e) const {
+  DEVICE int64_t in_rows(int t, int slots, int slot, int e) const {
     const int64_t at = direction * steps.rows + steps.offset_at(t) + row(e);
     return (at * slots + slot) * hidden + unit(e);
   }
   // Position in the output [rows, D*H].
-  DEVICE int64_t in_output(int64_t t, int e) const {
+  DEVICE int64_t in_output(int t, int e) const {
     return ((steps.offset_at(t) + row(e)) * dev::grid_y() + direction) * hidden + unit(e);
   }
 
   // sum[e][o] = the products of this thread's elements with the vector of a round.
-  DEVICE void product(int64_t round, float (&sum)[kElements][S::kOut]) const {
+  DEVICE void product(int round, float (&sum)[kElements][S::kOut]) const {
     float part[S::kChains][S::kOut][S::kColumns][4] = {};
     const uint8_t* from = exchanger.vector(round) +
                           split * S::kWarpTiles * S::kColumns * kTileBytes + lane * kRowBytes;
@@ -227,9 +225,9 @@ struct ForwardWorker {
 
   DEVICE void load_bias() const {
     for (int i = dev::tid(); i < kGates * S::kUnits; i += S::kThreads) {
-      const int64_t unit = int64_t{self.exchanger.rank} * S::kUnits + i % S::kUnits;
+      const int unit = self.exchanger.rank * S::kUnits + i % S::kUnits;
       const E* b_hh = a.b_hh[self.direction];
-      const bool given = b_hh != nullptr && unit < a.hidden;
+      const bool given = b_hh != nullptr && unit < self.hidden;
       bias()[i] = given ? widen(b_hh[i / S::kUnits * a.hidden + unit]) : 0.f;
     }
   }
@@ -238,9 +236,9 @@ struct ForwardWorker {
   DEVICE void load_first_vector() const {
     for (int i = dev::tid(); i < S::kHidden * S::kBatch; i += S::kThreads) {
       const int batch = i / S::kHidden, unit = i % S::kHidden;
-      const int64_t row = self.first_row + batch;
+      const int row = self.first_row + batch;
       float value = 0.f;
-      if (a.states_0[0] != nullptr && row < a.steps.largest && unit < a.hidden)
+      if (a.states_0[0] != nullptr && row < a.steps.largest && unit < self.hidden)
         value = widen(a.states_0[0][(self.direction * a.steps.largest + row) * a.hidden + unit]);
       uint8_t* part = self.exchanger.vector(0) + unit / kMmaUnits * S::kGroupBytes;
       Exchanger<S>::store(part, 0, unit % kMmaUnits, batch, value);
@@ -262,7 +260,7 @@ struct ForwardWorker {
     }
   }
 
-  DEVICE void load_inputs(int64_t t) {
+  DEVICE void load_inputs(int t) {
     UNROLL
     for (int e = 0; e < kElements; ++e) {
       const bool alive = self.alive(e, t);
@@ -272,7 +270,7 @@ struct ForwardWorker {
     }
   }
 
-  DEVICE void update(int64_t t, int e, const float (&sum)[kGates]) {
+  DEVICE void update(int t, int e, const float (&sum)[kGates]) {
     constexpr int kSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
     V in[kGates], h[kGates], s[Cell::kStates], q[kSlots];
     UNROLL
@@ -300,9 +298,9 @@ struct ForwardWorker {
     }
   }
 
-  DEVICE int64_t time(int64_t n) const { return self.direction == 1 ? self.count - 1 - n : n; }
+  DEVICE int time(int n) const { return self.direction == 1 ? self.count - 1 - n : n; }
 
-  DEVICE void step(int64_t n) {
+  DEVICE void step(int n) {
     if (n > 0) self.exchanger.receive(n);
     float sum[kElements][kGates];
     self.product(n, sum);
@@ -322,7 +320,7 @@ struct ForwardWorker {
     self.exchanger.init();
     load_states();
     load_inputs(time(0));
-    for (int64_t n = 0; n < self.count; ++n) step(n);
+    for (int n = 0; n < self.count; ++n) step(n);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
       UNROLL
@@ -362,12 +360,12 @@ struct BackwardWorker {
     }
   }
 
-  DEVICE void load_inputs(int64_t t) {
+  DEVICE void load_inputs(int t) {
     UNROLL
     for (int e = 0; e < kElements; ++e) {
       in[e] = Inputs{};
       if (!self.alive(e, t)) continue;
-      const int64_t row = self.row(e);
+      const int row = self.row(e);
       if constexpr (Cell::kReserve > 0) {
         UNROLL
         for (int k = 0; k < Cell::kReserve; ++k)
@@ -383,7 +381,7 @@ struct BackwardWorker {
   }
 
   // The gate gradients of step t: to the results, and the hidden-side ones into `sent`.
-  DEVICE void update(int64_t t, int e, float (&sent)[kGates]) {
+  DEVICE void update(int t, int e, float (&sent)[kGates]) {
     UNROLL
     for (int g = 0; g < kGates; ++g) sent[g] = 0.f;
     if (!self.alive(e, t)) return;
@@ -408,7 +406,7 @@ struct BackwardWorker {
   }
 
   // What the step before sent back through w_hh.
-  DEVICE void add_product(int64_t round) {
+  DEVICE void add_product(int round) {
     self.exchanger.receive(round);
     float sum[kElements][1];
     self.product(round, sum);
@@ -416,9 +414,9 @@ struct BackwardWorker {
     for (int e = 0; e < kElements; ++e) grads[0][e] += sum[e][0];
   }
 
-  DEVICE int64_t time(int64_t n) const { return self.direction == 1 ? n : self.count - 1 - n; }
+  DEVICE int time(int n) const { return self.direction == 1 ? n : self.count - 1 - n; }
 
-  DEVICE void step(int64_t n) {
+  DEVICE void step(int n) {
     if (n > 0) add_product(n);
     float sent[kElements][kGates];
     UNROLL
@@ -439,7 +437,7 @@ struct BackwardWorker {
     self.exchanger.init();
     load_states();
     load_inputs(time(0));
-    for (int64_t n = 0; n < self.count; ++n) step(n);
+    for (int n = 0; n < self.count; ++n) step(n);
     if (a.grad_states_0[0] != nullptr) add_product(self.count);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {

@@ -1,21 +1,14 @@
-// The launchers of the whole-sequence kernels, one table per cell and precision: instance by
-// instance what packs w_hh and what runs the loop. The driver's arguments hold untyped pointers.
+// Instantiates the whole-sequence kernels of a cell. Included once per cell.
 #pragma once
 
 #include <array>
 #include <bit>
 #include <utility>
 
-#include "cuda/launch.h"
 #include "cuda/persistent.h"
+#include "cuda/persistent_kernels.h"
 
 namespace rnnfast::cuda {
-
-struct PersistentLauncher {
-  dev::Status (*pack)(const PackArgs&, dev::Stream);
-  dev::Status (*forward)(const ForwardArgs<void>&, int64_t tiles, int directions, dev::Stream);
-  dev::Status (*backward)(const BackwardArgs<void>&, int64_t tiles, int directions, dev::Stream);
-};
 
 // The arguments with the type that their pointers stand for.
 template <class E>
@@ -71,11 +64,19 @@ constexpr PersistentLauncher persistent_launcher() {
 }
 
 template <class Cell, class Operand>
-constexpr auto persistent_launchers() {
+constexpr PersistentTable persistent_table() {
   return []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    return std::array<PersistentLauncher, kInstanceCount>{
-        persistent_launcher<Cell, Operand, kIndex>()...};
+    return PersistentTable{persistent_launcher<Cell, Operand, kIndex>()...};
   }(std::make_integer_sequence<int, kInstanceCount>{});
+}
+
+// In the order of Precision.
+template <class Cell>
+const PersistentTables& persistent_tables_of() {
+  static constexpr PersistentTables kTables = {
+      persistent_table<Cell, Bf16Operand>(), persistent_table<Cell, HalfOperand>(),
+      persistent_table<Cell, Tf32Operand>(), persistent_table<Cell, FloatOperand>()};
+  return kTables;
 }
 
 }  // namespace rnnfast::cuda

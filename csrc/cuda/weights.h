@@ -2,6 +2,7 @@
 // the tensor cores take them, then loaded by each warp for the whole sequence.
 #pragma once
 
+#include "cuda/args.h"
 #include "cuda/shape.h"
 
 namespace rnnfast::cuda {
@@ -58,12 +59,6 @@ struct ResidentWeights {
       multiply(sum, f, b0, b1);
     }
   }
-};
-
-struct PackArgs {
-  const void* w_hh;  // [G*H, H]
-  int64_t hidden;    // H
-  void* packed;      // [rank][warp][fragment][lane] of 16 bytes
 };
 
 // One 16-byte piece of packed weights per thread. Units past H are zero.
