@@ -109,6 +109,7 @@ DEVICE void warp_sync() { __syncwarp(); }
 
 // Barrier of the `threads` threads, whole warps, that name it; ids 1 to 15.
 DEVICE void group_sync(int id, int threads) {
+  __syncwarp();  // bar.sync wants the warp together
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 

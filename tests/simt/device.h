@@ -137,12 +137,15 @@ DEVICE void mbar_expect(uint64_t* bar, uint32_t bytes) {
 DEVICE void mbar_wait(uint64_t* bar, uint32_t parity) {
   const emu::Mbar& m = own_mbar(bar, "mbar_wait");
   if (parity > 1) machine->fail("mbar_wait with a parity above 1");
-  if (m.phase != parity) return machine->maybe_yield();
+  machine->maybe_yield();
   emu::Fiber& fiber = machine->fiber();
   fiber.bar = bar;
   fiber.parity = parity;
-  machine->cta().mbar_waiting.push_back(&fiber);
-  machine->block("mbar_wait");
+  while (m.phase == parity) {  // again where a slow thread has missed the phase
+    machine->cta().mbar_waiting.push_back(&fiber);
+    machine->block("mbar_wait");
+  }
+  fiber.bar = nullptr;
 }
 
 struct Remote {

@@ -2,15 +2,20 @@
 // is a fiber; a scheduler picks, at random and now and then unfairly, which one goes on.
 //
 // Modelled: CTA, named, warp and cluster barriers; warp collectives; mbarriers with transaction
-// counts; asynchronous stores to other CTAs, which land late and in random order; stores to global
-// memory by store_l2, which other CTAs see only after a store_release of a thread that is ordered
-// behind them, or when the CTA ends; CTAs that run at the same time (the clusters of a cooperative
-// grid all, those of another one in random order, few at a time).
-// Found and thrown as Error: deadlocks, warp collectives that not all lanes reach, wrong uses of
-// barriers, accesses behind shared memory or guarded global memory (memory.h), copies into a CTA
-// that has ended, mbarriers left in the middle of a phase. Not modelled: scopes of acquire, the L1
-// cache, plain global stores (seen at once), fences between proxies, `.aligned` convergence inside
-// a warp, bank conflicts, timing; nor is PTX text looked at.
+// counts; asynchronous stores to other CTAs, which land late and in random order; stores by
+// store_l2, which other CTAs see only after a store_release by a thread that is ordered behind
+// them, or when the CTA ends; CTAs that run at the same time: all of a cooperative grid, else some
+// clusters at a time, in random order.
+//
+// Found, and thrown as Error: deadlocks, warp collectives that not all lanes reach, wrong uses of
+// barriers, accesses beyond shared memory and guarded global memory (memory.h), copies into a CTA
+// that has ended, bytes that no mbarrier expected, reads of memory that nobody has written (as
+// NaN).
+//
+// Not modelled: plain global stores (others see them at once), loads without an acquire, scopes,
+// the L1 cache, fences between proxies, `.aligned` instructions in a diverged warp, bank conflicts,
+// time. PTX text is not looked at. Plain accesses never interleave inside the stretch between two
+// primitives.
 #pragma once
 
 #include <cxxabi.h>
@@ -200,7 +205,9 @@ class Machine {
     for (const Store& s : stores) *s.to = s.value;
     stores.clear();
   }
-  bool handle_fault(const siginfo_t* info, const char* access);
+  bool runs_kernel() const { return current_ != nullptr; }
+  // The running fiber has touched memory that it may not.
+  [[noreturn]] void fault(const void* address, const char* access);
 
  private:
   static void run_fiber();

@@ -23,7 +23,7 @@ class GuardedBlock {
   GuardedBlock(std::string name, size_t bytes, size_t alignment)
       : name_(std::move(name)),
         bytes_(bytes),
-        room_((bytes + kPage - 1) / kPage * kPage + kPage),
+        room_((bytes + kPage - 1) / kPage * kPage),
         mapping_(static_cast<uint8_t*>(mmap(nullptr, room_ + 2 * kPage, PROT_NONE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
     if (mapping_ == MAP_FAILED || mprotect(mapping_ + kPage, room_, PROT_READ | PROT_WRITE) != 0)
@@ -59,9 +59,9 @@ class GuardedBlock {
 
   // "12 bytes after the end of NAME (64 bytes)", or "" for an address of no block.
   static std::string describe(const void* p) {
-    const auto* at = static_cast<uint8_t*>(const_cast<void*>(p));
+    const auto* at = static_cast<const uint8_t*>(p);
     const std::lock_guard lock(mutex());
-    auto next = blocks().upper_bound(const_cast<uint8_t*>(at));
+    const auto next = blocks().upper_bound(at);
     if (next == blocks().begin()) return "";
     const GuardedBlock& block = *std::prev(next)->second;
     if (at >= block.mapping_ + block.room_ + 2 * kPage) return "";
@@ -72,14 +72,13 @@ class GuardedBlock {
     return std::to_string(offset - block.bytes_) + " bytes after the end" + of;
   }
 
-  // Describes the first damaged block, or "".
+  // Describes the first damaged block, once, or "".
   static std::string find_damage() {
     const std::lock_guard lock(mutex());
     for (const auto& [mapping, block] : blocks())
       if (block->damaged()) {
-        std::string text = "written beside " + block->name_;
-        const_cast<GuardedBlock*>(block)->repair();
-        return text;
+        block->repair();
+        return "wrote beside " + block->name_ + " (" + std::to_string(block->bytes_) + " bytes)";
       }
     return "";
   }
@@ -99,8 +98,8 @@ class GuardedBlock {
     static std::mutex instance;
     return instance;
   }
-  static std::map<uint8_t*, GuardedBlock*>& blocks() {
-    static std::map<uint8_t*, GuardedBlock*> instance;
+  static std::map<const uint8_t*, GuardedBlock*>& blocks() {
+    static std::map<const uint8_t*, GuardedBlock*> instance;
     return instance;
   }
 

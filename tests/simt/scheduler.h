@@ -48,7 +48,12 @@ inline void Machine::maybe_yield() {
 }
 
 inline void Machine::check_phase(Cta& cta, uint64_t* bar) {
+  constexpr int kMostBytes = (1 << 20) - 1;  // the range of a transaction count
   auto* m = reinterpret_cast<Mbar*>(bar);
+  if (m->pending < 0)
+    fail("more arrivals at an mbarrier of " + cta.name() + " than it was made for");
+  if (m->bytes > kMostBytes || m->bytes < -kMostBytes)
+    fail("an mbarrier of " + cta.name() + " counts more bytes than it can");
   if (m->pending != 0 || m->bytes != 0) return;
   m->phase = m->phase ^ 1;
   m->pending = m->arrivals;
@@ -161,7 +166,7 @@ inline void Machine::finish(Fiber& f) {
   if (--cta.running > 0) return;
   for (Warp& w : cta.warps) publish(w.stores);
   publish(cta.stores);
-  if (cta.smem->damaged()) fail("written beside the shared memory of " + cta.name());
+  if (cta.smem->damaged()) fail("wrote beside the shared memory of " + cta.name());
   happened();
 }
 
@@ -171,9 +176,21 @@ inline void Machine::check_end() {
   for (Cluster& cluster : clusters_)
     for (Cta& cta : cluster.ctas)
       for (const uint64_t* bar : cta.mbars)
-        if (const int bytes = reinterpret_cast<const Mbar*>(bar)->bytes; bytes != 0)
-          fail("an mbarrier of " + cta.name() + " is left with " + std::to_string(bytes) +
-               " bytes announced and not received");
+        if (const int bytes = reinterpret_cast<const Mbar*>(bar)->bytes; bytes < 0)
+          fail("an mbarrier of " + cta.name() + " has received " + std::to_string(-bytes) +
+               " bytes that no mbar_expect announced");
+}
+
+// Where a thread is, and for an mbarrier what it lacks.
+inline std::string describe_wait(const Fiber& f) {
+  if (f.done) return "ended";
+  std::string text = f.where;
+  if (f.bar) {
+    const auto* m = reinterpret_cast<const Mbar*>(f.bar);
+    text += " (parity " + std::to_string(f.parity) + "; missing " + std::to_string(m->pending) +
+            " arrivals, " + std::to_string(m->bytes) + " bytes)";
+  }
+  return text;
 }
 
 inline void Machine::report_deadlock() {
@@ -181,27 +198,30 @@ inline void Machine::report_deadlock() {
     int count, first;
   };
   std::map<std::string, Group> groups;
-  for (const Fiber& f : fibers_)
-    if (!f.done) {
-      auto [group, added] = groups.try_emplace(f.cta->name() + ": ", Group{0, f.thread});
-      group = groups.try_emplace(f.cta->name() + ", " + f.where, Group{0, f.thread}).first;
-      ++group->second.count;
-    }
-  std::string text = "deadlock;";
+  for (const Fiber& f : fibers_) {
+    const std::string place = f.cta->name() + ", " + describe_wait(f);
+    ++groups.try_emplace(place, Group{0, f.thread}).first->second.count;
+  }
+  constexpr size_t kMost = 16;
+  std::string text = "deadlock";
+  size_t shown = 0;
   for (const auto& [place, group] : groups)
-    if (group.count > 0)
-      text += " " + place + ": " + std::to_string(group.count) + " threads, first thread " +
-              std::to_string(group.first) + ";";
+    if (++shown <= kMost)
+      text += "; " + place + ": " + std::to_string(group.count) + " threads from " +
+              std::to_string(group.first) + " on";
+  if (shown > kMost) text += "; and " + std::to_string(shown - kMost) + " more groups";
   fail(text);
 }
 
 inline void Machine::run_fiber() {
   Machine& m = *machine;
+  std::string thrown;  // fails only after the handler, which must end
   try {
     m.entry_(m.kernel_, m.args_);
   } catch (const std::exception& e) {
-    m.fail(std::string("exception: ") + e.what());
+    thrown = e.what();
   }
+  if (!thrown.empty()) m.fail("exception: " + thrown);
   m.current_->done = true;
   m.leave();
 }
@@ -255,22 +275,21 @@ inline void Machine::run_grid() {
     run();
     next += static_cast<std::ptrdiff_t>(n);
   }
-  const std::string damage = GuardedBlock::find_damage();
-  if (!damage.empty()) fail(damage);
+  if (const std::string damage = GuardedBlock::find_damage(); !damage.empty()) fail(damage);
 }
 
 // ---- faults ----
 
-// What a fault means, if a kernel caused it; does not return then.
-inline bool Machine::handle_fault(const siginfo_t* info, const char* access) {
-  if (!current_) return false;
-  std::string where = GuardedBlock::describe(info->si_addr);
-  const auto index = static_cast<size_t>(current_ - fibers_.data());
-  if (stacks[index].overflown_at(info->si_addr)) where = "the end of the stack";
-  if (where.empty()) where = "an address of nothing known";
+inline void Machine::fault(const void* address, const char* access) {
+  std::string where = GuardedBlock::describe(address);
+  if (stacks[static_cast<size_t>(current_ - fibers_.data())].overflown_at(address))
+    where = "the page behind its stack";
+  if (where.empty()) where = "an address that is of no block";
   fail(std::string(access) + " " + where);
 }
 
+// While it lives, a fault of a kernel on this thread ends the launch with an error. The signal
+// handler never returns then: it goes to the scheduler, as every failing fiber does.
 struct FaultHandler {
   FaultHandler() {
     stack_t ours{};
@@ -304,8 +323,8 @@ struct FaultHandler {
     const bool write = static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2;
     access = write ? "write to" : "read of";
 #endif
-    if (machine && pthread_equal(thread(), pthread_self()) && machine->handle_fault(info, access))
-      return;
+    if (machine && pthread_equal(thread(), pthread_self()) && machine->runs_kernel())
+      machine->fault(info->si_addr, access);
     sigaction(SIGSEGV, &old_action(), nullptr);  // not ours: the next fault goes where it belongs
   }
 
@@ -351,6 +370,8 @@ void launch(void (*kernel)(Args), Shape shape, const Args& args) {
     throw Error("kernel " + name + ": the grid is empty or not of whole clusters");
   if (fibers > kMaxFibers)
     throw Error("kernel " + name + ": more threads at a time than the emulator runs");
+  if (const std::string damage = GuardedBlock::find_damage(); !damage.empty())
+    throw Error("before kernel " + name + ": " + damage);
   const FaultHandler handler;
   Machine m(name, shape, entry, address, &args);
   machine = &m;
