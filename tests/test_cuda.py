@@ -13,7 +13,7 @@ import copy
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -66,15 +66,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def _defaults() -> Iterator[None]:
     torch.manual_seed(0)
-    allow_tf32(monkeypatch, False)
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    allow_tf32(False)
+    yield
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value
 
 
-def allow_tf32(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
-    """Sets torch's switches until the end of the test."""
-    for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        monkeypatch.setattr(backend, "allow_tf32", on)
+def allow_tf32(on: bool) -> None:
+    """Sets torch's switches for TF32, of cuDNN and of products, until the end of the test."""
+    torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cuda.matmul.allow_tf32 = on
 
 
 @pytest.fixture(params=KERNELS)
@@ -85,9 +90,9 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 @pytest.fixture(params=PRECISIONS)
-def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def precision(request: pytest.FixtureRequest) -> str:
     """A name of PRECISIONS, with the switches for TF32 set to it."""
-    allow_tf32(monkeypatch, PRECISIONS[request.param][1])
+    allow_tf32(PRECISIONS[request.param][1])
     return str(request.param)
 
 
