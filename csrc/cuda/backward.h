@@ -9,6 +9,7 @@
 
 #include "cells.h"
 #include "cuda/driver.h"
+#include "cuda/persistent_driver.h"
 
 namespace rnnfast::cuda {
 
@@ -39,7 +40,19 @@ class LayerBackward {
     grad_h_gates_ = same_ || !hh ? grad_x_gates_ : at::empty_like(grad_x_gates_);
   }
 
-  void run() { run_steps(); }
+  void run() {
+    BackwardArgs<void> whole = arguments();
+    Tensors grads;
+    for (int k = 0; k < layer_.cell.states; ++k) {
+      grads.push_back(at::empty({layer_.D, layer_.B, layer_.H}, grad_x_gates_.options()));
+      if (k > 0 || want_h_0_) whole.grad_states_0[k] = grads[k].mutable_data_ptr();
+    }
+    if (run_persistent(layer_, problem_, weights_, whole, context_.stream)) {
+      grad_states_0_ = grads;
+    } else {
+      run_steps();
+    }
+  }
 
   Tensor grad_x() const {
     const Tensor result = at::empty({layer_.rows, layer_.I}, grad_x_gates_.options());

@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "cuda/driver.h"
+#include "cuda/persistent_driver.h"
 
 namespace rnnfast::cuda {
 
@@ -32,7 +33,12 @@ class LayerForward {
               problem_.tf32);
   }
 
-  void run() { run_steps(); }
+  void run() {
+    const DeviceSteps steps(layer_, output.options(), context_.stream);
+    ForwardArgs<void> whole = arguments();
+    whole.steps = steps.get();
+    if (!run_persistent(layer_, problem_, weights_, whole, context_.stream)) run_steps();
+  }
 
  private:
   const Layer& layer_;

@@ -1,6 +1,10 @@
 #include "cuda/persistent_launch.h"
 
+namespace rnnfast::cuda {
+
 template <>
-const rnnfast::cuda::PersistentTables& rnnfast::cuda::persistent_tables<rnnfast::Gru>() {
+const PersistentTables& persistent_tables<Gru>() {
   return persistent_tables_of<Gru>();
 }
+
+}  // namespace rnnfast::cuda

@@ -1,6 +1,10 @@
 #include "cuda/persistent_launch.h"
 
+namespace rnnfast::cuda {
+
 template <>
-const rnnfast::cuda::PersistentTables& rnnfast::cuda::persistent_tables<rnnfast::Lstm>() {
+const PersistentTables& persistent_tables<Lstm>() {
   return persistent_tables_of<Lstm>();
 }
+
+}  // namespace rnnfast::cuda

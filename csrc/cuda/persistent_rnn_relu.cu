@@ -1,6 +1,10 @@
 #include "cuda/persistent_launch.h"
 
+namespace rnnfast::cuda {
+
 template <>
-const rnnfast::cuda::PersistentTables& rnnfast::cuda::persistent_tables<rnnfast::Elman<Relu>>() {
+const PersistentTables& persistent_tables<Elman<Relu>>() {
   return persistent_tables_of<Elman<Relu>>();
 }
+
+}  // namespace rnnfast::cuda

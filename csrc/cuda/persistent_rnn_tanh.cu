@@ -1,6 +1,10 @@
 #include "cuda/persistent_launch.h"
 
+namespace rnnfast::cuda {
+
 template <>
-const rnnfast::cuda::PersistentTables& rnnfast::cuda::persistent_tables<rnnfast::Elman<Tanh>>() {
+const PersistentTables& persistent_tables<Elman<Tanh>>() {
   return persistent_tables_of<Elman<Tanh>>();
 }
+
+}  // namespace rnnfast::cuda

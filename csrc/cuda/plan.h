@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -71,9 +72,10 @@ constexpr Kernel kernel_of(Exchange exchange) {
 }
 
 inline bool serves(const Instance& instance, const Problem& p) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;  // tiles times peers fit
   const auto how = precision(p);
-  if (!how || instance.backward != p.backward || instance.hidden < p.H ||
-      !possible(instance, p.gates, *how))
+  if (!how || p.T > kMost || p.B > kMost || instance.backward != p.backward ||
+      instance.hidden < p.H || !possible(instance, p.gates, *how))
     return false;
   const bool cluster = instance.exchange == Exchange::kCluster;
   return p.device.arch >= (cluster ? 90 : 80) &&
