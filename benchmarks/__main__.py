@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import problems, report, results
 from benchmarks.timing import FULL, QUICK, Budget, interleave
-from benchmarks.workloads import CELLS, PASSES, Workload, check, make_pass, make_workload
+from benchmarks.workloads import CELLS, PASSES, check, make_pass, make_workload, what_ran
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 BUSY = 0.5
@@ -59,14 +59,6 @@ def candidate_library(noise: bool) -> tuple[str, ModuleType]:
     import rnnfast
 
     return "rnnfast", rnnfast
-
-
-def what_ran(workload: Workload, library: ModuleType, name: str) -> str:
-    """The kernel behind the candidate, as `rnnfast.explain` names it."""
-    if library is torch.nn:
-        return "torch.nn"
-    with torch.inference_mode(name == "inference"):
-        return str(library.explain(workload.candidate, workload.x))
 
 
 def measure(

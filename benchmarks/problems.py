@@ -100,15 +100,24 @@ EXTRA: tuple[Problem, ...] = (
 
 ALL: tuple[Problem, ...] = MAIN + EXTRA
 
+GPU: tuple[Problem, ...] = (
+    Problem(
+        1024, 16, 1024, 1024, "large language model of its time: w_hh fills several processors"
+    ),
+    Problem(1024, 16, 768, 768, "LSTM for which cuDNN has a kernel that keeps w_hh on the chip"),
+    Problem(1000, 1, 512, 512, "one long stream alone: nothing but the latency of a step"),
+)
+"""What `python -m benchmarks.cuda` adds: shapes that a CPU would take minutes for."""
+
 
 def select(names: Iterable[str]) -> tuple[Problem, ...]:
-    """The problems of these names, in the order of ALL.
+    """The problems of these names, in the order of ALL and GPU.
 
     Raises ValueError, listing the names there are, for one that is unknown.
     """
     wanted = set(names)
-    unknown = wanted - {problem.name for problem in ALL}
+    unknown = wanted - {problem.name for problem in ALL + GPU}
     if unknown:
-        known = " ".join(problem.name for problem in ALL)
+        known = " ".join(problem.name for problem in ALL + GPU)
         raise ValueError(f"no problem named {', '.join(sorted(unknown))}; there are: {known}")
-    return tuple(problem for problem in ALL if problem.name in wanted)
+    return tuple(problem for problem in ALL + GPU if problem.name in wanted)

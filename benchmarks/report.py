@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.problems import Problem
 from benchmarks.results import REPOSITORY, Measurement, Record, read
 from benchmarks.workloads import PASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.table import Table
 
 BEGIN = "<!-- numbers: written by python -m benchmarks.report --readme -->"
 END = "<!-- end of numbers -->"
@@ -40,11 +38,19 @@ def milliseconds(seconds: float) -> str:
 def headline(record: Record) -> str:
     """One line: what ran, on what."""
     facts = record.environment
+    cudnn = f", cuDNN {facts['cudnn']}, driver {facts['driver']}" if "gpu" in facts else ""
     return (
-        f"{facts['candidate']} against torch.nn, {facts['dtype']}, {facts['threads']} threads, "
-        f"{facts['cpu']}, {facts['isa']}, torch {facts['torch']}, Python {facts['python']}, "
-        f"commit {facts['commit']}"
+        f"{facts['candidate']} against torch.nn, {facts['dtype']}, {machine(record)}, "
+        f"torch {facts['torch']}{cudnn}, Python {facts['python']}, commit {facts['commit']}"
     )
+
+
+def machine(record: Record) -> str:
+    """What did the work: a GPU, or threads of a processor."""
+    facts = record.environment
+    if "gpu" in facts:
+        return str(facts["gpu"])
+    return f"{facts['threads']} threads, {facts['cpu']}, {facts['isa']}"
 
 
 def _cells(record: Record) -> list[str]:
@@ -68,6 +74,8 @@ def rich_table(record: Record, name: str) -> Table:
     """Every measurement of pass `name` a row: medians with their 20th and 80th percentile, the
     ratio of the medians and the median of the ratios of adjacent blocks, errors against float64.
     """
+    from rich.table import Table
+
     candidate = record.environment["candidate"]
     table = Table(title=name, title_style="bold")
     table.add_column("T, B, I, H", no_wrap=True)
@@ -110,6 +118,8 @@ def _row(measurement: Measurement) -> list[str]:
 
 def print_tables(record: Record) -> None:
     """The whole record on the terminal, at its full width even where that is too narrow."""
+    from rich.console import Console
+
     console = Console(width=max(Console().width, 160))
     console.print(headline(record), style="bold", highlight=False)
     for name in _passes(record):
@@ -162,7 +172,7 @@ def plot(record: Record, path: Path) -> None:
     facts = record.environment
     figure.suptitle(
         f"Speed of {facts['candidate']} over torch.nn {facts['torch']}: {facts['dtype']}, "
-        f"{facts['threads']} threads, {facts['cpu']}, {facts['isa']}",
+        f"{machine(record)}",
         fontsize=10.5,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,6 +243,15 @@ def readme_block(records: Sequence[tuple[str, Record]]) -> str:
     return "\n\n".join(parts)
 
 
+def load(path: Path) -> list[tuple[str, Record]]:
+    """The parts of a result, each with the name of its plot."""
+    parts = read(path).parts()
+    if len(parts) == 1:
+        return [(path.stem, parts[0])]
+    words = (part.environment["dtype"].replace(",", "").replace(" ", "-").lower() for part in parts)
+    return [(f"{path.stem}-{word}", part) for word, part in zip(words, parts, strict=True)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -243,9 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--readme", action="store_true", help=f"rewrite the numbers of README.md, plots in {IMAGES}"
     )
     options = parser.parse_args(arguments)
-    if options.plot and len(options.results) > 1:
-        parser.error("--plot draws one result")
-    records = [(path.stem, read(path)) for path in options.results]
+    records = [part for path in options.results for part in load(path)]
+    if options.plot and len(records) > 1:
+        parser.error("--plot draws one result of one precision")
     for _, record in records:
         if options.markdown:
             print(markdown(record), end="\n\n")

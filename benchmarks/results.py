@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ REPOSITORY = Path(__file__).parents[1]
 class Measurement:
     """One problem, cell and pass: the samples of both sides and their errors against float64.
 
-    ran: what computed the candidate, in the words of `rnnfast.explain`.
+    ran: what computed the candidate, in the words of `rnnfast.explain`. precision: of this one
+    measurement, where the record holds several. graph: replayed as a CUDA graph.
     """
 
     problem: Problem
@@ -36,6 +37,8 @@ class Measurement:
     pair: Pair
     errors: Errors
     ran: str
+    precision: str = ""
+    graph: bool = False
 
     @property
     def baseline(self) -> Summary:
@@ -58,10 +61,25 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `environment`: what it ran on, as `environment()` gives it."""
+    """One run. environment: what it ran on, as `environment()` gives it. micro: what a GPU's
+    primitives cost, as benchmarks/micro prints them.
+    """
 
     environment: dict[str, Any]
     measurements: tuple[Measurement, ...]
+    micro: tuple[dict[str, Any], ...] = ()
+
+    def parts(self) -> list[Record]:
+        """One record for each precision, eager and as a CUDA graph: what one table shows."""
+        groups: dict[tuple[str, bool], list[Measurement]] = {}
+        for measurement in self.measurements:
+            groups.setdefault((measurement.precision, measurement.graph), []).append(measurement)
+        records = []
+        for (precision, graph), measurements in sorted(groups.items()):
+            dtype = precision or self.environment["dtype"]
+            facts = {**self.environment, "dtype": f"{dtype}, CUDA graph" if graph else dtype}
+            records.append(Record(facts, tuple(measurements)))
+        return records
 
     def geometric_means(self) -> dict[tuple[str, str], float]:
         """(cell, pass) -> geometric mean of the speed-ups over all problems of the record."""
@@ -117,23 +135,52 @@ def environment(dtype: torch.dtype, candidate: str) -> dict[str, Any]:
     }
 
 
+def gpu_environment(candidate: str) -> dict[str, Any]:
+    """As `environment`, for the current GPU. Precisions differ from measurement to measurement."""
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        **environment(torch.float32, candidate),
+        "dtype": "several",
+        "tf32": "in measurements of precision tf32 alone",
+        "gpu": gpu.name,
+        "compute_capability": f"{gpu.major}.{gpu.minor}",
+        "multiprocessors": gpu.multi_processor_count,
+        "driver": nvidia_smi("driver_version"),
+        "clocks": nvidia_smi("clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def nvidia_smi(query: str) -> str:
+    """What the driver's tool says of the first GPU, or "unknown"."""
+    command = ("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
+    try:
+        text: str = subprocess.check_output(command, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return text.splitlines()[0].strip()
+
+
 def default_name(facts: dict[str, Any], quick: bool) -> str:
     """The file name of a run on this machine: processor, threads, and what is not the default."""
-    processor = re.sub(r"\W+", "-", facts["cpu"].lower()).strip("-")
-    name = f"{processor}-{facts['threads']}-threads"
-    name += f"-{facts['dtype']}" if facts["dtype"] != "float32" else ""
+    processor = re.sub(r"\W+", "-", facts.get("gpu", facts["cpu"]).lower()).strip("-")
+    name = processor if "gpu" in facts else f"{processor}-{facts['threads']}-threads"
+    name += f"-{facts['dtype']}" if facts["dtype"] not in ("float32", "several") else ""
     name += "-noise" if facts["candidate"] != "rnnfast" else ""
     return f"{name}{'-quick' if quick else ''}.json"
 
 
 def write(record: Record, path: Path) -> None:
     """Writes the record as JSON, one measurement a line. Seconds keep five digits."""
-    means = {f"{cell} {name}": mean for (cell, name), mean in record.geometric_means().items()}
+    means = {" ".join(key): mean for part in record.parts() for key, mean in _means(part)}
     lines = ",\n".join(json.dumps(_to_json(measurement)) for measurement in record.measurements)
     path.parent.mkdir(parents=True, exist_ok=True)
+    micro = ",\n".join(json.dumps(row) for row in record.micro)
     path.write_text(
         f'{{"format": {FORMAT},\n"environment": {json.dumps(record.environment, indent=1)},\n'
-        f'"geometric_means": {json.dumps(means, indent=1)},\n"measurements": [\n{lines}\n]}}\n'
+        f'"geometric_means": {json.dumps(means, indent=1)},\n"measurements": [\n{lines}\n],\n'
+        f'"micro": [\n{micro}\n]}}\n'
     )
 
 
@@ -142,9 +189,15 @@ def read(path: Path) -> Record:
     data = json.loads(path.read_text())
     if data.get("format") != FORMAT:
         raise ValueError(f"{path}: wanted format {FORMAT}, got {data.get('format')}")
-    return Record(
-        data["environment"], tuple(_from_json(entries) for entries in data["measurements"])
-    )
+    measurements = tuple(_from_json(entries) for entries in data["measurements"])
+    return Record(data["environment"], measurements, tuple(data.get("micro", ())))
+
+
+def _means(part: Record) -> Iterator[tuple[tuple[str, ...], float]]:
+    """The geometric means of one precision, by cell, pass and, where it is named, precision."""
+    for key, mean in part.geometric_means().items():
+        named = any(measurement.precision for measurement in part.measurements)
+        yield ((*key, part.environment["dtype"]) if named else key), mean
 
 
 def _to_json(measurement: Measurement) -> dict[str, Any]:
@@ -163,6 +216,8 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
             for side, samples in dataclasses.asdict(measurement.pair).items()
         },
         "ran": measurement.ran,
+        "precision": measurement.precision,
+        "graph": measurement.graph,
         "errors": {k: _rounded(v) for k, v in dataclasses.asdict(measurement.errors).items()},
     }
 
@@ -178,6 +233,8 @@ def _from_json(entry: dict[str, Any]) -> Measurement:
         Pair(**seconds),
         Errors(**entry["errors"]),
         entry["ran"],
+        entry.get("precision", ""),
+        entry.get("graph", False),
     )
 
 

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,24 @@ def geometric_mean(ratios: Sequence[float]) -> float:
     return math.exp(statistics.fmean(math.log(ratio) for ratio in ratios))
 
 
+Stopwatch = Callable[[Callable[[], object], int], float]
+"""Calls a function so many times; the seconds of one call."""
+
+
 def interleave(
-    baseline: Callable[[], None],
-    candidate: Callable[[], None],
+    baseline: Callable[[], object],
+    candidate: Callable[[], object],
     budget: Budget,
     clock: Callable[[], float] = time.perf_counter,
+    stopwatch: Stopwatch | None = None,
 ) -> Pair:
-    """Warms both sides up, then times them in alternating blocks until the budget is spent."""
+    """Warms both sides up, then times them in alternating blocks until the budget is spent.
+
+    stopwatch: times a block; by default with the clock, for what has run when it returns.
+    """
+    stopwatch = stopwatch or partial(_block, clock=clock)
     sides = (baseline, candidate)
-    estimates = [_warm_up(side, budget, clock) for side in sides]
+    estimates = [_warm_up(side, budget, clock, stopwatch) for side in sides]
     calls = [max(1, math.ceil(budget.block / max(estimate, 1e-9))) for estimate in estimates]
     samples: tuple[list[float], list[float]] = ([], [])
     at_least, at_most = budget.rounds
@@ -86,20 +96,25 @@ def interleave(
         for side in (0, 1) if turn % 2 == 0 else (1, 0):
             if estimates[side] < budget.lead_in:
                 sides[side]()
-            samples[side].append(_block(sides[side], calls[side], clock))
+            samples[side].append(stopwatch(sides[side], calls[side]))
     return Pair(tuple(samples[0]), tuple(samples[1]))
 
 
-def _warm_up(function: Callable[[], None], budget: Budget, clock: Callable[[], float]) -> float:
+def _warm_up(
+    function: Callable[[], object],
+    budget: Budget,
+    clock: Callable[[], float],
+    stopwatch: Stopwatch,
+) -> float:
     """Calls at least twice and until `budget.warm_up` is over; the seconds of the shortest call."""
     start, shortest, count = clock(), math.inf, 0
     while count < 2 or clock() - start < budget.warm_up:
-        shortest = min(shortest, _block(function, 1, clock))
+        shortest = min(shortest, stopwatch(function, 1))
         count += 1
     return shortest
 
 
-def _block(function: Callable[[], None], calls: int, clock: Callable[[], float]) -> float:
+def _block(function: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
     start = clock()
     for _ in range(calls):
         function()

@@ -44,7 +44,9 @@ class WrongValuesError(AssertionError):
     """A layer's output or gradient is not torch.nn's: there is nothing to time."""
 
 
-def make_layer(library: ModuleType, cell: str, problem: Problem, dtype: torch.dtype) -> nn.Module:
+def make_layer(
+    library: ModuleType, cell: str, problem: Problem, dtype: torch.dtype, device: str = "cpu"
+) -> nn.Module:
     """The layer of `cell` in `library` (torch.nn, rnnfast) for `problem`, initialised by torch's
     generator.
     """
@@ -55,6 +57,7 @@ def make_layer(library: ModuleType, cell: str, problem: Problem, dtype: torch.dt
         problem.layers,
         bidirectional=problem.bidirectional,
         dtype=dtype,
+        device=device,
         **arguments,
     )
     return layer
@@ -87,38 +90,46 @@ def make_workload(
     baseline: ModuleType,
     candidate: ModuleType,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Workload:
     """Draws the weights of `baseline`'s layer, copies them to `candidate`'s, draws the input."""
     torch.manual_seed(seed)
-    first = make_layer(baseline, cell, problem, dtype)
-    second = make_layer(candidate, cell, problem, dtype)
+    first = make_layer(baseline, cell, problem, dtype, device)
+    second = make_layer(candidate, cell, problem, dtype, device)
     second.load_state_dict(first.state_dict())
-    dense = torch.randn(problem.T, problem.B, problem.I, dtype=dtype)
+    dense = torch.randn(problem.T, problem.B, problem.I, dtype=dtype, device=device)
     x: Tensor | PackedSequence = dense
     width = problem.H * (2 if problem.bidirectional else 1)
     if problem.lengths:
         x = pack_padded_sequence(dense, torch.tensor(problem.lengths))
-        grad_output = torch.randn(sum(problem.lengths), width, dtype=dtype)
+        grad_output = torch.randn(sum(problem.lengths), width, dtype=dtype, device=device)
     else:
-        grad_output = torch.randn(problem.T, problem.B, width, dtype=dtype)
+        grad_output = torch.randn(problem.T, problem.B, width, dtype=dtype, device=device)
     return Workload(problem, cell, x, grad_output, first, second)
 
 
-def make_pass(workload: Workload, layer: nn.Module, name: str) -> Callable[[], None]:
-    """The call to time: "inference" or "training" of `layer` on the workload's input."""
+def make_pass(workload: Workload, layer: nn.Module, name: str) -> Callable[[], Tensor]:
+    """The call to time: "inference" or "training" of `layer` on the workload's input. It returns
+    the layer's output.
+    """
     x, grad_output = workload.x, workload.grad_output
 
-    def inference() -> None:
+    def forward() -> Tensor:
+        output: Tensor | PackedSequence = layer(x)[0]
+        return output.data if isinstance(output, PackedSequence) else output
+
+    def inference() -> Tensor:
         with torch.inference_mode():
-            layer(x)
+            return forward()
 
     parameters = list(layer.parameters())
 
-    def training() -> None:
+    def training() -> Tensor:
         for parameter in parameters:
             parameter.grad = None
-        output = layer(x)[0]
-        (output.data if isinstance(output, PackedSequence) else output).backward(grad_output)
+        output = forward()
+        output.backward(grad_output)
+        return output
 
     return {"inference": inference, "training": training}[name]
 
@@ -183,3 +194,11 @@ def relative_error(got: Tensor, truth: Tensor) -> float:
     """Largest absolute difference over the largest absolute value of the truth."""
     scale = truth.abs().max().clamp_min(torch.finfo(truth.dtype).tiny)
     return ((got.double() - truth).abs().max() / scale).item()
+
+
+def what_ran(workload: Workload, library: ModuleType, name: str) -> str:
+    """The kernel behind the candidate in pass `name`, as `rnnfast.explain` names it."""
+    if library is nn:
+        return "torch.nn"
+    with torch.inference_mode(name == "inference"):
+        return str(library.explain(workload.candidate, workload.x))

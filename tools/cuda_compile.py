@@ -111,8 +111,8 @@ def demangled(names: Sequence[str]) -> dict[str, str]:
 
 def _short(name: str) -> str:
     name = name.removeprefix("void ").replace("(anonymous namespace)::", "")
-    name = name.replace("rnnfast::", "").replace("dev::", "").replace("__nv_bfloat16", "Bf16")
-    name = re.sub(r"\((?:int|unsigned int|bool)\)", "", name).replace("__half", "Half")
+    name = re.sub(r"rnnfast::|cuda::|dev::|\((?:int|unsigned int|bool)\)", "", name)
+    name = name.replace("__nv_bfloat16", "Bf16").replace("__half", "Half").replace(" >", ">")
     return re.sub(r"\(.*\)$", "", name)
 
 

@@ -1,0 +1,319 @@
+"""Times rnnfast against torch.nn with cuDNN on a GPU: every precision, eager and as CUDA graphs.
+
+    python -m benchmarks.cuda                        the most important first, within --seconds
+    python -m benchmarks.cuda --precisions tf32 --cells lstm --problems t50b32i128h128
+    python -m benchmarks.cuda --device cpu --quick   a dry run: tests the program, measures nothing
+
+Values are compared with torch.nn in float64 before anything is timed, and a graph's replay with the
+eager call. What fails is written down and costs no more than itself. The result is rewritten after
+every layer, so that a run that is cut short keeps what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import rnnfast
+from benchmarks import problems, report, results
+from benchmarks.problems import Problem
+from benchmarks.timing import Budget, interleave
+from benchmarks.workloads import (
+    CELLS,
+    PASSES,
+    Errors,
+    Workload,
+    WrongValuesError,
+    check,
+    make_pass,
+    make_workload,
+    relative_error,
+    what_ran,
+)
+
+BUDGET = Budget(total=0.12, block=0.002, rounds=(3, 30), warm_up=0.01)
+REPLAY_ERROR = 0.02
+"""A replay may differ by rounding from the eager call, whose sums may be made in another order."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A dtype, and whether float32 products may round their operands to TF32."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("bfloat16", torch.bfloat16),
+        Precision("tf32", torch.float32, tf32=True),
+        Precision("float16", torch.float16),
+        Precision("float32", torch.float32),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer to check and to time."""
+
+    problem: Problem
+    cell: str
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.problem.name} {self.cell} {self.precision.name}"
+
+
+def jobs(
+    chosen: Sequence[Problem], cells: Sequence[str], precisions: Sequence[Precision]
+) -> list[Job]:
+    """All combinations, the most important first: early problems, gated cells, bfloat16."""
+    ranked = [
+        (10 * (p // 4) + (cell.startswith("rnn")) + precision, Job(problem, cell, of))
+        for p, problem in enumerate(chosen)
+        for cell in cells
+        for precision, of in enumerate(precisions)
+    ]
+    return [job for _, job in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def default_problems() -> list[Problem]:
+    """Those of docs/tuning.md, then all others."""
+    first = problems.select(
+        (
+            "t128b32i256h256",
+            "t512b64i512h512",
+            "t1024b16i1024h1024",
+            "t50b32i128h128",
+            "t1000b1i512h512",
+            "t1024b16i768h768",
+        )
+    )
+    return [*first, *(p for p in problems.ALL + problems.GPU if p not in first)]
+
+
+def guess_seconds(problem: Problem) -> float:
+    """One training pass of cuDNN, guessed high: only to decide whether there is time to begin."""
+    directions = 2 if problem.bidirectional else 1
+    steps = problem.T * problem.layers * directions
+    flop = 24 * steps * problem.B * problem.H * (problem.I + problem.H)
+    return 40e-6 * steps + flop / 2e13
+
+
+def events(function: Callable[[], object], calls: int) -> float:
+    """Seconds of one call on the GPU, between two CUDA events around all of them."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        function()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) * 1e-3 / calls
+
+
+def captured(workload: Workload, call: Callable[[], Tensor]) -> Callable[[], None]:
+    """The call as a CUDA graph.
+
+    Its replay is compared with the eager call on an input that was not captured: work that escapes
+    the capture would look fast. Raises WrongValuesError where they differ.
+    """
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # puts the current stream back where the capture fails
+        call()
+        with torch.cuda.graph(graph, stream=side):
+            replayed = call()
+    torch.cuda.current_stream().wait_stream(side)
+    x = workload.x if isinstance(workload.x, Tensor) else workload.x.data
+    with torch.inference_mode():
+        x.neg_()
+    graph.replay()
+    error = relative_error(replayed.detach(), call().detach().double())
+    if not error <= REPLAY_ERROR:
+        raise WrongValuesError(f"the graph's replay differs from the eager call by {error:.1e}")
+    return graph.replay
+
+
+def set_tf32(on: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cuda.matmul.allow_tf32 = on
+
+
+def measure(
+    job: Job, passes: Sequence[str], device: str, budget: Budget, failures: list[str]
+) -> Iterator[results.Measurement]:
+    """Checks, then times one layer in every pass, eager and as a graph."""
+    set_tf32(job.precision.tf32)
+    dtype = job.precision.dtype
+    workload = make_workload(job.problem, job.cell, dtype, nn, rnnfast, device=device)
+    for name in passes:
+        errors = check(workload, name)
+        ran = what_ran(workload, rnnfast, name)
+        for graph in (False, True) if device == "cuda" else (False,):
+            try:
+                yield _measure_pass(job, workload, name, graph, errors, ran, budget)
+            except (RuntimeError, WrongValuesError) as error:
+                failures.append(f"{job} {name}{' graph' if graph else ''}: {_line(error)}")
+
+
+def _measure_pass(
+    job: Job,
+    workload: Workload,
+    name: str,
+    graph: bool,
+    errors: Errors,
+    ran: str,
+    budget: Budget,
+) -> results.Measurement:
+    sides: list[Callable[[], object]] = []
+    for layer in (workload.baseline, workload.candidate):
+        call = make_pass(workload, layer, name)
+        sides.append(captured(workload, call) if graph else call)
+    on_gpu = workload.grad_output.is_cuda
+    pair = interleave(sides[0], sides[1], budget, stopwatch=events if on_gpu else None)
+    precision = job.precision.name
+    return results.Measurement(job.problem, job.cell, name, pair, errors, ran, precision, graph)
+
+
+def _line(error: BaseException) -> str:
+    """The error in one line."""
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def spin_up() -> None:
+    """A second of work, which brings the clocks up from idle."""
+    square, start = torch.randn(4096, 4096, device="cuda"), time.monotonic()
+    while time.monotonic() - start < 1:
+        square @ square
+        torch.cuda.synchronize()
+
+
+def run(options: argparse.Namespace, facts: dict[str, object], path: Path) -> results.Record:
+    """Everything for which there is time. `path` holds what there is after each layer."""
+    record = results.Record(facts, ())
+    failures: list[str] = []
+    todo = jobs(options.chosen, options.cells, [PRECISIONS[name] for name in options.precisions])
+    begun = time.monotonic()
+    budget = replace(BUDGET, total=0.02, rounds=(2, 3)) if options.quick else BUDGET
+    for job in todo:
+        left = options.seconds - (time.monotonic() - begun)
+        if left < 100 * guess_seconds(job.problem):
+            failures.append(f"{job}: left out, no time")
+            continue
+        found: list[results.Measurement] = []
+        try:
+            for measurement in measure(job, options.passes, options.device, budget, failures):
+                found.append(measurement)
+        except (RuntimeError, WrongValuesError) as error:
+            failures.append(f"{job}: {_line(error)}")
+        record = replace(record, measurements=(*record.measurements, *found))
+        results.write(record, path)
+        print(f"[{time.monotonic() - begun:5.0f} s] {job}  {_brief(found)}", flush=True)
+    print("\n".join(failures))
+    return record
+
+
+def _brief(found: Sequence[results.Measurement]) -> str:
+    """For example `inference 1.20x  inference graph 1.31x`."""
+    return "  ".join(f"{m.pass_name}{' graph' if m.graph else ''} {m.speed_up:.2f}x" for m in found)
+
+
+def steps_table(record: results.Record) -> str:
+    """Markdown: microseconds a step, torch.nn → ours, the faster of eager and graph on each side;
+    problems and cells down, precisions across.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[results.Measurement]]] = {}
+    for m in record.measurements:
+        key = (m.pass_name, m.problem.label, m.cell)
+        groups.setdefault(key, {}).setdefault(m.precision, []).append(m)
+    precisions = [name for name in PRECISIONS if any(name in of for of in groups.values())]
+    lines = [f"| pass | T, B, I, H | cell | {' | '.join(precisions)} |"]
+    lines.append("|---|---|---|" + "---:|" * len(precisions))
+    for key, of in sorted(groups.items()):
+        entries = [_steps_entry(of.get(name, [])) for name in precisions]
+        lines.append(f"| {' | '.join(key)} | {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+def _steps_entry(found: Sequence[results.Measurement]) -> str:
+    if not found:
+        return ""
+    problem = found[0].problem
+    steps = problem.T * problem.layers * (2 if problem.bidirectional else 1)
+    theirs, ours = (
+        min(getattr(m, side).median for m in found) / steps * 1e6
+        for side in ("baseline", "candidate")
+    )
+    return f"{theirs:.2f} → {ours:.2f} **{theirs / ours:.2f}x**"
+
+
+def means_table(record: results.Record) -> str:
+    """Markdown: the geometric mean of the speed-ups, one row a precision, eager and graph."""
+    parts = [(part.environment["dtype"], part.geometric_means()) for part in record.parts()]
+    keys = list(dict.fromkeys(key for _, means in parts for key in means))
+    lines = [f"| speed-up | {' | '.join(' '.join(key) for key in keys)} |"]
+    lines.append("|---|" + "---:|" * len(keys))
+    for name, means in parts:
+        entries = (f"{means[key]:.2f}x" if key in means else "" for key in keys)
+        lines.append(f"| {name} | {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--problems", nargs="+", metavar="NAME", help="only these; see problems.py")
+    cells = ("gru", "lstm", "rnn_tanh")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=cells)
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--seconds", type=float, default=240, help="default: %(default)s")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="one small problem, few samples")
+    parser.add_argument("--output", type=Path, help="JSON file; default: named after the GPU")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch finds no GPU; --device cpu is a dry run")
+    try:
+        options.chosen = problems.select(options.problems) if options.problems else None
+    except ValueError as error:
+        parser.error(str(error))
+    if options.quick and not options.chosen:
+        options.chosen = [Problem(20, 3, 5, 6, "a dry run")]
+    options.chosen = options.chosen or default_problems()
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.device == "cuda":
+        spin_up()
+        facts = results.gpu_environment("rnnfast")
+    else:
+        facts = results.environment(torch.float32, "rnnfast")
+    folder = results.REPOSITORY / "benchmarks" / "results"
+    path = options.output or folder / results.default_name(facts, options.quick)
+    record = run(options, facts, path)
+    if not record.measurements:
+        print("nothing was measured")
+        return 1
+    headline = report.headline(replace(record, environment={**facts, "dtype": "every precision"}))
+    print("", headline, steps_table(record), means_table(record), sep="\n\n")
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
