@@ -16,6 +16,8 @@
 
 namespace rnnfast::emu {
 
+constexpr size_t kGuard = 1 << 20;  // an index may be far off
+
 class GuardedBlock {
  public:
   // The end is `alignment` - 1 bytes off the guard page at most; those bytes, and the ones before
@@ -24,12 +26,12 @@ class GuardedBlock {
       : name_(std::move(name)),
         bytes_(bytes),
         room_((bytes + kPage - 1) / kPage * kPage),
-        mapping_(static_cast<uint8_t*>(mmap(nullptr, room_ + 2 * kPage, PROT_NONE,
+        mapping_(static_cast<uint8_t*>(mmap(nullptr, room_ + 2 * kGuard, PROT_NONE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))) {
-    if (mapping_ == MAP_FAILED || mprotect(mapping_ + kPage, room_, PROT_READ | PROT_WRITE) != 0)
+    if (mapping_ == MAP_FAILED || mprotect(mapping_ + kGuard, room_, PROT_READ | PROT_WRITE) != 0)
       throw std::bad_alloc();
-    data_ = mapping_ + kPage + room_ - (bytes + alignment - 1) / alignment * alignment;
-    std::memset(mapping_ + kPage, 0xFF, room_);
+    data_ = mapping_ + kGuard + room_ - (bytes + alignment - 1) / alignment * alignment;
+    std::memset(mapping_ + kGuard, 0xFF, room_);
     const std::lock_guard lock(mutex());
     blocks()[mapping_] = this;
   }
@@ -39,7 +41,7 @@ class GuardedBlock {
       const std::lock_guard lock(mutex());
       blocks().erase(mapping_);
     }
-    munmap(mapping_, room_ + 2 * kPage);
+    munmap(mapping_, room_ + 2 * kGuard);
   }
 
   uint8_t* data() const { return data_; }
@@ -49,12 +51,12 @@ class GuardedBlock {
     const auto* at = static_cast<const uint8_t*>(p);
     return at >= data_ && n <= bytes_ && at <= data_ + bytes_ - n;
   }
-  void poison() { std::memset(mapping_ + kPage, 0xFF, room_); }
+  void poison() { std::memset(mapping_ + kGuard, 0xFF, room_); }
 
   // Whether something was written beside the block, on its own pages.
   bool damaged() const {
-    return !untouched(mapping_ + kPage, data_) ||
-           !untouched(data_ + bytes_, mapping_ + kPage + room_);
+    return !untouched(mapping_ + kGuard, data_) ||
+           !untouched(data_ + bytes_, mapping_ + kGuard + room_);
   }
 
   // "12 bytes after the end of NAME (64 bytes)", or "" for an address of no block.
@@ -64,7 +66,7 @@ class GuardedBlock {
     const auto next = blocks().upper_bound(at);
     if (next == blocks().begin()) return "";
     const GuardedBlock& block = *std::prev(next)->second;
-    if (at >= block.mapping_ + block.room_ + 2 * kPage) return "";
+    if (at >= block.mapping_ + block.room_ + 2 * kGuard) return "";
     const std::string of = " of " + block.name_ + " (" + std::to_string(block.bytes_) + " bytes)";
     if (at < block.data_) return std::to_string(block.data_ - at) + " bytes before the start" + of;
     const auto offset = static_cast<size_t>(at - block.data_);
@@ -90,9 +92,9 @@ class GuardedBlock {
     return true;
   }
   void repair() {
-    std::memset(mapping_ + kPage, 0xFF, static_cast<size_t>(data_ - mapping_) - kPage);
+    std::memset(mapping_ + kGuard, 0xFF, static_cast<size_t>(data_ - mapping_) - kGuard);
     std::memset(data_ + bytes_, 0xFF,
-                static_cast<size_t>(mapping_ + kPage + room_ - data_) - bytes_);
+                static_cast<size_t>(mapping_ + kGuard + room_ - data_) - bytes_);
   }
   static std::mutex& mutex() {
     static std::mutex instance;

@@ -334,14 +334,20 @@ struct FaultHandler {
 
 // ---- launches ----
 
-inline std::string name_of(const void* kernel) {
-  Dl_info info{};
-  if (!dladdr(kernel, &info) || !info.dli_sname) return "(unnamed)";
+inline std::string demangle(const char* symbol) {
   int status = 0;
-  char* demangled = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-  const std::string name = status == 0 ? demangled : info.dli_sname;
-  std::free(demangled);
+  char* text = abi::__cxa_demangle(symbol, nullptr, nullptr, &status);
+  const std::string name = status == 0 ? text : symbol;
+  std::free(text);
   return name;
+}
+
+// The kernel's own name where the linker has kept it, else that of its arguments.
+template <class Args>
+std::string name_of(const void* kernel) {
+  Dl_info info{};
+  if (dladdr(kernel, &info) && info.dli_sname) return demangle(info.dli_sname);
+  return "of " + demangle(typeid(Args).name());
 }
 
 // Whether the emulated device takes a launch of this size.
@@ -362,7 +368,7 @@ void launch(void (*kernel)(Args), Shape shape, const Args& args) {
   const size_t fibers =
       static_cast<size_t>(shape.threads) *
       static_cast<size_t>(shape.cooperative ? shape.grid_x * shape.grid_y : shape.cluster);
-  const std::string name = name_of(address);
+  const std::string name = name_of<Args>(address);
   if (shape.threads < kWarp || shape.threads > 1024 || shape.threads % kWarp != 0)
     throw Error("kernel " + name + ": " + std::to_string(shape.threads) + " threads");
   if (shape.grid_x < 1 || shape.grid_y < 1 || shape.cluster < 1 ||
