@@ -24,6 +24,7 @@ constexpr size_t kStackBytes = 128 << 10;
 // A stack above a page that may not be touched.
 struct Stack {
   uint8_t* mapping;
+  size_t bytes;
   uint8_t* base() const { return mapping + kPage; }
   bool overflown_at(const void* p) const {
     return p >= mapping && p < static_cast<const void*>(base());
@@ -38,7 +39,9 @@ class StackPool {
       void* p = mmap(nullptr, kPage + kStackBytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (p == MAP_FAILED || mprotect(p, kPage, PROT_NONE) != 0) throw std::bad_alloc();
-      stacks_.push_back({static_cast<uint8_t*>(p)});
+      // Begun at different places in a page: else they would share a few sets of the caches.
+      const size_t unused = stacks_.size() % 32 * 128;
+      stacks_.push_back({static_cast<uint8_t*>(p), kStackBytes - unused});
     }
     return stacks_[i];
   }
@@ -61,7 +64,7 @@ inline void switch_context(Context& from, Context& to) { swapcontext(&from.state
 inline void start_context(Context& context, Stack stack, void (*entry)()) {
   getcontext(&context.state);
   context.state.uc_stack.ss_sp = stack.base();
-  context.state.uc_stack.ss_size = kStackBytes;
+  context.state.uc_stack.ss_size = stack.bytes;
   context.state.uc_link = nullptr;
   makecontext(&context.state, entry, 0);
 }
@@ -98,7 +101,7 @@ inline void switch_context(Context& from, Context& to) {
 }
 
 inline void start_context(Context& context, Stack stack, void (*entry)()) {
-  auto* top = reinterpret_cast<uintptr_t*>(stack.base() + kStackBytes - 64);
+  auto* top = reinterpret_cast<uintptr_t*>(stack.base() + stack.bytes - 64);
   *--top = 0;  // where a return from `entry` would go; it also aligns the stack as a call does
   *--top = reinterpret_cast<uintptr_t>(entry);
   for (int i = 0; i < 6; ++i) *--top = 0;
