@@ -22,6 +22,11 @@ HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", rec
 CXX = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX += [f"-isystem{path}" for path in cpp_extension.include_paths()]  # no warnings from torch
 OPTIONS = {"include_dirs": [os.path.abspath("csrc")], "depends": HEADERS}
+# Searched last, for what the toolkit may lack: cuBLAS and others come as packages beside torch's.
+SITE_PACKAGES = os.path.dirname(os.path.dirname(torch.__file__))
+CUDA_PACKAGES = sorted(glob(os.path.join(SITE_PACKAGES, "nvidia", "*", "include")))
+NVCC = ["-O3", "-std=c++20", "-Xfatbin=-compress-all", "--Werror=all-warnings"]
+NVCC += ["-Xcompiler=-fvisibility=hidden"]
 INSTRUCTION_SETS = {"default": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -57,7 +62,10 @@ def cuda_extensions() -> list[CUDAExtension]:
         return []
     # Without a default, cpp_extension asks the GPU, and fails where there is none.
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
-    flags = {"cxx": CXX, "nvcc": ["-O3"]}
+    # The packages' headers of the runtime must not come before the toolkit's own.
+    toolkit = os.path.join(CUDA_HOME, "include")
+    includes = [f"-isystem{toolkit}", *(f"-idirafter{path}" for path in CUDA_PACKAGES)]
+    flags = {"cxx": [*CXX, "-std=c++20", *includes], "nvcc": NVCC}
     return [CUDAExtension("rnnfast._cuda", sources, extra_compile_args=flags, **OPTIONS)]
 
 

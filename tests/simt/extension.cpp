@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "cuda/op.h"
+#include "simt/guard.h"
 
 namespace rnnfast::cuda {
 namespace {
@@ -31,6 +32,14 @@ void multiply(const Product& p) {
 
 namespace {
 
+// The arguments where an access beside them is an error; what is not contiguous, the driver copies.
+Tensor guarded(const Tensor& t) { return t.is_contiguous() ? t.clone() : t; }
+Tensors guarded(at::TensorList tensors) {
+  Tensors result;
+  for (const Tensor& t : tensors) result.push_back(guarded(t));
+  return result;
+}
+
 // A Hopper GPU as the emulator's settings make it.
 Context context(std::string_view kernel, int64_t seed) {
   TORCH_CHECK(kernel == "auto" || find_kernel(kernel), "unknown kernel ", kernel);
@@ -44,8 +53,9 @@ LayerResult layer_simt(std::string_view cell, const Tensor& x,
                        const std::optional<Tensor>& batch_sizes, at::TensorList states,
                        at::TensorList weights, bool bidirectional, bool train,
                        std::string_view kernel, int64_t seed) {
-  return layer(cell, x, batch_sizes, states, weights, bidirectional, train,
-               [&] { return context(kernel, seed); });
+  const emu::GuardedTensors guard;
+  return layer(cell, guarded(x), batch_sizes, guarded(states), guarded(weights), bidirectional,
+               train, [&] { return context(kernel, seed); });
 }
 
 Tensors layer_backward_simt(std::string_view cell, const std::optional<Tensor>& grad_output,
@@ -53,8 +63,10 @@ Tensors layer_backward_simt(std::string_view cell, const std::optional<Tensor>& 
                             const std::optional<Tensor>& batch_sizes, at::TensorList weights,
                             bool bidirectional, at::TensorList reserve,
                             const c10::List<bool>& needs, std::string_view kernel, int64_t seed) {
-  return layer_backward(cell, grad_output, grad_states_n, x, batch_sizes, weights, bidirectional,
-                        reserve, needs, [&] { return context(kernel, seed); });
+  const emu::GuardedTensors guard;
+  return layer_backward(cell, grad_output, grad_states_n, guarded(x), batch_sizes, guarded(weights),
+                        bidirectional, guarded(reserve), needs,
+                        [&] { return context(kernel, seed); });
 }
 
 }  // namespace

@@ -1,0 +1,60 @@
+// Registers the CUDA kernels for the ops rnnfast::layer and rnnfast::layer_backward.
+#include "cuda/op.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <cstdlib>
+
+namespace rnnfast::cuda {
+namespace {
+
+// The largest clusters that any architecture has are of 16 blocks; more than 8 must be allowed by
+// the device, which a launch finds out.
+constexpr int kMaxCluster = 16;
+
+// RNNFAST_CUDA_KERNEL: step, cta, cluster or grid asks for one kernel where it can run; auto leaves
+// the choice to the plan.
+std::optional<Kernel> wanted_kernel() {
+  const char* name = std::getenv("RNNFAST_CUDA_KERNEL");
+  if (!name || std::string_view(name) == "auto") return std::nullopt;
+  const auto kernel = find_kernel(name);
+  TORCH_CHECK_VALUE(kernel, "RNNFAST_CUDA_KERNEL must be auto, step, cta, cluster or grid, got '",
+                    name, "'");
+  return kernel;
+}
+
+Context context() {
+  const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
+  const int arch = 10 * device.major + device.minor;
+  return {{arch, device.multiProcessorCount, static_cast<int>(device.sharedMemPerBlockOptin),
+           arch >= 90 ? kMaxCluster : 1},
+          at::cuda::getCurrentCUDAStream(),
+          wanted_kernel()};
+}
+
+LayerResult layer_cuda(std::string_view cell, const Tensor& x,
+                       const std::optional<Tensor>& batch_sizes, at::TensorList states,
+                       at::TensorList weights, bool bidirectional, bool train) {
+  const c10::OptionalDeviceGuard guard(at::device_of(x));
+  return layer(cell, x, batch_sizes, states, weights, bidirectional, train, context);
+}
+
+Tensors layer_backward_cuda(std::string_view cell, const std::optional<Tensor>& grad_output,
+                            const c10::List<std::optional<Tensor>>& grad_states_n, const Tensor& x,
+                            const std::optional<Tensor>& batch_sizes, at::TensorList weights,
+                            bool bidirectional, at::TensorList reserve,
+                            const c10::List<bool>& needs) {
+  const c10::OptionalDeviceGuard guard(at::device_of(x));
+  return layer_backward(cell, grad_output, grad_states_n, x, batch_sizes, weights, bidirectional,
+                        reserve, needs, context);
+}
+
+}  // namespace
+}  // namespace rnnfast::cuda
+
+TORCH_LIBRARY_IMPL(rnnfast, CUDA, m) {
+  m.impl("layer", &rnnfast::cuda::layer_cuda);
+  m.impl("layer_backward", &rnnfast::cuda::layer_backward_cuda);
+}

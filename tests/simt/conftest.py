@@ -1,0 +1,18 @@
+"""What the tests of the CUDA kernels share."""
+
+import pytest
+import torch
+from emulated import COMPILER, KERNELS, NINJA, ROOT, Simt, build
+
+
+@pytest.fixture(scope="session")
+def _library() -> None:
+    if COMPILER is None or NINJA is None or not (ROOT / "csrc").is_dir():
+        pytest.skip("needs a C++ compiler, ninja and the sources")
+    torch.ops.load_library(str(build(ROOT / "build" / "simt" / torch.__version__)))
+
+
+@pytest.fixture(params=KERNELS)
+def simt(request: pytest.FixtureRequest, _library: None) -> Simt:
+    """Every kernel."""
+    return Simt(request.param)

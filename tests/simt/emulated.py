@@ -1,0 +1,70 @@
+"""The CUDA driver and its kernels on the emulator: builds and calls them."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+KERNELS = ("step",)
+ROOT = Path(__file__).parents[2]
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+NINJA = shutil.which("ninja") or shutil.which("ninja", path=Path(sys.executable).parent)
+FLAGS = "-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -DRNNFAST_SIMT"
+NINJA_FILE = """\
+rule compile
+  command = {compiler} {flags} -x c++ -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule link
+  command = {compiler} -shared $in -o $out {libraries}
+{objects}
+build {library}: link {names}
+"""
+
+
+def build(folder: Path) -> Path:
+    """The library of the driver, the kernels and the emulator, in a folder of this torch's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
+    includes += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    libraries = [f"-L{path} -Wl,-rpath,{path}" for path in cpp_extension.library_paths()]
+    sources = [ROOT / "tests/simt/extension.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+    objects = {f"{source.name}.o": source for source in sources}
+    library = folder / "rnnfast_simt.so"
+    text = NINJA_FILE.format(
+        compiler=COMPILER,
+        flags=" ".join([FLAGS, *includes]),
+        libraries=" ".join([*libraries, "-ltorch -ltorch_cpu -lc10 -ldl -lpthread"]),
+        objects="\n".join(f"build {name}: compile {source}" for name, source in objects.items()),
+        library=library.name,
+        names=" ".join(objects),
+    )
+    with (folder / "lock").open("w") as lock:  # pytest-xdist builds it once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text(text, encoding="utf-8")
+        command = [str(NINJA), "-j", "2", "-C", str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return library
+
+
+class Simt(NamedTuple):
+    """The ops on the emulator, by one kernel, with the schedules of one seed."""
+
+    kernel: str
+    seed: int = 0
+
+    def layer(self, *arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """``rnnfast::layer``."""
+        return torch.ops.rnnfast_simt.layer(*arguments, self.kernel, self.seed)
+
+    def layer_backward(self, *arguments: Any) -> list[Tensor]:
+        """``rnnfast::layer_backward``."""
+        return torch.ops.rnnfast_simt.layer_backward(*arguments, self.kernel, self.seed)

@@ -1,0 +1,310 @@
+"""The CUDA driver and its kernels, on the emulator, against the reference in float64.
+
+Catches whatever a kernel or the driver computes wrongly: a wrong offset, a row of a packed sequence
+taken for another, a state or a gradient left out, sums whose order follows the schedule, an
+argument that a kernel would read past the end of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from emulated import Simt
+from problems import CELLS, MODES, TOLERANCE, Problem, assert_close, cotangents
+from test_ops import BAD_BACKWARD, BAD_LAYER, BAD_STEPS, STEPS, assert_refused
+from torch import Tensor
+
+from rnnfast import ops, reference
+
+# A layer of one unit or input, of more units than a block has threads, a batch at and beside the
+# tiles of 8 rows, sequences of one step, packed ones in all forms.
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"bidirectional": True, "states_given": False},
+    {"bias": False, "T": 2, "B": 8, "H": 17},
+    {"T": 1, "B": 9, "H": 5, "bidirectional": True},
+    {"T": 1, "B": 1, "H": 1, "I": 1, "states_given": False},
+    {"T": 2, "B": 17, "H": 33, "I": 1},
+    {"T": 2, "B": 3, "H": 131, "bidirectional": True},
+    {"lengths": (5, 4, 4, 1), "bidirectional": True},
+    {"lengths": (5, 4, 4, 1), "bidirectional": True, "states_given": False, "bias": False},
+    {"lengths": (5, 2, 1)},
+    {"lengths": (3, 3, 3), "bidirectional": True},
+    {"lengths": (4,), "bidirectional": True, "H": 7},
+    {"lengths": (1, 1, 1, 1, 1, 1, 1, 1, 1), "states_given": False},
+    {"lengths": (9, 8, 8, 7, 5, 5, 5, 2, 1, 1), "bidirectional": True, "H": 9},
+]
+EMPTY: list[dict[str, Any]] = [
+    {"B": 0},
+    {"B": 0, "bidirectional": True, "states_given": False},
+    {"T": 0},
+    {"T": 0, "states_given": False, "bidirectional": True},
+]
+DTYPES = tuple(TOLERANCE)
+KEPT = [{}, {"lengths": (5, 4, 4, 1)}]  # where one dense and one packed sequence say enough
+
+
+def name(value: object) -> str:
+    return str(value).replace("torch.", "")
+
+
+def kept(problem: Problem, simt: Simt) -> tuple[list[Tensor], list[Tensor]]:
+    """The values ``[output, *states_n]`` and the reserve."""
+    output, states_n, reserve = simt.layer(*problem.layer_arguments(True))
+    return [output, *states_n], reserve
+
+
+def backward_arguments(problem: Problem, simt: Simt) -> list[Any]:
+    """As ``Problem.backward_arguments``, with the reserve of the emulator."""
+    values, reserve = kept(problem, simt)
+    cell, x, batch_sizes, _, weights, bidirectional, _ = problem.layer_arguments(True)
+    output, *grads = cotangents(values)
+    needs = [True] * (len(values) + len(weights))
+    return [cell, output, grads, x, batch_sizes, weights, bidirectional, reserve, needs]
+
+
+def expected(problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
+    """Values and gradients of the reference, in float64 from the numbers of the problem."""
+    leaves = [t.detach().double().requires_grad_() for t in problem.leaves]
+    x, *rest = leaves
+    states, weights = rest[: len(problem.states)], rest[len(problem.states) :]
+    sizes = None if problem.batch_sizes is None else problem.batch_sizes.tolist()
+    output, states_n = reference.layer(
+        problem.cell, x, sizes, states, weights, problem.bidirectional
+    )
+    values = [output, *states_n]
+    grads = [c.double() for c in cotangents([v.to(problem.dtype) for v in values])]
+    if not any(v.requires_grad for v in values):
+        return values, []
+    return values, list(torch.autograd.grad(values, leaves, grads, allow_unused=True))
+
+
+def assert_gradients_close(
+    actual: list[Tensor], wanted: list[Tensor | None], tolerance: float
+) -> None:
+    """A gradient of a weight is a sum over all rows: it errs with its size. None is zero."""
+    for i, (grad, want) in enumerate(zip(actual, wanted, strict=True)):
+        want = torch.zeros_like(grad) if want is None else want
+        size = max(1.0, float(want.abs().max())) if want.numel() else 1.0
+        torch.testing.assert_close(
+            grad.double(),
+            want.double(),
+            rtol=0,
+            atol=tolerance * size,
+            msg=lambda text, i=i: f"gradient {i}: {text}",
+        )
+
+
+def check(problem: Problem, simt: Simt) -> None:
+    tolerance = TOLERANCE[problem.dtype]
+    values, gradients = expected(problem)
+    given, reserve = kept(problem, simt)
+    assert_close([v.double() for v in given], [v.detach() for v in values], tolerance)
+    arguments = backward_arguments(problem, simt)
+    grads = simt.layer_backward(*arguments)
+    assert all(g.dtype == problem.dtype and g.is_contiguous() for g in grads)
+    if problem.cell == "rnn_relu" and problem.dtype in (torch.bfloat16, torch.float16):
+        # Its slope jumps: only from the same states the gradients are the same.
+        arguments[7] = [t.float() for t in reserve]
+        assert_gradients_close(grads, list(ops.layer_backward(*arguments)), tolerance)
+        return
+    if not problem.states:
+        del grads[1 : len(given)]
+    assert_gradients_close(grads, gradients, tolerance)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+def test_values_and_gradients(
+    mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
+) -> None:
+    check(Problem(mode, dtype=dtype, **shape), simt)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", EMPTY, ids=name)
+def test_nothing_to_compute(mode: str, shape: dict[str, Any], simt: Simt) -> None:
+    problem = Problem(mode, **shape)
+    arguments = problem.layer_arguments(True)
+    for given, wanted in zip(simt.layer(*arguments), ops.layer(*arguments), strict=True):
+        assert_close(*([t] if isinstance(t, Tensor) else t for t in (given, wanted)), 0)
+    arguments = problem.backward_arguments()
+    assert_close(simt.layer_backward(*arguments), ops.layer_backward(*arguments), 0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("sizes", [(0, 3), (4, 0)], ids=["I=0", "H=0"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_inputs_or_units(cell: str, sizes: tuple[int, int], bias: bool, simt: Simt) -> None:
+    inputs, hidden = sizes
+    rows = ops.CELLS[cell]["gates"] * hidden
+    shapes = [(rows, inputs), (rows, hidden), *[(rows,)] * (2 * bias)]
+    weights = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
+    arguments = (cell, torch.randn(2, 3, inputs, dtype=torch.float64), None, [], weights, False)
+    output, states_n, reserve = simt.layer(*arguments, True)
+    wanted, wanted_n, kept_there = ops.layer(*arguments, True)
+    assert_close([output, *states_n, *reserve], [wanted, *wanted_n, *kept_there], 1e-12)
+    grads = [torch.randn_like(s) for s in states_n]
+    needs = [True] * (1 + len(states_n) + len(weights))
+    given = (cell, output, grads, arguments[1], None, weights, False, reserve, needs)
+    assert_close(simt.layer_backward(*given), ops.layer_backward(*given), 1e-12)
+
+
+@pytest.mark.parametrize("mode", ["GRU", "LSTM"])
+def test_many_lengths(mode: str, simt: Simt) -> None:
+    """More runs of equal batch sizes than one launch writes to the device."""
+    lengths = tuple(range(130, 0, -1))
+    check(Problem(mode, lengths=lengths, I=2, H=2, bidirectional=True), simt)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_inference_is_training_without_the_reserve(
+    mode: str, shape: dict[str, Any], simt: Simt
+) -> None:
+    problem = Problem(mode, bidirectional=True, **shape)
+    values, _ = kept(problem, simt)
+    output, states_n, reserve = simt.layer(*problem.layer_arguments(False))
+    assert reserve == []
+    assert_close([output, *states_n], values, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_reserve_is_that_of_the_cpu(
+    mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
+) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=dtype, **shape)
+    _, reserve = kept(problem, simt)
+    _, _, wanted = problem.layer(train=True)
+    assert_close(reserve, [t.to(dtype) for t in wanted], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=name)
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_only_what_is_needed(
+    mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
+) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=dtype, **shape)
+    *given, needs = backward_arguments(problem, simt)
+    everything = simt.layer_backward(*given, needs)
+    for i in range(len(needs)):
+        (only,) = simt.layer_backward(*given, [k == i for k in range(len(needs))])
+        assert_close([only], [everything[i]], 0)
+    assert simt.layer_backward(*given, [False] * len(needs)) == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_missing_gradients_count_as_zeros(mode: str, simt: Simt) -> None:
+    problem = Problem(mode, bidirectional=True)
+    cell, grad, grads, *rest = backward_arguments(problem, simt)
+    zeros = [torch.zeros_like(g) for g in grads]
+    assert_close(
+        simt.layer_backward(cell, grad, [None] * len(grads), *rest),
+        simt.layer_backward(cell, grad, zeros, *rest),
+        0,
+    )
+    assert_close(
+        simt.layer_backward(cell, None, grads, *rest),
+        simt.layer_backward(cell, torch.zeros_like(grad), grads, *rest),
+        0,
+    )
+
+
+def strided(t: Tensor) -> Tensor:
+    """The same values, every other element in memory, the last two dimensions exchanged."""
+    apart = torch.stack([t, t], -1)[..., 0]
+    return apart.mT.contiguous().mT if t.dim() > 1 else apart
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_any_strides(mode: str, shape: dict[str, Any], simt: Simt) -> None:
+    problem = Problem(mode, bidirectional=True, **shape)
+    values, reserve = kept(problem, simt)
+    cell, x, batch_sizes, states, weights, bidirectional, _ = problem.layer_arguments(True)
+    sizes = None if batch_sizes is None else torch.stack([batch_sizes, batch_sizes], -1)[:, 0]
+    x, states, weights = strided(x), list(map(strided, states)), list(map(strided, weights))
+    output, states_n, again = simt.layer(cell, x, sizes, states, weights, bidirectional, True)
+    assert_close([output, *states_n, *again], [*values, *reserve], 0)
+    assert all(t.is_contiguous() for t in (output, *states_n, *again))
+    _, grad, grads, *_, needs = given = backward_arguments(problem, simt)
+    assert_close(
+        simt.layer_backward(
+            cell,
+            strided(grad),
+            [strided(g) for g in grads],
+            x,
+            sizes,
+            weights,
+            bidirectional,
+            reserve,
+            needs,
+        ),
+        simt.layer_backward(*given),
+        0,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_every_schedule_gives_the_same_bits(
+    mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
+) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=dtype, **shape)
+    values, reserve = kept(problem, simt)
+    arguments = backward_arguments(problem, simt)
+    gradients = simt.layer_backward(*arguments)
+    for seed in range(1, 4):
+        other = simt._replace(seed=seed)
+        again, again_reserve = kept(problem, other)
+        assert_close([*again, *again_reserve], [*values, *reserve], 0)
+        assert_close(other.layer_backward(*arguments), gradients, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_arguments_are_not_written(mode: str, simt: Simt) -> None:
+    problem = Problem(mode, bidirectional=True)
+    arguments = [*problem.layer_arguments(True), *backward_arguments(problem, simt)]
+    tensors = [t for a in arguments for t in (a if isinstance(a, list) else [a])]
+    tensors = [t for t in tensors if isinstance(t, Tensor)]
+    before = [t.clone() for t in tensors]
+    simt.layer(*arguments[:7])
+    simt.layer_backward(*arguments[7:])
+    assert_close(tensors, before, 0)
+
+
+@pytest.mark.parametrize("bad", BAD_LAYER)
+def test_layer_refuses(bad: str, simt: Simt) -> None:
+    arguments = Problem("LSTM").layer_arguments(True)
+    assert_refused(simt.layer, arguments, BAD_LAYER[bad])
+
+
+@pytest.mark.parametrize("bad", BAD_STEPS)
+def test_layer_refuses_batch_sizes(bad: str, simt: Simt) -> None:
+    problem = Problem("GRU", lengths=(5, 3, 1))
+    assert problem.batch_sizes is not None
+    assert problem.batch_sizes.tolist() == STEPS
+    assert_refused(simt.layer, problem.layer_arguments(True), BAD_STEPS[bad])
+
+
+@pytest.mark.parametrize("bad", BAD_BACKWARD)
+def test_backward_refuses(bad: str, simt: Simt) -> None:
+    arguments = tuple(backward_arguments(Problem("LSTM"), simt))
+    assert_refused(simt.layer_backward, arguments, BAD_BACKWARD[bad])
+
+
+def test_the_reserve_of_half_types_is_half(simt: Simt) -> None:
+    arguments = tuple(backward_arguments(Problem("GRU", dtype=torch.bfloat16), simt))
+
+    def widen(changed: list[Any]) -> None:
+        changed[7] = [t.float() for t in changed[7]]
+
+    text = assert_refused(simt.layer_backward, arguments, widen)
+    assert "reserve must be of dtype BFloat16" in text
