@@ -50,9 +50,9 @@ def layer(
 
     Returns:
         ``(output, states_n, reserve)``: ``[T, B, D*H]`` or ``[rows, D*H]``; per state
-        ``[D, B, H]``; and the reserve, in the type the kernels compute in (float32 for the half
-        types): per state a timeline ``[D, rows + B, H]``, then for gru and lstm the gates
-        ``[D, rows, 4*H]``. ``[]`` without ``train``.
+        ``[D, B, H]``; and the reserve, of :func:`reserve_dtype`: per state a timeline
+        ``[D, rows + B, H]``, then for gru and lstm the gates ``[D, rows, 4*H]``. ``[]`` without
+        ``train``.
     """
     return _layer(cell, x, batch_sizes, states, weights, bidirectional, train)  # type: ignore[no-any-return]
 
@@ -91,8 +91,15 @@ def layer_backward(
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type the kernels calculate in, and keep the reserve in."""
+    """The type the kernels calculate in."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def reserve_dtype(x: Tensor) -> torch.dtype:
+    """The type of the reserve: that of x on a GPU, where memory is dear; else the one the kernels
+    calculate in.
+    """
+    return x.dtype if x.device.type == "cuda" else compute_dtype(x.dtype)
 
 
 def _check_devices(
@@ -136,7 +143,7 @@ def _layer_fake(
     states_n = [x.new_empty([directions, batch, hidden]) for _ in range(facts["states"])]
     if not train:
         return output, states_n, []
-    rows, dtype = prod(x.shape[:-1]), compute_dtype(x.dtype)
+    rows, dtype = prod(x.shape[:-1]), reserve_dtype(x)
     timeline = [directions, rows + batch, hidden]
     reserve = [x.new_empty(timeline, dtype=dtype) for _ in range(facts["states"])]
     if facts["reserve"]:
