@@ -23,7 +23,7 @@ enum class Split {
 };
 
 struct Plan {
-  bool packed;  // w_hh packed once per call; false (T = 1): one library product instead
+  bool packed;  // w_hh packed once per call; false (T = 1): one product like a projection
   Split split;  // within one direction
   int threads;  // over all directions
   int group;    // register groups per panel of cells with one gate, and of every backward product

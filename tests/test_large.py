@@ -44,12 +44,12 @@ def test_several_chunks(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("H", [7, 100], ids=["tiles", "library"])
+@pytest.mark.parametrize(("B", "H"), [(9, 7), (3, 21), (9, 100)], ids=["tiles", "rows", "library"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_one_step_from_states(mode: str, bidirectional: bool, H: int) -> None:
+def test_one_step_from_states(mode: str, bidirectional: bool, B: int, H: int) -> None:
     """With T = 1, each direction's product with h_0 is like an input projection."""
-    problem = Problem(mode, T=1, B=3, I=5, H=H, bidirectional=bidirectional)
+    problem = Problem(mode, T=1, B=B, I=5, H=H, bidirectional=bidirectional)
     ours, theirs = problem.rnnfast(), problem.torch()
     assert_close(ours, theirs, TOLERANCE[torch.float64])
     grads = [gradients(values, problem.leaves) for values in (ours, theirs)]

@@ -189,4 +189,42 @@ RNNFAST_FN void multiply(const Panels<T>& panels, const T* w, const T* a, int64_
   }
 }
 
+// Of kWidth registers, the sum over the lanes of each, in the lane of its number.
+template <class T, int... Lane>
+RNNFAST_FN typename Vec<T>::Raw lane_sums(typename Vec<T>::Raw* registers,
+                                          std::integer_sequence<int, Lane...>) {
+#pragma GCC unroll 4
+  for (int count = Vec<T>::kWidth / 2; count > 0; count /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+      const typename Vec<T>::Raw a = registers[2 * i], b = registers[2 * i + 1];
+      registers[i] = __builtin_shufflevector(a, b, (2 * Lane)...) +
+                     __builtin_shufflevector(a, b, (2 * Lane + 1)...);
+    }
+  }
+  return registers[0];
+}
+
+// Multiplies one row a [K] by w [N, K] transposed, w as it stands, and hands consume(column, sums)
+// the sums of kWidth columns at a time, some of them twice; N is at least kWidth.
+template <class T, class Consume>
+RNNFAST_FN void multiply_row(const T* a, const T* w, int64_t columns, int64_t depth,
+                             Consume&& consume) {
+  constexpr int kWidth = Vec<T>::kWidth;
+  for (int64_t begin = 0; begin < columns; begin += kWidth) {
+    const int64_t column = begin + kWidth <= columns ? begin : columns - kWidth;
+    typename Vec<T>::Raw sums[kWidth] = {};
+    const auto step = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
+      const Vec<T> factors = Vec<T>::load(a + k, count);
+#pragma GCC unroll 16
+      for (int c = 0; c < kWidth; ++c)
+        sums[c] += factors.raw * Vec<T>::load(w + (column + c) * depth + k, count).raw;
+    };
+    int64_t k = 0;
+    for (; k + kWidth <= depth; k += kWidth) step(k, kWidth);
+    if (k < depth) step(k, depth - k);
+    consume(column, Vec<T>(lane_sums<T>(sums, std::make_integer_sequence<int, kWidth>{})));
+  }
+}
+
 }  // namespace rnnfast

@@ -1,7 +1,7 @@
-// The large products around the recurrence, by the fastest library at hand: oneDNN for large
-// float32 ones (MKL, which at::mm calls, runs at 40 % of peak on Zen 5, where oneDNN is near it; on
-// Zen 4 the two differ by 5 %, but for projections of few rows, where oneDNN is 1.3 to 1.5 times as
-// fast), at::mm for the rest.
+// The products around the recurrence: small ones in registers and tiles of our own, large ones by
+// the fastest library at hand: oneDNN for large float32 ones (MKL, which at::mm calls, runs at 40 %
+// of peak on Zen 5, where oneDNN is near it; on Zen 4 the two differ by 5 %, but for projections of
+// few rows, where oneDNN is 1.3 to 1.5 times as fast), at::mm for the rest.
 #pragma once
 
 #include <ATen/Context.h>
@@ -90,8 +90,24 @@ inline at::Tensor library_product(const at::Tensor& a, const at::Tensor& w,
   return bias.defined() ? at::addmm(bias, a, w.t()) : at::mm(a, w.t());
 }
 
-// A library takes longer to begin than these products take in our own tiles, packing included.
+// A library takes longer to begin (4 to 5 us) than these products take in our own tiles, packing
+// included; for a few rows, w as it stands takes less than packing, and than a library up to sizes
+// at which that may use several threads.
 inline constexpr int64_t kSmallWeights = int64_t{1} << 13, kSmallWork = int64_t{1} << 18;
+inline constexpr int64_t kFewRows = 4, kFewRowsWeights = int64_t{1} << 18;
+
+enum class ProductBy { kRows, kTiles, kLibrary };
+
+template <class T>
+ProductBy product_by(int64_t rows, int64_t columns, int64_t depth) {
+  constexpr int64_t kWidth = Vec<T>::kWidth;
+  const int64_t weights = columns * depth;
+  if (rows <= kFewRows && weights <= kFewRowsWeights && columns >= kWidth &&
+      depth <= kBlockDepth * kWidth)
+    return ProductBy::kRows;
+  return weights <= kSmallWeights && rows * weights <= kSmallWork ? ProductBy::kTiles
+                                                                  : ProductBy::kLibrary;
+}
 
 // Blocks of rows times w [N, K] transposed, plus bias [N] if defined; keeps the last result.
 template <class T>
@@ -100,39 +116,58 @@ class Projection {
   Projection() = default;
   // For blocks of at most `rows` rows.
   Projection(const at::Tensor& w, const at::Tensor& bias, int64_t rows, int threads)
-      : w_(w), bias_(bias), panels_{w.size(0), w.size(1), 1, kMaxVectors} {
-    if (w.numel() <= kSmallWeights && rows * w.numel() <= kSmallWork) {
-      packed_ = Scratch<T>(panels_.size()), sums_ = Scratch<T>(rows * w.size(0));
-      for (int64_t panel = 0; panel < panels_.count(); ++panel)
-        pack_forward(w.const_data_ptr<T>(), panels_, panel, packed_.data() + panels_.offset(panel));
+      : by_(product_by<T>(rows, w.size(0), w.size(1))),
+        w_(w),
+        bias_(bias),
+        panels_{w.size(0), w.size(1), 1, kMaxVectors} {
+    if (by_ != ProductBy::kLibrary) {
+      result_ = Scratch<T>(rows * panels_.hidden);
     } else if (use_onednn(w.scalar_type(), rows, w.size(1), w.size(0))) {
       w_ = transposed<T>(w, threads).t();  // as oneDNN likes it
     }
+    if (by_ != ProductBy::kTiles) return;
+    packed_ = Scratch<T>(panels_.size());
+    for (int64_t panel = 0; panel < panels_.count(); ++panel)
+      pack_forward(w.const_data_ptr<T>(), panels_, panel, packed_.data() + panels_.offset(panel));
   }
 
   // Of the rows of a [.., K], contiguous, those of a range.
   const T* operator()(const at::Tensor& a, Range rows) {
-    if (sums_.data()) return multiply_tiles(a.const_data_ptr<T>(), rows);
-    const at::Tensor all = a.dim() == 2 ? a : a.flatten(0, -2);
-    product_ = library_product(part(all, 0, rows.begin, rows.end - rows.begin), w_, bias_);
-    return product_.const_data_ptr<T>();
+    const int64_t count = rows.end - rows.begin;
+    if (by_ == ProductBy::kLibrary) {
+      const at::Tensor all = a.dim() == 2 ? a : a.flatten(0, -2);
+      product_ = library_product(part(all, 0, rows.begin, count), w_, bias_);
+      return product_.const_data_ptr<T>();
+    }
+    multiply_here(a.const_data_ptr<T>() + rows.begin * panels_.depth, count);
+    return result_.data();
   }
 
  private:
-  const T* multiply_tiles(const T* a, Range rows) const {
+  void multiply_here(const T* a, int64_t rows) {
+    const int64_t columns = panels_.hidden, depth = panels_.depth;
     const T* bias = bias_.defined() ? bias_.const_data_ptr<T>() : nullptr;
-    multiply(panels_, packed_.data(), a, panels_.depth, panels_.depth, rows, {0, panels_.count()},
-             [&](int64_t row, int64_t column, int64_t count, const T* sums, int64_t) {
-               Vec<T> sum = Vec<T>::load(sums);
-               if (bias) sum = sum + Vec<T>::load(bias + column, count);
-               sum.store(sums_.data() + (row - rows.begin) * panels_.hidden + column, count);
-             });
-    return sums_.data();
+    const auto finish = [&](int64_t row, int64_t column, int64_t count, Vec<T> sum) {
+      if (bias) sum = sum + Vec<T>::load(bias + column, count);
+      sum.store(result_.data() + row * columns + column, count);
+    };
+    if (by_ == ProductBy::kTiles) {
+      multiply(panels_, packed_.data(), a, depth, depth, {0, rows}, {0, panels_.count()},
+               [&](int64_t row, int64_t column, int64_t count, const T* sums, int64_t) {
+                 finish(row, column, count, Vec<T>::load(sums));
+               });
+    } else {
+      for (int64_t row = 0; row < rows; ++row)
+        multiply_row(
+            a + row * depth, w_.const_data_ptr<T>(), columns, depth,
+            [&](int64_t column, Vec<T> sums) { finish(row, column, Vec<T>::kWidth, sums); });
+    }
   }
 
+  ProductBy by_;
   at::Tensor w_, bias_, product_;
   Panels<T> panels_;
-  Scratch<T> packed_, sums_;
+  Scratch<T> packed_, result_;
 };
 
 // g [rows, N] times w [N, K]: the gradient that flows on to x.
