@@ -15,6 +15,7 @@ from emulated import Simt
 from problems import CELLS, MODES, TOLERANCE, Problem, assert_close, cotangents
 from test_ops import BAD_BACKWARD, BAD_LAYER, BAD_STEPS, STEPS, assert_refused
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rnnfast import ops, reference
 
@@ -308,3 +309,15 @@ def test_the_reserve_of_half_types_is_half(simt: Simt) -> None:
 
     text = assert_refused(simt.layer_backward, arguments, widen)
     assert "reserve must be of dtype BFloat16" in text
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_fake_reserve_has_the_dtype_of_the_device(device: str) -> None:
+    with FakeTensorMode():
+        x, w_ih, w_hh = (
+            torch.empty(*sizes, dtype=torch.bfloat16, device=device)
+            for sizes in ((3, 2, 4), (18, 4), (18, 6))
+        )
+        _, _, reserve = ops.layer("gru", x, None, [], [w_ih, w_hh], train=True)
+    wanted = torch.bfloat16 if device == "cuda" else torch.float32
+    assert [t.dtype for t in reserve] == [wanted, wanted]
