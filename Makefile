@@ -1,4 +1,7 @@
 # make demo · make test · make bench · make lint: each sets up .venv by itself.
+# make cuda-compile: the CUDA kernels for every GPU, registers and spills; needs nvcc, no GPU.
+# make cuda-build: the whole package against a torch for CUDA, in .venv-cuda; needs nvcc, no GPU.
+# make gpu-check: builds, tests and measures on this machine's GPU, with PYTHON's torch; fetches nothing.
 # Needed: Python 3.10+, g++, make. Another Python or torch: make PYTHON=python3.12 TORCH=torch==2.11.0 test
 # (after `make clean`). MAX_JOBS limits the compilers that run side by side.
 
@@ -8,7 +11,7 @@ BIN := .venv/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: demo test bench lint format build clean
+.PHONY: demo test bench lint format build clean cuda-compile cuda-build gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -18,6 +21,16 @@ test: build
 
 bench: build
 	$(BIN)/python -m benchmarks
+
+# ARCH="80 90" compiles for these only.
+cuda-compile:
+	$(PYTHON) -m tools.cuda_compile $(if $(ARCH),--arch $(ARCH))
+
+cuda-build: .venv-cuda/torch
+	bash tools/cuda-build.sh .venv-cuda/bin/python
+
+gpu-check:
+	bash tools/gpu-check.sh
 
 lint: build
 	$(BIN)/ruff check .
@@ -48,5 +61,12 @@ build: .venv/built
 		--torch-backend=auto '$(TORCH)' 2>/dev/null || $(INSTALL) '$(TORCH)'
 	@touch $@
 
+# The wheel of torch that the package index has for Linux is the one for CUDA.
+.venv-cuda/torch:
+	@echo "creating .venv-cuda with $(TORCH)"
+	@$(PYTHON) -m venv --clear .venv-cuda
+	@.venv-cuda/bin/python -m pip install --quiet 'setuptools>=77' wheel ninja pybind11 numpy '$(TORCH)'
+	@touch $@
+
 clean:
-	rm -rf .venv build dist rnnfast.egg-info rnnfast/_build.py rnnfast/*.so
+	rm -rf .venv .venv-cuda build dist rnnfast.egg-info rnnfast/_build.py rnnfast/*.so

@@ -12,11 +12,13 @@ every layer, so that a run that is cut short keeps what it has.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,16 @@ from benchmarks.workloads import (
 )
 
 BUDGET = Budget(total=0.12, block=0.002, rounds=(3, 30), warm_up=0.01)
+FIRST = (
+    "t128b32i256h256",
+    "t512b64i512h512",
+    "t1024b16i1024h1024",
+    "t50b32i128h128",
+    "t1000b1i512h512",
+    "t1024b16i768h768",
+)
+"""The problems of docs/tuning.md."""
+
 REPLAY_ERROR = 0.02
 """A replay may differ by rounding from the eager call, whose sums may be made in another order."""
 
@@ -89,17 +101,8 @@ def jobs(
 
 
 def default_problems() -> list[Problem]:
-    """Those of docs/tuning.md, then all others."""
-    first = problems.select(
-        (
-            "t128b32i256h256",
-            "t512b64i512h512",
-            "t1024b16i1024h1024",
-            "t50b32i128h128",
-            "t1000b1i512h512",
-            "t1024b16i768h768",
-        )
-    )
+    """Those of FIRST, then all others."""
+    first = [problem for name in FIRST for problem in problems.select((name,))]
     return [*first, *(p for p in problems.ALL + problems.GPU if p not in first)]
 
 
@@ -202,7 +205,7 @@ def spin_up() -> None:
 
 def run(options: argparse.Namespace, facts: dict[str, object], path: Path) -> results.Record:
     """Everything for which there is time. `path` holds what there is after each layer."""
-    record = results.Record(facts, ())
+    record = results.Record(facts, (), _micro(options.micro))
     failures: list[str] = []
     todo = jobs(options.chosen, options.cells, [PRECISIONS[name] for name in options.precisions])
     begun = time.monotonic()
@@ -225,6 +228,10 @@ def run(options: argparse.Namespace, facts: dict[str, object], path: Path) -> re
     return record
 
 
+def _micro(path: Path | None) -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(path.read_text())) if path and path.exists() else ()
+
+
 def _brief(found: Sequence[results.Measurement]) -> str:
     """For example `inference 1.20x  inference graph 1.31x`."""
     return "  ".join(f"{m.pass_name}{' graph' if m.graph else ''} {m.speed_up:.2f}x" for m in found)
@@ -234,16 +241,17 @@ def steps_table(record: results.Record) -> str:
     """Markdown: microseconds a step, torch.nn → ours, the faster of eager and graph on each side;
     problems and cells down, precisions across.
     """
-    groups: dict[tuple[str, str, str], dict[str, list[results.Measurement]]] = {}
+    rows: dict[tuple[Problem, str, str], dict[str, list[results.Measurement]]] = {}
     for m in record.measurements:
-        key = (m.pass_name, m.problem.label, m.cell)
-        groups.setdefault(key, {}).setdefault(m.precision, []).append(m)
-    precisions = [name for name in PRECISIONS if any(name in of for of in groups.values())]
-    lines = [f"| pass | T, B, I, H | cell | {' | '.join(precisions)} |"]
+        row = rows.setdefault((m.problem, m.pass_name, m.cell), {})
+        row.setdefault(m.precision, []).append(m)
+    measured = list(dict.fromkeys(problem for problem, _, _ in rows))
+    precisions = [name for name in PRECISIONS if any(name in row for row in rows.values())]
+    lines = [f"| T, B, I, H | pass | cell | {' | '.join(precisions)} |"]
     lines.append("|---|---|---|" + "---:|" * len(precisions))
-    for key, of in sorted(groups.items()):
-        entries = [_steps_entry(of.get(name, [])) for name in precisions]
-        lines.append(f"| {' | '.join(key)} | {' | '.join(entries)} |")
+    for key in sorted(rows, key=lambda key: (measured.index(key[0]), *key[1:])):
+        entries = [_steps_entry(rows[key].get(name, [])) for name in precisions]
+        lines.append(f"| {' | '.join((key[0].label, *key[1:], *entries))} |")
     return "\n".join(lines)
 
 
@@ -283,6 +291,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="one small problem, few samples")
     parser.add_argument("--output", type=Path, help="JSON file; default: named after the GPU")
+    parser.add_argument("--micro", type=Path, help="what benchmarks.micro wrote, to go in, too")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU; --device cpu is a dry run")

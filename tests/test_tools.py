@@ -1,0 +1,204 @@
+"""The developers' tools, as far as they run without a GPU.
+
+Contract: a spill in a time loop and a warning fail `cuda_compile`; `gpu_check` ends what takes too
+long and reports it; results of several precisions come apart into tables of one.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# The repository's root, last: an installed rnnfast must win over the source folder beside this one.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks import cuda, problems, report, results
+from benchmarks.micro.__main__ import cells, measure
+from benchmarks.problems import Problem
+from benchmarks.table import plain
+from tools import cuda_compile, gpu_check
+
+PTXAS = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN7rnnfast15persistent_loopEv' for 'sm_90'
+ptxas info    : Function properties for _ZN7rnnfast15persistent_loopEv
+    16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 16 bytes stack, 2048 bytes smem
+ptxas info    : Compiling entry function '_ZN7rnnfast4stepEv' for 'sm_90'
+ptxas info    : Function properties for _ZN7rnnfast4stepEv
+    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 40 registers, used 0 barriers, 4096 bytes smem
+"""
+LOOP, STEP = "_ZN7rnnfast15persistent_loopEv", "_ZN7rnnfast4stepEv"
+
+
+def test_what_ptxas_says_is_read() -> None:
+    loop, step = cuda_compile.parse_usage(PTXAS, "90")
+    assert loop == cuda_compile.Usage(LOOP, "90", registers=128, spilled=20, shared=2048)
+    assert step == cuda_compile.Usage(STEP, "90", registers=40, spilled=4, shared=4096)
+
+
+def test_spills_and_shared_memory_count_in_time_loops_alone() -> None:
+    usages = tuple(cuda_compile.parse_usage(PTXAS, "90"))
+    compilations = [
+        cuda_compile.Compilation(Path("a.cu"), "90", usages, ""),
+        cuda_compile.Compilation(Path("b.cu"), "80", (), "error: warning as error"),
+    ]
+    names = {LOOP: "persistent_loop", STEP: "step"}
+    spill, shared, error = cuda_compile.complaints(compilations, names, cuda_compile.HOT)
+    assert spill == "a.cu for sm_90: persistent_loop spills 20 bytes"
+    assert "persistent_loop has 2048 bytes of static shared memory" in shared
+    assert "b.cu for sm_80 does not compile" in error
+    assert "warning as error" in error
+    rows = cuda_compile.rows(usages, names, ["80", "90"])
+    assert rows == [["persistent_loop", "-", "128 20 2048"], ["step", "-", "40 4 4096"]]
+
+
+def test_architectures_are_those_of_the_build() -> None:
+    setup = (Path(__file__).parents[1] / "setup.py").read_text()
+    listed = ";".join(f"{arch[:-1]}.{arch[-1]}" for arch in cuda_compile.ARCHITECTURES)
+    assert f'"{listed}+PTX"' in setup
+
+
+def test_a_warning_of_nvcc_is_an_error(tmp_path: Path) -> None:
+    nvcc = cuda_compile.find_nvcc()
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    source = tmp_path / "unused.cu"
+    source.write_text("__global__ void kernel() { int unused; }")
+    assert "never referenced" in cuda_compile.compile_source(nvcc, source, "90").error
+    source.write_text("__global__ void kernel(float* p) { *p = 1.f; }")
+    done = cuda_compile.compile_source(nvcc, source, "90")
+    assert [usage.kernel for usage in done.usages] == ["_Z6kernelPf"]
+
+
+def test_without_nvcc_the_tool_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_compile, "find_nvcc", lambda: None)
+    assert cuda_compile.main([]) == 1
+    assert "nvcc is not found" in capsys.readouterr().out
+
+
+def test_a_plain_table_aligns_figures_right() -> None:
+    text = plain("title", ["kernel", "ns"], [["a", "1.5"], ["longer", "12"]])
+    assert text == "title\nkernel   ns\na       1.5\nlonger   12"
+
+
+# ---- gpu_check ----
+
+
+def running(tmp_path: Path, script: str, seconds: float = 60) -> gpu_check.Outcome:
+    stage = gpu_check.Stage("stage", [sys.executable, "-c", script], seconds, keep="kept")
+    return gpu_check.Running(stage, 60, tmp_path / "stage.txt").wait()
+
+
+def test_a_stage_reports_how_it_ended(tmp_path: Path) -> None:
+    assert running(tmp_path, "print('kept')").ok
+    failed = running(tmp_path, "print('reason'); raise SystemExit(3)")
+    assert failed.status == "FAILED with exit status 3"
+    assert "reason" in gpu_check.summary([failed])
+    missing = gpu_check.Stage("stage", [str(tmp_path / "no program")], 60)
+    assert "left out" in gpu_check.Running(missing, 60, tmp_path / "stage.txt").wait().status
+
+
+def test_a_stage_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    outcome = running(tmp_path, script, seconds=3)
+    assert outcome.status == "STOPPED after 3 s"
+    assert outcome.seconds < 20
+    child = Path(f"/proc/{outcome.output.strip()}/stat")
+    deadline = time.monotonic() + 10
+    while child.exists() and child.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+def test_the_summary_ends_with_how_the_stages_ended(tmp_path: Path) -> None:
+    outcome = running(tmp_path, "print('kept'); print('left out')")
+    lines = gpu_check.summary([outcome]).splitlines()
+    assert lines[1] == "kept"
+    assert lines[-1].startswith("stage: ok, ")
+    assert "left out" not in lines
+
+
+def test_without_a_gpu_only_a_rehearsal_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "nvidia_smi", lambda query: "")
+    assert gpu_check.main([]) == 1
+    assert "--dry" in capsys.readouterr().out
+
+
+# ---- benchmarks on a GPU ----
+
+
+def test_micro_keeps_the_rows_before_a_failure(tmp_path: Path) -> None:
+    program = tmp_path / "micro"
+    program.write_text(
+        '#!/bin/sh\necho \'{"group": "grid", "name": "a", "cycles": 2, "ns": 1}\'\nexit 7\n'
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    first, last = measure(program, "grid")
+    assert cells(first) == ["a", "2", "1", ""]
+    assert last["error"] == "exit status 7"
+
+
+def test_the_most_important_is_timed_first() -> None:
+    chosen = cuda.default_problems()
+    assert {p.name for p in chosen} == {p.name for p in problems.ALL + problems.GPU}
+    order = cuda.jobs(chosen, ["rnn_tanh", "gru"], list(cuda.PRECISIONS.values()))
+    assert str(order[0]) == "t128b32i256h256 gru bfloat16"
+    assert len(order) == len(chosen) * 2 * 4
+
+
+def test_a_dry_run_writes_every_precision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, micro = tmp_path / "gpu.json", tmp_path / "micro.json"
+    micro.write_text('[{"group": "grid", "name": "a", "ns": 1}]')
+    arguments = ["--device", "cpu", "--quick", "--cells", "gru", "--output", str(path)]
+    assert cuda.main([*arguments, "--micro", str(micro)]) == 0
+    record = results.read(path)
+    assert record.micro == ({"group": "grid", "name": "a", "ns": 1},)
+    assert {m.precision for m in record.measurements} == set(cuda.PRECISIONS)
+    parts = report.load(path)
+    assert [name for name, _ in parts] == [f"gpu-{name}" for name in sorted(cuda.PRECISIONS)]
+    assert all(part.environment["dtype"] in cuda.PRECISIONS for _, part in parts)
+    printed = capsys.readouterr().out
+    assert "| 20, 3, 5, 6 | inference | gru |" in printed
+    assert "| tf32 |" in printed
+
+
+def test_graphs_are_a_table_of_their_own() -> None:
+    pair = cuda.interleave(lambda: None, lambda: None, cuda.BUDGET, stopwatch=lambda _, calls: 1e-3)
+    problem, errors = Problem(4, 3, 2, 5, "test"), cuda.Errors(0.0, 0.0)
+    measured = [
+        results.Measurement(problem, "gru", "inference", pair, errors, "", "tf32", graph)
+        for graph in (False, True)
+    ]
+    facts = {"dtype": "several", "gpu": "NVIDIA H100", "cpu": "x", "candidate": "rnnfast"}
+    parts = results.Record(facts, tuple(measured)).parts()
+    assert [part.environment["dtype"] for part in parts] == ["tf32", "tf32, CUDA graph"]
+    assert results.default_name(facts, quick=False) == "nvidia-h100.json"
+
+
+def test_a_stopwatch_replaces_the_clock() -> None:
+    calls: list[int] = []
+
+    def stopwatch(function: object, count: int) -> float:
+        calls.append(count)
+        return 0.5
+
+    pair = cuda.interleave(lambda: None, lambda: None, cuda.BUDGET, stopwatch=stopwatch)
+    assert set(pair.baseline) == {0.5}
+    assert set(calls) == {1}
