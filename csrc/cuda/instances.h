@@ -35,12 +35,14 @@ inline constexpr Instance kInstances[] = {
     {Exchange::kCluster, false, 128, 2, 1},   {Exchange::kCluster, false, 256, 4, 1},
     {Exchange::kCluster, false, 384, 8, 1},   {Exchange::kCluster, false, 512, 8, 1},
     {Exchange::kCluster, false, 512, 16, 1},  {Exchange::kCluster, false, 768, 16, 1},
-    {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 1024, 64, 1},
+    {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 256, 16, 1},
+    {Exchange::kGrid, false, 512, 32, 1},     {Exchange::kGrid, false, 1024, 64, 1},
     {Exchange::kGrid, false, 2048, 128, 1},   {Exchange::kCta, true, 64, 1, 1},
     {Exchange::kCta, true, 128, 1, 1},        {Exchange::kCluster, true, 128, 2, 1},
     {Exchange::kCluster, true, 256, 4, 1},    {Exchange::kCluster, true, 384, 8, 1},
     {Exchange::kCluster, true, 512, 8, 1},    {Exchange::kCluster, true, 512, 16, 1},
     {Exchange::kCluster, true, 768, 16, 1},   {Exchange::kCluster, true, 1024, 16, 1},
+    {Exchange::kGrid, true, 256, 16, 1},      {Exchange::kGrid, true, 512, 32, 1},
     {Exchange::kGrid, true, 1024, 64, 1},     {Exchange::kGrid, true, 2048, 128, 1},
 };
 inline constexpr int kInstanceCount = sizeof(kInstances) / sizeof(kInstances[0]);
@@ -75,9 +77,9 @@ struct Layout {
   }
   constexpr int partial_bytes() const { return groups * partial_floats() * 4; }
 
-  // Shared memory: vectors, partial sums twice, stage, bias, mbarriers, weights.
+  // Shared memory: vectors, partial sums, stage, bias, mbarriers, weights.
   constexpr int partial_at() const { return vector_buffers() * vector_bytes(); }
-  constexpr int stage_at() const { return partial_at() + 2 * partial_bytes(); }
+  constexpr int stage_at() const { return partial_at() + partial_bytes(); }
   constexpr int bias_at() const {
     return stage_at() + (exchange == Exchange::kCta ? 0 : source_bytes());
   }
@@ -98,9 +100,9 @@ struct Layout {
 // Operands that a warp can hold in registers: four each, of what the number of warps leaves to a
 // thread, beside what the step itself needs. From the compiler's reports: none may spill.
 constexpr int register_fragments(const Layout& l) {
-  const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 156 : 128;
-  const int step = 68 + 2 * l.gates + (l.backward ? 6 : 0) + (l.element_bytes > 2 ? 8 : 0) +
-                   (l.exchange == Exchange::kGrid ? 20 : 0);
+  const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
+  const int step = 66 + 3 * l.gates + (l.backward ? 12 : 0) + (l.element_bytes > 2 ? 12 : 0) +
+                   (l.exchange == Exchange::kGrid ? 24 : 0);
   return (registers - step) / 4;
 }
 

@@ -24,7 +24,8 @@ namespace rnnfast::cuda {
 
 // ---- the sum over the splits of K ----
 // Each warp finishes kElements of its accumulators per output: it hands the others theirs and adds
-// in a fixed order what it gets.
+// in a fixed order what it gets. One buffer serves all steps, as all warps of the group meet again
+// before the next step, when they send.
 template <class S>
 struct Reduction {
   static constexpr int kElements = S::kElements;
@@ -198,8 +199,7 @@ struct Worker {
       }
     }
     float* partial =
-        reinterpret_cast<float*>(exchanger.smem + S::kPartialAt + (round & 1) * S::kPartialBytes) +
-        group * S::kPartialFloats;
+        reinterpret_cast<float*>(exchanger.smem + S::kPartialAt) + group * S::kPartialFloats;
     Reduction<S>::run(part[0], sum, partial, group, split, lane);
   }
 };

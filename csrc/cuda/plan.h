@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cuda/cost.h"
 #include "cuda/instances.h"
 
 namespace rnnfast::cuda {
@@ -46,8 +47,9 @@ struct Problem {
 
 struct Plan {
   Kernel kernel;
-  int instance;   // in kInstances; -1: step
-  int64_t tiles;  // of the batch
+  int instance;         // in kInstances; -1: step
+  int64_t tiles;        // of the batch
+  double microseconds;  // per time step, as cost.h expects
 };
 
 // How a whole-sequence kernel multiplies numbers of that type; none does float64.
@@ -83,21 +85,51 @@ inline bool serves(const Instance& instance, const Problem& p) {
          layout(instance, p.gates, *how).shared_bytes() <= p.device.shared_bytes;
 }
 
-// The kernels that can run the problem, best first. The last one is `step`, which runs anything;
-// each of the others may still find at its launch that the device has no room for it.
-inline std::vector<Plan> plans(const Problem& p) {
-  std::vector<Plan> result;
-  const bool worth_it = p.T > 1 || p.wanted;  // one step reads the weights once anyway
-  for (int i = 0; worth_it && i < kInstanceCount; ++i) {
-    const Instance& instance = kInstances[i];
-    const Kernel kernel = kernel_of(instance.exchange);
-    if ((!p.wanted || *p.wanted == kernel) && serves(instance, p))
-      result.push_back({kernel, i, (p.B - 1) / (instance.columns * kMmaBatch) + 1});
+// What the library multiplies per microsecond, at sizes worth a whole processor.
+inline double flops_per_microsecond(const Problem& p) {
+  switch (p.type) {
+    case Type::kFloat64:
+      return 40e6;
+    case Type::kFloat32:
+      return p.tf32 ? 250e6 : 45e6;
+    case Type::kBfloat16:
+    case Type::kFloat16:
+      return 500e6;
   }
-  std::stable_sort(result.begin(), result.end(), [](const Plan& a, const Plan& b) {
-    return kInstances[a.instance].hidden < kInstances[b.instance].hidden;
-  });
-  result.push_back({Kernel::kStep, -1, 1});
+  return 40e6;
+}
+
+inline Plan step_plan(const Problem& p) {
+  const int element = p.type == Type::kFloat64 ? 8 : p.type == Type::kFloat32 ? 4 : 2;
+  const int64_t weights = p.directions * p.gates * p.H * p.H;
+  return {Kernel::kStep, -1, 1, stepwise_cost(p.B, weights, element, flops_per_microsecond(p))};
+}
+
+inline Plan whole_sequence_plan(const Problem& p, int instance) {
+  const Layout l = layout(kInstances[instance], p.gates, *precision(p));
+  const int64_t tiles = (p.B - 1) / (l.columns * kMmaBatch) + 1;
+  return {kernel_of(l.exchange), instance, tiles,
+          whole_sequence_cost(l, *precision(p), tiles * p.directions, p.device.processors)};
+}
+
+// The kernels to try for a problem, the best first. The last one is `step`, which runs anything;
+// each of the others may still find at its launch that the device has no room for it. The blocks of
+// a grid must all run at once.
+inline std::vector<Plan> plans(const Problem& p) {
+  const Plan step = step_plan(p);
+  std::vector<Plan> result;
+  for (int i = 0; i < kInstanceCount; ++i) {
+    if (!serves(kInstances[i], p)) continue;
+    const Plan plan = whole_sequence_plan(p, i);
+    const int64_t blocks = plan.tiles * p.directions * kInstances[i].peers;
+    if (plan.kernel == Kernel::kGrid && blocks > p.device.processors) continue;
+    // One time step reads the weights once anyway.
+    const bool better = p.T > 1 && plan.microseconds < step.microseconds;
+    if (p.wanted ? *p.wanted == plan.kernel : better) result.push_back(plan);
+  }
+  std::stable_sort(result.begin(), result.end(),
+                   [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; });
+  result.push_back(step);
   return result;
 }
 

@@ -54,7 +54,6 @@ struct Shape {
   static constexpr int kVectorBytes = kLayout.vector_bytes();
   static constexpr int kVectorBuffers = kLayout.vector_buffers();
   static constexpr int kPartialFloats = kLayout.partial_floats();
-  static constexpr int kPartialBytes = kLayout.partial_bytes();
   static constexpr int kPartialAt = kLayout.partial_at(), kStageAt = kLayout.stage_at();
   static constexpr int kBiasAt = kLayout.bias_at(), kBarsAt = kLayout.bars_at();
   static constexpr int kWeightsAt = kLayout.weights_at();
