@@ -106,7 +106,8 @@ struct Exchanger {
     uint8_t* to = global + (round & 1) * S::kVectorBytes + part_at();
     for (int row = thread_in_group() * kRowBytes; row < S::kGroupBytes;
          row += S::kGroupThreads * kRowBytes)
-      *reinterpret_cast<uint4*>(to + row) = *reinterpret_cast<const uint4*>(part(round) + row);
+      dev::store_l2(reinterpret_cast<uint4*>(to + row),
+                    *reinterpret_cast<const uint4*>(part(round) + row));
     dev::cta_sync();
     if (dev::tid() == 0) dev::store_release(flags + rank, static_cast<uint32_t>(round));
   }
