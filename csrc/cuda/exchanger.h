@@ -81,13 +81,7 @@ struct Exchanger {
     }
   }
 
-  DEVICE void group_barrier() const {
-    if constexpr (S::kSplits > 1) {
-      dev::group_sync(1 + group, S::kGroupThreads);
-    } else {
-      dev::warp_sync();
-    }
-  }
+  DEVICE void group_barrier() const { dev::group_sync(1 + group, S::kGroupThreads); }
 
   DEVICE void send_to_peers(int round) const {
     constexpr int kRows = S::kGroupBytes / kRowBytes;

@@ -131,7 +131,7 @@ inline constexpr int kMaxSharedBytes = 227 * 1024;
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
   const Layout l = layout(instance, gates, precision);
-  return l.groups * kMmaUnits == l.units && l.groups < 16 && l.warps() <= 16 &&
+  return l.groups * kMmaUnits == l.units && l.splits > 1 && l.warps() <= 16 &&
          l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
          l.warp_tiles * l.columns % 2 == 0 && l.shared_bytes() <= kMaxSharedBytes;
 }

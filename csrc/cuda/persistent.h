@@ -56,27 +56,25 @@ struct Reduction {
                          float (&sum)[kElements][S::kOut], float* partial, int group, int split,
                          int lane) {
     keep_own(acc, sum, split);
-    if constexpr (S::kSplits > 1) {
+    UNROLL
+    for (int receiver = 0; receiver < S::kSplits; ++receiver) {
+      if (receiver == split) continue;
+      const int slot = split < receiver ? split : split - 1;
       UNROLL
-      for (int receiver = 0; receiver < S::kSplits; ++receiver) {
-        if (receiver == split) continue;
-        const int slot = split < receiver ? split : split - 1;
+      for (int e = 0; e < kElements; ++e) {
+        const int j = receiver * kElements + e;
         UNROLL
-        for (int e = 0; e < kElements; ++e) {
-          const int j = receiver * kElements + e;
-          UNROLL
-          for (int o = 0; o < S::kOut; ++o)
-            partial[index(receiver, slot, o, e, lane)] = acc[o][j / 4][j % 4];
-        }
+        for (int o = 0; o < S::kOut; ++o)
+          partial[index(receiver, slot, o, e, lane)] = acc[o][j / 4][j % 4];
       }
-      dev::group_sync(1 + group, S::kSplits * kWarpSize);
+    }
+    dev::group_sync(1 + group, S::kGroupThreads);
+    UNROLL
+    for (int slot = 0; slot < S::kSplits - 1; ++slot) {
       UNROLL
-      for (int slot = 0; slot < S::kSplits - 1; ++slot) {
+      for (int e = 0; e < kElements; ++e) {
         UNROLL
-        for (int e = 0; e < kElements; ++e) {
-          UNROLL
-          for (int o = 0; o < S::kOut; ++o) sum[e][o] += partial[index(split, slot, o, e, lane)];
-        }
+        for (int o = 0; o < S::kOut; ++o) sum[e][o] += partial[index(split, slot, o, e, lane)];
       }
     }
   }
