@@ -256,7 +256,7 @@ DEVICE E from_float(float x) {
     uint32_t half;
     if (x != x)
       return {0x7fff};
-    else if (magnitude >= 0x477ff000u)  // 65520, halfway between the largest and 2^16
+    else if (magnitude >= 0x47800000u)  // 2^16; what rounds up to it becomes infinite below
       half = 0x7c00u;
     else if (magnitude < 0x38800000u)  // 2^-14: subnormal; at 0.5 a float is a multiple of 2^-24
       half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);

@@ -151,7 +151,8 @@ struct Copy {
 
 // What the scheduler holds back until nothing else can go on.
 struct Hold {
-  enum { kNothing, kWarp, kCta, kCopies, kCopiesTo } kind = kNothing;
+  enum Kind { kNothing, kWarp, kCta, kCopies, kCopiesTo };
+  Kind kind = kNothing;
   const Cta* cta = nullptr;
   int warp = 0;
   bool holds(const Fiber& f) const {
@@ -215,7 +216,8 @@ class Machine {
   void place(std::vector<int> clusters);
   void run();
   Fiber* pick();
-  void change_policy();
+  void change_mood();
+  void release_hold();
   bool deliver(bool search);
   void finish(Fiber& f);
   void check_end();

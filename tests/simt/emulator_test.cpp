@@ -15,6 +15,10 @@ namespace {
 
 constexpr int kSeeds = 30;
 
+struct Floats {
+  float* out;
+};
+
 // ---- where a thread is ----
 
 struct Places {
@@ -41,6 +45,47 @@ void every_thread_runs_once() {
   }
 }
 
+// ---- the scheduler ----
+
+enum class Slow { kWarp, kCta, kCopy };
+
+// Reads what is surely there by then, if all go at about the same pace.
+template <Slow kSlow>
+KERNEL hopes(const Floats args) {
+  auto* bar = reinterpret_cast<uint64_t*>(smem());
+  auto* x = reinterpret_cast<volatile float*>(smem() + 16);
+  if (tid() == 0) {
+    mbar_init(bar, 1);
+    *x = 1;
+    if (cluster_rank() == 1) mbar_expect(bar, 16);
+  }
+  cluster_sync();
+  const bool sends = cluster_rank() == 0 && tid() < 32;
+  if (sends && kSlow == Slow::kWarp) *x = 2;
+  if (sends && kSlow == Slow::kCta) *args.out = 2;
+  if (sends && tid() == 0 && kSlow == Slow::kCopy) {
+    const auto two = bit_cast<uint32_t>(2.f);
+    st_async16(remote(smem() + 16, 1), {two, two, two, two}, remote(bar, 1));
+  }
+  if (!sends) {
+    for (int i = 0; i < 60; ++i) warp_sync();
+    if (kSlow == Slow::kWarp && cluster_rank() == 0) *args.out = *x;
+    if (kSlow == Slow::kCta && cluster_rank() == 1) args.out[1] = *args.out;
+    if (kSlow == Slow::kCopy && cluster_rank() == 1) *args.out = *x;
+  }
+  if (kSlow == Slow::kCopy && cluster_rank() == 1) mbar_wait(bar, 0);
+  cluster_sync();
+}
+
+template <Slow kSlow>
+void anything_may_be_slow() {
+  check_breaks([] {
+    float out[2] = {0, 2};
+    check_runs(hopes<kSlow>, {.grid_x = 2, .threads = 64, .cluster = 2, .smem_bytes = 64}, {out});
+    return out[0] == 2.f && out[1] == 2.f;
+  });
+}
+
 struct Order {
   int* next;
   int* order;
@@ -53,16 +98,12 @@ KERNEL take_number(const Order args) {
 void order_of_blocks_varies() {
   check_breaks([] {
     int next = 0, order[4];
-    check_runs(take_number, {.grid_x = 4, .threads = 1024}, {&next, order});
-    return order[0] == 0 && order[1] == 1 && order[2] == 2 && order[3] == 3;
+    check_runs(take_number, {.grid_x = 4, .threads = 1024, .cluster = 2}, {&next, order});
+    return order[0] < order[2];
   });
 }
 
 // ---- barriers of a CTA ----
-
-struct Floats {
-  float* out;
-};
 
 // Every thread adds up what the others have stored, `rounds` times over the same memory.
 template <bool kFirst, bool kSecond>
@@ -294,7 +335,6 @@ KERNEL all_to_all(const Ring args) {
     for (int i = 0; i < ranks * threads(); i += 7)
       value += reinterpret_cast<const uint4*>(data + at)[i].w + static_cast<uint32_t>(i);
     value %= 65536;
-    if (kBuffers == 2) cta_sync();  // no thread is two rounds ahead of one that still reads
   }
   args.out[cluster_rank() * threads() + tid()] = static_cast<float>(value);
   cluster_sync();
@@ -443,6 +483,9 @@ int main() {
   return run_tests({
       {"every thread runs once", every_thread_runs_once},
       {"the order of CTAs varies", order_of_blocks_varies},
+      {"a warp may be slow", anything_may_be_slow<Slow::kWarp>},
+      {"a CTA may be slow", anything_may_be_slow<Slow::kCta>},
+      {"a copy may be slow", anything_may_be_slow<Slow::kCopy>},
       {"cta_sync", cta_sync_orders},
       {"group_sync", group_sync_orders},
       {"warp_sync", warp_sync_orders},

@@ -91,39 +91,28 @@ inline bool Machine::deliver(bool search) {
   return true;
 }
 
-inline void Machine::change_policy() {
+inline void Machine::release_hold() {
   ready_.insert(ready_.end(), held_.begin(), held_.end());
   held_.clear();
   hold_ = {};
+}
+
+// Sometimes a hold, then until it is all that is left.
+inline void Machine::change_mood() {
   picks_left_ = 1 + random(4 * live_);
   newest_first_ = random(4) == 0;
   delivery_odds_ = 1u << random(8);
+  if (hold_.kind != Hold::kNothing || random(4) == 0) return;
+  constexpr Hold::Kind kKinds[] = {Hold::kWarp, Hold::kCta, Hold::kCopies, Hold::kCopiesTo};
   const Cluster& cluster = clusters_[random(clusters_.size())];
+  hold_.kind = kKinds[random(std::size(kKinds))];
   hold_.cta = &cluster.ctas[random(cluster.ctas.size())];
   hold_.warp = static_cast<int>(random(hold_.cta->warps.size()));
-  switch (random(8)) {
-    case 0:
-    case 1:
-      hold_.kind = Hold::kWarp;
-      break;
-    case 2:
-    case 3:
-      hold_.kind = Hold::kCta;
-      break;
-    case 4:
-      hold_.kind = Hold::kCopies;
-      break;
-    case 5:
-      hold_.kind = Hold::kCopiesTo;
-      break;
-    default:
-      break;
-  }
 }
 
 // Takes a fiber that can go on, or null.
 inline Fiber* Machine::pick() {
-  if (picks_left_-- == 0) change_policy();
+  if (picks_left_-- == 0) change_mood();
   while (!ready_.empty()) {
     Fiber*& chosen = newest_first_ ? ready_.back() : ready_[random(ready_.size())];
     Fiber* f = chosen;
@@ -149,8 +138,7 @@ inline void Machine::run() {
     }
     if (deliver(true)) continue;
     if (hold_.kind != Hold::kNothing) {
-      change_policy();
-      hold_ = {};
+      release_hold();
       continue;
     }
     if (paused_.empty() || ++idle_rounds_ > kPatience) report_deadlock();
@@ -266,7 +254,7 @@ inline void Machine::run_grid() {
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
   std::shuffle(order.begin(), order.end(), rng_);
   const size_t fibers = static_cast<size_t>(shape_.threads) * static_cast<size_t>(shape_.cluster);
-  const size_t most = shape_.cooperative ? order.size() : std::max<size_t>(1, 2048 / fibers);
+  const size_t most = std::max<size_t>(1, 2048 / fibers);  // enough that they interfere
   for (auto next = order.begin(); next != order.end();) {
     const auto left = static_cast<size_t>(order.end() - next);
     const size_t n = shape_.cooperative ? left : std::min<size_t>(left, 1 + random(most));
