@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from emulated import COMPILER, FLAGS, ROOT, Simt, build
 from torch.utils import cpp_extension
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from problems import Problem  # noqa: E402
+from emulated import COMPILER, FLAGS, ROOT, Simt, build
+from problems import Problem
 
 FOLDER = ROOT / "build" / "mutants"
 HEADERS = ("exchanger.h", "persistent.h")
@@ -79,14 +79,14 @@ def build_mutant(mutant: Mutant, objects: Path) -> Path:
 def results(simt: Simt, problem: Problem) -> list[torch.Tensor]:
     """Values, reserve and gradients."""
     output, states_n, reserve = simt.layer(*problem.layer_arguments(True))
-    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(True)
+    cell, x, sizes, _, weights, both, _ = problem.layer_arguments(True)
     needs = [True] * (2 + len(weights))
     grads = simt.layer_backward(cell, output, states_n, x, sizes, weights, both, reserve, needs)
     return [output, *states_n, *reserve, *grads]
 
 
 def probe(library: str) -> int:
-    """Exit status 1 where a whole-sequence kernel differs from `step`, is stuck, or breaks a rule."""
+    """Raises where a whole-sequence kernel differs from `step`, is stuck, or breaks a rule."""
     torch.ops.load_library(library)
     torch.backends.cudnn.allow_tf32 = False
     for shape in SHAPES:
@@ -109,9 +109,8 @@ def main() -> int:
     for mutant in mutants():
         caught = probe_process(build_mutant(mutant, objects)) != 0
         survivors += not caught
-        print(
-            f"{'caught  ' if caught else 'SURVIVED'} {mutant.header}:{mutant.line + 1}: {mutant.text}"
-        )
+        verdict = "caught  " if caught else "SURVIVED"
+        print(f"{verdict} {mutant.header}:{mutant.line + 1}: {mutant.text}", flush=True)
     print(f"{survivors} survived")
     return survivors
 
