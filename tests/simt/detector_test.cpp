@@ -127,6 +127,7 @@ void global_memory_bounds() {
   check_fails(reads_global, l, {x - 2000}, {"read of 8000 bytes before the start of x"});
   check_fails(writes_global, l, {x - 1}, {"wrote beside x"});
   check_fails(writes_global, l, {nullptr}, {"write to an address that is of no block"});
+  check_fails(stores_l2, l, {x + 1}, {"misaligned"});
   const GuardedBlock odd("odd", 4, 16);
   check_fails(writes_global, l, {reinterpret_cast<float*>(odd.data()) + 1}, {"wrote beside odd"});
 }

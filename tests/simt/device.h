@@ -195,7 +195,13 @@ DEVICE const uint4* find_store(const std::vector<emu::Store>& stores, const uint
   return nullptr;
 }
 
+DEVICE void check_aligned(const uint4* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0)
+    machine->fail("16 bytes of global memory at a misaligned address");
+}
+
 DEVICE uint4 load_l2(const uint4* p) {
+  check_aligned(p);
   machine->maybe_yield();
   for (const auto* stores :
        {&machine->fiber().stores, &machine->warp().stores, &machine->cta().stores})
@@ -204,6 +210,7 @@ DEVICE uint4 load_l2(const uint4* p) {
 }
 
 DEVICE void store_l2(uint4* p, uint4 v) {
+  check_aligned(p);
   static_cast<void>(*static_cast<volatile uint32_t*>(&p->x));  // a wrong address fails here
   if (machine->delays_stores())
     machine->fiber().stores.push_back({p, v});

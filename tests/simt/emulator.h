@@ -209,7 +209,7 @@ class Machine {
   }
   bool runs_kernel() const { return current_ != nullptr; }
   // The running fiber has touched memory that it may not.
-  [[noreturn]] void fault(const void* address, const char* access);
+  [[noreturn]] void fault(const siginfo_t& info, const char* access);
 
  private:
   static void run_fiber();

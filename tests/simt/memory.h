@@ -45,8 +45,6 @@ class GuardedBlock {
   }
 
   uint8_t* data() const { return data_; }
-  size_t bytes() const { return bytes_; }
-  const std::string& name() const { return name_; }
   bool holds(const void* p, size_t n) const {
     const auto* at = static_cast<const uint8_t*>(p);
     return at >= data_ && n <= bytes_ && at <= data_ + bytes_ - n;

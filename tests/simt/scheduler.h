@@ -268,11 +268,14 @@ inline void Machine::run_grid() {
 
 // ---- faults ----
 
-inline void Machine::fault(const void* address, const char* access) {
-  std::string where = GuardedBlock::describe(address);
-  if (stacks[static_cast<size_t>(current_ - fibers_.data())].overflown_at(address))
+inline void Machine::fault(const siginfo_t& info, const char* access) {
+  std::string where = GuardedBlock::describe(info.si_addr);
+  if (info.si_code == SI_KERNEL)  // the CPU does not say where
+    where = "a misaligned address";
+  else if (stacks[static_cast<size_t>(current_ - fibers_.data())].overflown_at(info.si_addr))
     where = "the page behind its stack";
-  if (where.empty()) where = "an address that is of no block";
+  else if (where.empty())
+    where = "an address that is of no block";
   fail(std::string(access) + " " + where);
 }
 
@@ -312,7 +315,7 @@ struct FaultHandler {
     access = write ? "write to" : "read of";
 #endif
     if (machine && pthread_equal(thread(), pthread_self()) && machine->runs_kernel())
-      machine->fault(info->si_addr, access);
+      machine->fault(*info, access);
     sigaction(SIGSEGV, &old_action(), nullptr);  // not ours: the next fault goes where it belongs
   }
 
