@@ -1,4 +1,4 @@
-// rnnfast._C: the ops' schemas, and facts that are not tensors: the build, the cells, the plan.
+// rnnfast._C: the ops' schemas, and facts that are not tensors: the build, the cells, the plans.
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cells.h"
+#include "cuda/plan.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -59,18 +60,21 @@ int vector_bytes(const std::string& capability) {
   return capability == "AVX512" ? 64 : capability == "AVX2" ? 32 : 16;
 }
 
+CellFacts find_cell(const std::string& name) {
+  for (const CellFacts& cell : kCells)
+    if (name == cell.name) return cell;
+  throw py::value_error("plan: unknown cell '" + name + "'");
+}
+
 py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
                   int64_t I, int64_t H, int directions, int threads, bool uniform) {
-  const CellFacts* facts = nullptr;
-  for (const CellFacts& c : kCells)
-    if (cell == c.name) facts = &c;
-  if (!facts) throw py::value_error("plan: unknown cell '" + cell + "'");
+  const CellFacts facts = find_cell(cell);
   if (T < 0 || B < 0 || I < 0 || H < 0 || directions < 1 || directions > 2 || threads < 1)
     throw py::value_error(
         "plan: sizes must not be negative, directions 1 or 2, threads at least 1");
   const int element = dtype == "float64" ? 8 : 4,
             width = vector_bytes(at::get_cpu_capability()) / element;
-  const Plan p = plan({facts->gates, T, B, I, H, directions, uniform, threads, width, element});
+  const Plan p = plan({facts.gates, T, B, I, H, directions, uniform, threads, width, element});
   py::dict result;
   result["kernel"] = p.packed ? "packed" : "step";
   result["split"] = p.threads == 1             ? "none"
@@ -83,6 +87,48 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
   return result;
 }
 
+cuda::Type cuda_type(const std::string& dtype) {
+  if (dtype == "float64") return cuda::Type::kFloat64;
+  if (dtype == "float32") return cuda::Type::kFloat32;
+  if (dtype == "bfloat16") return cuda::Type::kBfloat16;
+  if (dtype == "float16") return cuda::Type::kFloat16;
+  throw py::value_error("cuda_plan: no kernels for dtype '" + dtype + "'");
+}
+
+// The kernels that would be tried on a GPU, the best first.
+py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
+                   int64_t H, int directions, bool backward, bool tf32, int arch, int processors,
+                   int shared_bytes, int max_cluster, const std::string& kernel) {
+  if (T < 1 || B < 1 || H < 1 || directions < 1 || directions > 2)
+    throw py::value_error("cuda_plan: sizes must be positive, directions 1 or 2");
+  const auto wanted = cuda::find_kernel(kernel);
+  if (!wanted && kernel != "auto")
+    throw py::value_error("cuda_plan: unknown kernel '" + kernel + "'");
+  const cuda::Problem problem{find_cell(cell).gates,
+                              cuda_type(dtype),
+                              backward,
+                              T,
+                              B,
+                              H,
+                              directions,
+                              tf32,
+                              {arch, processors, shared_bytes, max_cluster},
+                              wanted};
+  py::list result;
+  for (const cuda::Plan& plan : cuda::plans(problem)) {
+    py::dict facts;
+    facts["kernel"] = std::string(cuda::kKernelNames[static_cast<int>(plan.kernel)]);
+    if (plan.instance >= 0) {
+      const cuda::Instance& instance = cuda::kInstances[plan.instance];
+      facts["hidden"] = instance.hidden, facts["peers"] = instance.peers;
+      facts["tiles"] = plan.tiles;
+    }
+    facts["microseconds"] = plan.microseconds;
+    result.append(facts);
+  }
+  return result;
+}
+
 }  // namespace
 }  // namespace rnnfast
 
@@ -92,4 +138,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
         py::arg("uniform") = true, "How the CPU kernels would run a layer.");
+  m.def("cuda_plan", &rnnfast::cuda_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"),
+        py::arg("B"), py::arg("H"), py::arg("directions"), py::arg("backward"), py::arg("tf32"),
+        py::arg("arch"), py::arg("processors"), py::arg("shared_bytes"), py::arg("max_cluster"),
+        py::arg("kernel") = "auto", "The CUDA kernels to try for a layer, the best first.");
 }

@@ -1,6 +1,8 @@
 # ruff: noqa: N999
 from typing import TypedDict
 
+from typing_extensions import NotRequired
+
 class CellFacts(TypedDict):
     name: str
     gates: int
@@ -20,6 +22,13 @@ class Plan(TypedDict):
     panel_groups: int
     vector_width: int
 
+class CudaPlan(TypedDict):
+    kernel: str
+    hidden: NotRequired[int]
+    peers: NotRequired[int]
+    tiles: NotRequired[int]
+    microseconds: float
+
 def build_info() -> BuildInfo: ...
 def cells() -> list[CellFacts]: ...
 def plan(
@@ -33,3 +42,18 @@ def plan(
     threads: int,
     uniform: bool = True,
 ) -> Plan: ...
+def cuda_plan(
+    cell: str,
+    dtype: str,
+    T: int,
+    B: int,
+    H: int,
+    directions: int,
+    backward: bool,
+    tf32: bool,
+    arch: int,
+    processors: int,
+    shared_bytes: int,
+    max_cluster: int,
+    kernel: str = "auto",
+) -> list[CudaPlan]: ...

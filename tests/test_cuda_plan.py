@@ -1,0 +1,111 @@
+"""The CUDA plan is a pure function of the problem and the GPU: which kernels are tried for a layer.
+
+Catches a kernel on a GPU that cannot run it, one that is smaller than the layer, a plan that does
+not end with `step`, which runs anything, and a wish that is not heard.
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rnnfast import _C
+
+KERNELS = ("step", "cta", "cluster", "grid")
+H100 = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
+A100 = {"arch": 80, "processors": 108, "shared_bytes": 163 << 10, "max_cluster": 1}
+TURING = {"arch": 75, "processors": 40, "shared_bytes": 64 << 10, "max_cluster": 1}
+GPUS = {"H100": H100, "A100": A100, "Turing": TURING}
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def plan(cell: str, dtype: str, T: int, B: int, H: int, **options: Any) -> list[dict[str, Any]]:
+    facts = {"directions": 1, "backward": False, "tf32": True, **H100, **options}
+    return [dict(choice) for choice in _C.cuda_plan(cell, dtype, T, B, H, **facts)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    cell=st.sampled_from([facts["name"] for facts in _C.cells()]),
+    dtype=st.sampled_from(DTYPES),
+    T=st.sampled_from([1, 2, 100, 2**33]),
+    B=st.sampled_from([1, 8, 9, 64, 1000, 2**33]),
+    H=st.sampled_from([1, 16, 100, 128, 129, 256, 512, 700, 1024, 2048, 4096, 2**33]),
+    directions=st.sampled_from([1, 2]),
+    backward=st.booleans(),
+    tf32=st.booleans(),
+    gpu=st.sampled_from(list(GPUS)),
+    kernel=st.sampled_from(["auto", *KERNELS]),
+)
+def test_plan_is_sound(
+    cell: str,
+    dtype: str,
+    T: int,
+    B: int,
+    H: int,
+    directions: int,
+    backward: bool,
+    tf32: bool,
+    gpu: str,
+    kernel: str,
+) -> None:
+    options = {"directions": directions, "backward": backward, "tf32": tf32, "kernel": kernel}
+    device = GPUS[gpu]
+    choices = plan(cell, dtype, T, B, H, **options, **device)
+    assert choices == plan(cell, dtype, T, B, H, **options, **device)
+    assert [c["kernel"] for c in choices].count("step") == 1
+    assert choices[-1]["kernel"] == "step"
+    costs = [c["microseconds"] for c in choices[:-1]]
+    assert costs == sorted(costs)
+    for choice in choices[:-1]:
+        assert kernel in ("auto", choice["kernel"])
+        assert kernel != "auto" or T > 1, "one step reads the weights once anyway"
+        assert kernel != "auto" or choice["microseconds"] < choices[-1]["microseconds"]
+        assert choice["hidden"] >= H
+        assert (choice["tiles"] - 1) * 8 < B <= choice["tiles"] * 16
+        assert dtype != "float64"
+        assert device["arch"] >= 80
+        peers = choice["peers"]
+        if choice["kernel"] == "cta":
+            assert peers == 1
+        elif choice["kernel"] == "cluster":
+            assert 1 < peers <= device["max_cluster"]
+        else:
+            assert peers * choice["tiles"] * directions <= device["processors"]
+
+
+def test_plan_of_known_problems() -> None:
+    def best(*problem: Any, **options: Any) -> str:
+        return str(plan(*problem, **options)[0]["kernel"])
+
+    assert best("gru", "float32", 50, 8, 64) == "cta", "w_hh fits one processor"
+    assert best("gru", "bfloat16", 512, 64, 512) == "cluster", "w_hh fits eight processors"
+    assert best("gru", "bfloat16", 512, 64, 512, **A100) != "cluster", "no clusters before Hopper"
+    assert best("lstm", "float64", 100, 8, 64) == "step", "no tensor cores in float64 kernels"
+    assert best("gru", "bfloat16", 1, 64, 512) == "step", "one step gains nothing"
+    assert best("lstm", "bfloat16", 100, 64, 8192) == "step", "larger than all kernels"
+    assert best("gru", "bfloat16", 100, 4096, 1024) == "step", "the product has work enough"
+
+
+def test_plan_hears_a_wish() -> None:
+    problem = ("gru", "bfloat16", 100, 8, 64)
+    for kernel in KERNELS:
+        choices = plan(*problem, kernel=kernel)
+        assert {c["kernel"] for c in choices} == {kernel, "step"}
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (("gru", "float32", 0, 1, 1), "sizes must be positive"),
+        (("gru", "float32", 1, 1, 0), "sizes must be positive"),
+        (("gru", "int8", 1, 1, 1), "no kernels for dtype 'int8'"),
+        (("qrnn", "float32", 1, 1, 1), "unknown cell 'qrnn'"),
+    ],
+)
+def test_plan_refuses_nonsense(problem: tuple[Any, ...], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        plan(*problem)
+    with pytest.raises(ValueError, match="unknown kernel 'warp'"):
+        plan("gru", "float32", 1, 1, 1, kernel="warp")
