@@ -198,8 +198,14 @@ RNNFAST_FN typename Vec<T>::Raw lane_sums(typename Vec<T>::Raw* registers,
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
       const typename Vec<T>::Raw a = registers[2 * i], b = registers[2 * i + 1];
+#if defined(__clang__)
       registers[i] = __builtin_shufflevector(a, b, (2 * Lane)...) +
                      __builtin_shufflevector(a, b, (2 * Lane + 1)...);
+#else  // GCC has that only from version 12 on
+      using Lanes = typename Register<T>::Bits;
+      registers[i] = __builtin_shuffle(a, b, Lanes{(2 * Lane)...}) +
+                     __builtin_shuffle(a, b, Lanes{(2 * Lane + 1)...});
+#endif
     }
   }
   return registers[0];
