@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from problems import TOLERANCE
 from torch import Tensor
 from torch.utils import cpp_extension
 
-KERNELS = ("step",)
+# `grid`, of hundreds of threads at a time, is slow: a test of its own runs it.
+KERNELS = ("step", "cta", "cluster")
 ROOT = Path(__file__).parents[2]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=Path(sys.executable).parent)
@@ -60,6 +62,16 @@ class Simt(NamedTuple):
 
     kernel: str
     seed: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The most precise one that the kernel runs; others it would leave to `step`."""
+        return torch.float64 if self.kernel == "step" else torch.float32
+
+    @property
+    def tolerance(self) -> float:
+        """Of that dtype."""
+        return TOLERANCE[self.dtype]
 
     def layer(self, *arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """``rnnfast::layer``."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from emulated import Simt
+from emulated import KERNELS, Simt
 from problems import CELLS, MODES, TOLERANCE, Problem, assert_close, cotangents
 from test_ops import BAD_BACKWARD, BAD_LAYER, BAD_STEPS, STEPS, assert_refused
 from torch import Tensor
@@ -43,8 +43,12 @@ EMPTY: list[dict[str, Any]] = [
     {"T": 0},
     {"T": 0, "states_given": False, "bidirectional": True},
 ]
-DTYPES = tuple(TOLERANCE)
 KEPT = [{}, {"lengths": (5, 4, 4, 1)}]  # where one dense and one packed sequence say enough
+# Kernel, dtype, and whether its products may round their operands to TF32.
+RUNS = [("step", torch.float64, False)]
+RUNS += [(kernel, dtype, False) for kernel in KERNELS for dtype in [*TOLERANCE][1:]]
+RUNS += [(kernel, torch.float32, True) for kernel in KERNELS if kernel != "step"]
+TF32_TOLERANCE = 2e-3
 
 
 def name(value: object) -> str:
@@ -98,15 +102,15 @@ def assert_gradients_close(
         )
 
 
-def check(problem: Problem, simt: Simt) -> None:
-    tolerance = TOLERANCE[problem.dtype]
+def check(problem: Problem, simt: Simt, tolerance: float | None = None) -> None:
+    tolerance = tolerance or TOLERANCE[problem.dtype]
     values, gradients = expected(problem)
     given, reserve = kept(problem, simt)
     assert_close([v.double() for v in given], [v.detach() for v in values], tolerance)
     arguments = backward_arguments(problem, simt)
     grads = simt.layer_backward(*arguments)
     assert all(g.dtype == problem.dtype and g.is_contiguous() for g in grads)
-    if problem.cell == "rnn_relu" and problem.dtype in (torch.bfloat16, torch.float16):
+    if problem.cell == "rnn_relu" and tolerance >= TF32_TOLERANCE:
         # Its slope jumps: only from the same states the gradients are the same.
         arguments[7] = [t.float() for t in reserve]
         assert_gradients_close(grads, list(ops.layer_backward(*arguments)), tolerance)
@@ -117,18 +121,28 @@ def check(problem: Problem, simt: Simt) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("run", RUNS, ids=name)
 @pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.usefixtures("_library")
 def test_values_and_gradients(
-    mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
+    mode: str, run: tuple[str, torch.dtype, bool], shape: dict[str, Any]
 ) -> None:
-    check(Problem(mode, dtype=dtype, **shape), simt)
+    kernel, dtype, tf32 = run
+    torch.backends.cudnn.allow_tf32 = tf32
+    check(Problem(mode, dtype=dtype, **shape), Simt(kernel), TF32_TOLERANCE if tf32 else None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("_library")
+def test_a_grid(mode: str) -> None:
+    problem = Problem(mode, T=2, B=2, H=3, I=2, dtype=torch.bfloat16)
+    check(problem, Simt("grid"))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", EMPTY, ids=name)
 def test_nothing_to_compute(mode: str, shape: dict[str, Any], simt: Simt) -> None:
-    problem = Problem(mode, **shape)
+    problem = Problem(mode, dtype=simt.dtype, **shape)
     arguments = problem.layer_arguments(True)
     for given, wanted in zip(simt.layer(*arguments), ops.layer(*arguments), strict=True):
         assert_close(*([t] if isinstance(t, Tensor) else t for t in (given, wanted)), 0)
@@ -143,22 +157,24 @@ def test_no_inputs_or_units(cell: str, sizes: tuple[int, int], bias: bool, simt:
     inputs, hidden = sizes
     rows = ops.CELLS[cell]["gates"] * hidden
     shapes = [(rows, inputs), (rows, hidden), *[(rows,)] * (2 * bias)]
-    weights = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
-    arguments = (cell, torch.randn(2, 3, inputs, dtype=torch.float64), None, [], weights, False)
+    weights = [torch.randn(*shape, dtype=simt.dtype) for shape in shapes]
+    arguments = (cell, torch.randn(2, 3, inputs, dtype=simt.dtype), None, [], weights, False)
     output, states_n, reserve = simt.layer(*arguments, True)
     wanted, wanted_n, kept_there = ops.layer(*arguments, True)
-    assert_close([output, *states_n, *reserve], [wanted, *wanted_n, *kept_there], 1e-12)
+    tolerance = simt.tolerance
+    assert_close([output, *states_n, *reserve], [wanted, *wanted_n, *kept_there], tolerance)
     grads = [torch.randn_like(s) for s in states_n]
     needs = [True] * (1 + len(states_n) + len(weights))
     given = (cell, output, grads, arguments[1], None, weights, False, reserve, needs)
-    assert_close(simt.layer_backward(*given), ops.layer_backward(*given), 1e-12)
+    assert_close(simt.layer_backward(*given), ops.layer_backward(*given), tolerance)
 
 
 @pytest.mark.parametrize("mode", ["GRU", "LSTM"])
 def test_many_lengths(mode: str, simt: Simt) -> None:
     """More runs of equal batch sizes than one launch writes to the device."""
     lengths = tuple(range(130, 0, -1))
-    check(Problem(mode, lengths=lengths, I=2, H=2, bidirectional=True), simt)
+    problem = Problem(mode, lengths=lengths, I=2, H=2, bidirectional=True, dtype=simt.dtype)
+    check(problem, simt)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -166,7 +182,7 @@ def test_many_lengths(mode: str, simt: Simt) -> None:
 def test_inference_is_training_without_the_reserve(
     mode: str, shape: dict[str, Any], simt: Simt
 ) -> None:
-    problem = Problem(mode, bidirectional=True, **shape)
+    problem = Problem(mode, bidirectional=True, dtype=simt.dtype, **shape)
     values, _ = kept(problem, simt)
     output, states_n, reserve = simt.layer(*problem.layer_arguments(False))
     assert reserve == []
@@ -174,7 +190,7 @@ def test_inference_is_training_without_the_reserve(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("shape", KEPT, ids=name)
 def test_reserve_is_that_of_the_cpu(
     mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
@@ -186,7 +202,7 @@ def test_reserve_is_that_of_the_cpu(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name)
 @pytest.mark.parametrize("shape", KEPT, ids=name)
 def test_only_what_is_needed(
     mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
@@ -202,7 +218,7 @@ def test_only_what_is_needed(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_missing_gradients_count_as_zeros(mode: str, simt: Simt) -> None:
-    problem = Problem(mode, bidirectional=True)
+    problem = Problem(mode, bidirectional=True, dtype=simt.dtype)
     cell, grad, grads, *rest = backward_arguments(problem, simt)
     zeros = [torch.zeros_like(g) for g in grads]
     assert_close(
@@ -226,7 +242,7 @@ def strided(t: Tensor) -> Tensor:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", KEPT, ids=name)
 def test_any_strides(mode: str, shape: dict[str, Any], simt: Simt) -> None:
-    problem = Problem(mode, bidirectional=True, **shape)
+    problem = Problem(mode, bidirectional=True, dtype=simt.dtype, **shape)
     values, reserve = kept(problem, simt)
     cell, x, batch_sizes, states, weights, bidirectional, _ = problem.layer_arguments(True)
     sizes = None if batch_sizes is None else torch.stack([batch_sizes, batch_sizes], -1)[:, 0]
@@ -271,7 +287,7 @@ def test_every_schedule_gives_the_same_bits(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_arguments_are_not_written(mode: str, simt: Simt) -> None:
-    problem = Problem(mode, bidirectional=True)
+    problem = Problem(mode, bidirectional=True, dtype=simt.dtype)
     arguments = [*problem.layer_arguments(True), *backward_arguments(problem, simt)]
     tensors = [t for a in arguments for t in (a if isinstance(a, list) else [a])]
     tensors = [t for t in tensors if isinstance(t, Tensor)]
