@@ -1,5 +1,6 @@
 """Which implementation, kernel and plan serve a call; what was built and loaded."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,9 @@ class LayerExplanation:
     reason: str
     """Why this route."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """The facts of ``rnnfast._C.plan``; empty for what our CPU kernels do not serve."""
+    """The facts of ``rnnfast._C.plan`` or, of the forward pass, ``cuda_plan``; empty for what our
+    kernels do not serve.
+    """
 
     def __str__(self) -> str:
         facts = "".join(f", {key} {value}" for key, value in self.plan.items())
@@ -132,11 +135,34 @@ def _explain_layer(
         return LayerExplanation(name, route.kind, f"torch.{operator}", route.reason)
     if route.kind == "reference":
         return LayerExplanation(name, route.kind, "torch's operations step by step", route.reason)
+    dtype = str(x.dtype).removeprefix("torch.")
+    if x.device.type == "cuda":
+        plan = _cuda_plan(mode.lower(), dtype, x.device, problem)
+        return LayerExplanation(name, route.kind, "cuda", route.reason, plan)
     if x.device.type != "cpu":
         return LayerExplanation(name, route.kind, x.device.type, route.reason)
-    dtype = str(x.dtype).removeprefix("torch.")
     plan = _C.plan(mode.lower(), dtype, threads=torch.get_num_threads(), **problem)
     return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
+
+
+def _cuda_plan(
+    cell: str, dtype: str, device: torch.device, problem: dict[str, Any]
+) -> dict[str, Any]:
+    """The first kernel that a layer's forward pass would try on that GPU."""
+    gpu = torch.cuda.get_device_properties(device)
+    first: dict[str, Any] = _C.cuda_plan(
+        cell,
+        dtype,
+        **{name: problem[name] for name in ("T", "B", "H", "directions")},
+        backward=False,
+        tf32=torch.backends.cudnn.allow_tf32,
+        arch=10 * gpu.major + gpu.minor,
+        processors=gpu.multi_processor_count,
+        shared_bytes=gpu.shared_memory_per_block_optin,
+        max_cluster=16 if gpu.major >= 9 else 1,
+        kernel=os.environ.get("RNNFAST_CUDA_KERNEL", "auto"),
+    )[0]
+    return first
 
 
 def describe() -> dict[str, str]:

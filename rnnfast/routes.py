@@ -128,8 +128,11 @@ def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: b
 
     Autocast makes torch's products come out low, and what is then added to a state takes the higher
     of both: that holds for all but the RNN, whose state is itself a sum of products, and LSTM
-    layers that oneDNN runs whole.
+    layers that oneDNN runs whole. On a GPU the call that goes to cuDNN is cast as a whole, to
+    float16 whatever dtype autocast was given (ATen/cudnn/AutocastRNN.cpp).
     """
+    if input.device.type == "cuda":
+        return torch.float16
     low: torch.dtype = torch.get_autocast_dtype(input.device.type)
     if mode.startswith("RNN"):
         return low

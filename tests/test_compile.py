@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnfast
-from rnnfast import functional
+from rnnfast import functional, routes
 
 SHAPES: list[dict[str, Any]] = [
     {"layers": 2, "bidirectional": True, "states_given": False},
@@ -223,6 +223,16 @@ def test_autocast_gives_torchs_dtypes(
                 assert "could not create a primitive descriptor" in theirs
                 theirs = [low] * 3
             assert ours == theirs, (x_dtype, state_dtype)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("low", LOW)
+def test_autocast_on_a_gpu_gives_cudnns_dtype(mode: str, low: torch.dtype) -> None:
+    """torch casts what goes to cuDNN to float16, even where autocast was asked for bfloat16."""
+    with FakeTensorMode(), torch.autocast("cuda", dtype=low):
+        x, state = (torch.empty(2, 3, 4, device="cuda") for _ in range(2))
+        for states in ((), (state,)):
+            assert routes.autocast_dtype(mode, x, states, onednn=True) == torch.float16
 
 
 @pytest.mark.parametrize("mode", MODES)

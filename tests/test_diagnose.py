@@ -6,6 +6,7 @@ Catches an explanation of another route than the call takes, and a self-check th
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,3 +106,24 @@ def test_self_check_finds_a_difference(
     assert min(diagnose.self_check().values()) > __main__.TOLERANCE
     assert __main__.main() == 1
     assert capsys.readouterr().out.count("DIFFERS") == 4
+
+
+def test_explain_plans_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel and its size are those of the plan for the properties of the device."""
+    hopper = SimpleNamespace(
+        major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=232448
+    )
+    turing = SimpleNamespace(
+        major=7, minor=5, multi_processor_count=40, shared_memory_per_block_optin=65536
+    )
+    problem = {"T": 128, "B": 32, "I": 9, "H": 256, "directions": 1, "uniform": True}
+    arguments = ("gru", "bfloat16", torch.device("cuda"), problem)
+    monkeypatch.delenv("RNNFAST_CUDA_KERNEL", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: hopper)
+    plan = diagnose._cuda_plan(*arguments)
+    assert (plan["kernel"], plan["hidden"], plan["tiles"]) == ("cluster", 256, 4)
+    monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "step")
+    assert diagnose._cuda_plan(*arguments)["kernel"] == "step"
+    monkeypatch.delenv("RNNFAST_CUDA_KERNEL")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: turing)
+    assert diagnose._cuda_plan(*arguments)["kernel"] == "step"

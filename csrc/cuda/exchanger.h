@@ -120,8 +120,10 @@ struct Exchanger {
   }
 
   DEVICE void fetch(int round) const {
-    for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads)
-      while (dev::load_acquire(flags + peer) < static_cast<uint32_t>(round)) dev::pause();
+    for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads) {
+      const auto sent = [&] { return dev::load_acquire(flags + peer); };
+      dev::wait_until([&] { return sent() >= static_cast<uint32_t>(round); });
+    }
     dev::cta_sync();
     const uint8_t* from = global + (round & 1) * S::kVectorBytes;
     for (int at = dev::tid() * kRowBytes; at < S::kVectorBytes; at += S::kThreads * kRowBytes)

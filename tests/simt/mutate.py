@@ -25,8 +25,8 @@ FOLDER = ROOT / "build" / "mutants"
 HEADERS = ("exchanger.h", "persistent.h")
 # A statement that synchronises, with the condition before it on its line.
 STATEMENT = re.compile(
-    r"^\s*(?:if \(dev::tid\(\) == 0\) |while \()?"
-    r"(?:dev::(?:cta_sync|group_sync|cluster_sync|mbar_\w+|store_release|load_acquire)"
+    r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
+    r"(?:dev::(?:cta_sync|group_sync|cluster_sync|mbar_\w+|store_release|wait_until)"
     r"|group_barrier)\(.*;$"
 )
 SHAPES: list[dict[str, Any]] = [
