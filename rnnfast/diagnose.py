@@ -149,8 +149,8 @@ def _cuda_plan(
     cell: str, dtype: str, device: torch.device, problem: dict[str, Any]
 ) -> dict[str, Any]:
     """The first kernel that a layer's forward pass would try on that GPU."""
-    gpu = torch.cuda.get_device_properties(device)
-    first: dict[str, Any] = _C.cuda_plan(
+    gpu: Any = torch.cuda.get_device_properties(device)
+    first, *_ = _C.cuda_plan(
         cell,
         dtype,
         **{name: problem[name] for name in ("T", "B", "H", "directions")},
@@ -161,8 +161,8 @@ def _cuda_plan(
         shared_bytes=gpu.shared_memory_per_block_optin,
         max_cluster=16 if gpu.major >= 9 else 1,
         kernel=os.environ.get("RNNFAST_CUDA_KERNEL", "auto"),
-    )[0]
-    return first
+    )
+    return dict(first)
 
 
 def describe() -> dict[str, str]:
