@@ -28,7 +28,7 @@ class LayerBackward {
       : layer_(layer),
         context_(context),
         problem_(problem_of(layer, true, context)),
-        steps_(layer, reserve[0].options(), context.stream),
+        steps_(layer, context.stream),
         reserve_(reserve.vec()),
         same_(same_gradients(layer.cell)),
         want_h_0_(arguments.needs[1]) {
@@ -47,7 +47,7 @@ class LayerBackward {
       grads.push_back(at::empty({layer_.D, layer_.B, layer_.H}, grad_x_gates_.options()));
       if (k > 0 || want_h_0_) whole.grad_states_0[k] = grads[k].mutable_data_ptr();
     }
-    if (run_persistent(layer_, problem_, weights_, whole, context_.stream)) {
+    if (run_persistent(layer_, problem_, weights_, steps_, whole, context_.stream)) {
       grad_states_0_ = grads;
     } else {
       run_steps();
@@ -65,7 +65,7 @@ class LayerBackward {
 
   // The gradients of all weights of a direction that `needs(i)` names, in their order.
   template <class Needs>
-  void grad_weights(int64_t d, const Needs& needs, const Tensor& x, Tensors& result) const {
+  void grad_weights(int64_t d, const Needs& needs, const Tensor& x, Tensors& result) {
     if (needs(0)) result.push_back(product_over_rows(grad_x_gates_[d], x));
     if (needs(1)) result.push_back(product_over_rows(grad_h_gates_[d], h_before(d)));
     if (!layer_.has_biases) return;
@@ -84,7 +84,7 @@ class LayerBackward {
   const Layer& layer_;
   const Context& context_;
   const Problem problem_;
-  const DeviceSteps steps_;
+  DeviceSteps steps_;
   const Tensors reserve_;
   const bool same_, want_h_0_;
   Tensors weights_;
@@ -102,7 +102,7 @@ class LayerBackward {
 
   BackwardArgs<void> arguments() const {
     BackwardArgs<void> a{};
-    a.steps = steps_.get(), a.hidden = layer_.H;
+    a.steps = {layer_.T, layer_.rows, layer_.B, nullptr, nullptr}, a.hidden = layer_.H;
     if (grad_output_.defined()) a.grad_output = grad_output_.const_data_ptr();
     for (int k = 0; k < layer_.cell.states; ++k) {
       if (grad_states_n_[k].defined()) a.grad_states_n[k] = grad_states_n_[k].const_data_ptr();
@@ -190,14 +190,16 @@ class LayerBackward {
 
   // The h that every row found [rows, H]: in the timeline it lies B rows before the row's own,
   // unless the batch shrinks.
-  Tensor h_before(int64_t d) const {
+  Tensor h_before(int64_t d) {
     const Tensor timeline = reserve_[0][d];
     if (layer_.uniform) return timeline.narrow(0, d ? layer_.B : 0, layer_.rows);
     const Tensor result = at::empty({layer_.rows, layer_.H}, timeline.options());
-    check(launch_states_before(
-        problem_.type,
-        {{steps_.get(), d == 1}, layer_.H, timeline.const_data_ptr(), result.mutable_data_ptr()},
-        context_.stream));
+    check(launch_states_before(problem_.type,
+                               {{steps_.get(result.options()), d == 1},
+                                layer_.H,
+                                timeline.const_data_ptr(),
+                                result.mutable_data_ptr()},
+                               context_.stream));
     return result;
   }
 

@@ -68,32 +68,39 @@ inline void multiply_directions(Product product, int64_t directions, const StepR
   }
 }
 
-// The steps of a packed sequence in device memory: kernels write them there from their arguments.
+// The steps of a packed sequence in device memory, where kernels write them from their arguments;
+// only once somebody asks.
 class DeviceSteps {
  public:
-  DeviceSteps(const Layer& layer, const at::TensorOptions& options, Stream stream) {
-    steps_ = {layer.T, layer.rows, layer.B, nullptr, nullptr};
-    if (layer.uniform) return;
-    memory_ = at::empty({2, layer.T}, options.dtype(at::kLong));
+  DeviceSteps(const Layer& layer, Stream stream) : layer_(layer), stream_(stream) {}
+
+  const Steps& get(const at::TensorOptions& options) {
+    if (!layer_.uniform && !memory_.defined()) expand(options);
+    return steps_;
+  }
+
+ private:
+  const Layer& layer_;
+  const Stream stream_;
+  Steps steps_{layer_.T, layer_.rows, layer_.B, nullptr, nullptr};
+  Tensor memory_;
+
+  void expand(const at::TensorOptions& options) {
+    memory_ = at::empty({2, layer_.T}, options.dtype(at::kLong));
     int64_t* batch = memory_.mutable_data_ptr<int64_t>();
-    ExpandRuns runs{{}, 0, batch, batch + layer.T};
-    for (int64_t t = 0; t < layer.T;) {
+    steps_.batch = batch, steps_.offset = batch + layer_.T;
+    ExpandRuns runs{{}, 0, batch, batch + layer_.T};
+    for (int64_t t = 0; t < layer_.T;) {
       int64_t end = t + 1;
-      while (end < layer.T && layer.batch[end] == layer.batch[t]) ++end;
-      runs.runs[runs.count++] = {t, end - t, layer.batch[t], layer.offset[t]};
-      if (runs.count == ExpandRuns::kCapacity || end == layer.T) {
-        check(launch_expand_runs(runs, stream));
+      while (end < layer_.T && layer_.batch[end] == layer_.batch[t]) ++end;
+      runs.runs[runs.count++] = {t, end - t, layer_.batch[t], layer_.offset[t]};
+      if (runs.count == ExpandRuns::kCapacity || end == layer_.T) {
+        check(launch_expand_runs(runs, stream_));
         runs.count = 0;
       }
       t = end;
     }
-    steps_.batch = batch, steps_.offset = batch + layer.T;
   }
-  const Steps& get() const { return steps_; }
-
- private:
-  Tensor memory_;
-  Steps steps_;
 };
 
 }  // namespace rnnfast::cuda

@@ -34,10 +34,9 @@ class LayerForward {
   }
 
   void run() {
-    const DeviceSteps steps(layer_, output.options(), context_.stream);
-    ForwardArgs<void> whole = arguments();
-    whole.steps = steps.get();
-    if (!run_persistent(layer_, problem_, weights_, whole, context_.stream)) run_steps();
+    DeviceSteps steps(layer_, context_.stream);
+    if (!run_persistent(layer_, problem_, weights_, steps, arguments(), context_.stream))
+      run_steps();
   }
 
  private:

@@ -33,8 +33,8 @@ inline Tensor packed_weights(const Layer& layer, const Tensors& weights, const L
 // Tries the kernels of the plan in turn. False: the sequence is to be run step by step, and nothing
 // has been written.
 template <class Args>
-bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& weights, Args args,
-                    Stream stream) {
+bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& weights,
+                    DeviceSteps& steps, Args args, Stream stream) {
   const int directions = static_cast<int>(layer.D);
   for (const Plan& plan : plans(problem)) {
     if (plan.kernel == Kernel::kStep) break;
@@ -44,6 +44,7 @@ bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& w
     const Tensor packed = packed_weights(layer, weights, shape, kernel, stream);
     const Tensor exchange =
         at::zeros({shape.exchange_bytes(plan.tiles * directions)}, packed.options());
+    args.steps = steps.get(weights[1].options());
     args.w_hh = packed.const_data_ptr(), args.w_hh_bytes = shape.packed_bytes();
     args.exchange = exchange.mutable_data_ptr();
     const Status status = launch(kernel, args, plan.tiles, directions, stream);
