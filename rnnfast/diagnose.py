@@ -137,8 +137,8 @@ def _explain_layer(
         return LayerExplanation(name, route.kind, "torch's operations step by step", route.reason)
     dtype = str(x.dtype).removeprefix("torch.")
     if x.device.type == "cuda":
-        plan = _cuda_plan(mode.lower(), dtype, x.device, problem)
-        return LayerExplanation(name, route.kind, "cuda", route.reason, plan)
+        facts = _cuda_plan(mode.lower(), dtype, x.device, problem)
+        return LayerExplanation(name, route.kind, "cuda", route.reason, facts)
     if x.device.type != "cpu":
         return LayerExplanation(name, route.kind, x.device.type, route.reason)
     plan = _C.plan(mode.lower(), dtype, threads=torch.get_num_threads(), **problem)
