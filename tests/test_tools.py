@@ -54,8 +54,15 @@ def test_spills_and_shared_memory_count_in_time_loops_alone() -> None:
     assert "persistent_loop has 2048 bytes of static shared memory" in shared
     assert "b.cu for sm_80 does not compile" in error
     assert "warning as error" in error
-    rows = cuda_compile.rows(usages, names, ["80", "90"])
-    assert rows == [["persistent_loop", "-", "128 20 2048"], ["step", "-", "40 4 4096"]]
+    rows = cuda_compile.rows(usages, names, ["80", "90"], {"persistent_loop": 7})
+    assert rows == [["persistent_loop", "7", "-", "128 20 2048"], ["step", "0", "-", "40 4 4096"]]
+
+
+def test_dynamic_shared_memory_is_that_of_the_layouts() -> None:
+    small, large = (f"persistent_forward<Shape<Gru, Bf16Operand, {i}>>" for i in (0, 1))
+    found = cuda_compile.dynamic_shared(["step_forward<Gru, float>", small, large])
+    assert found.keys() == {small, large}
+    assert 0 < found[small] < found[large] <= 227 * 1024
 
 
 def test_architectures_are_those_of_the_build() -> None:

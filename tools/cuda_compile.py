@@ -6,7 +6,8 @@
 
 Warnings are errors. Prints what each kernel takes, and exits with 1 where something does not
 compile, or where a kernel of the time loop spills registers to memory or has static shared memory
-that the plan does not count with.
+that the plan does not count with. Its dynamic shared memory is within bounds, or it would not
+compile; the plan keeps it from GPUs that have less.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 
 HOT = "persistent"
 """Kernels whose name matches run the whole time loop: a spill in them costs every step."""
+
+GATES = {"Elman": "1", "Gru": "3", "Lstm": "4"}
 
 STATIC_BUDGET = 1024
 """Bytes of static shared memory a hot kernel may have: its buffers are dynamic, and the plan, which
@@ -100,6 +103,24 @@ def compile_source(nvcc: str, source: Path, architecture: str) -> Compilation:
     return Compilation(source, architecture, tuple(parse_usage(output, architecture)), "")
 
 
+def dynamic_shared(names: Iterable[str]) -> dict[str, int]:
+    """Kernel -> bytes of dynamic shared memory, of whole-sequence kernels, as layouts.cpp says."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        source, program = ROOT / "tools" / "layouts.cpp", f"{folder}/layouts"
+        command = [compiler, "-std=c++20", "-iquote", str(ROOT / "csrc"), str(source)]
+        subprocess.run([*command, "-o", program], check=True)
+        lines = subprocess.check_output([program], text=True).splitlines()
+    sizes = {tuple(words[:3]): int(words[3]) for words in map(str.split, lines)}
+    found = {}
+    for name in names:
+        if shape := re.search(r"Shape<(Elman|Gru|Lstm)\b.*?, (\w+Operand), (\d+)>", name):
+            found[name] = sizes[GATES[shape[1]], shape[2], shape[3]]
+    return found
+
+
 def demangled(names: Sequence[str]) -> dict[str, str]:
     """Mangled name -> the name as the source has it, without namespace and parameters."""
     if not names or not shutil.which("c++filt"):
@@ -138,13 +159,18 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines()[-40:])
 
 
-def rows(usages: Iterable[Usage], names: dict[str, str], archs: Sequence[str]) -> list[list[str]]:
+def rows(
+    usages: Iterable[Usage],
+    names: dict[str, str],
+    archs: Sequence[str],
+    dynamic: dict[str, int],
+) -> list[list[str]]:
     """One row a kernel, one column an architecture."""
     found: dict[str, dict[str, Usage]] = {}
     for usage in usages:
         found.setdefault(names[usage.kernel], {})[usage.architecture] = usage
     return [
-        [name, *(str(of[arch]) if arch in of else "-" for arch in archs)]
+        [name, str(dynamic.get(name, 0)), *(str(of[arch]) if arch in of else "-" for arch in archs)]
         for name, of in sorted(found.items())
     ]
 
@@ -180,9 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usages = [usage for compilation in compilations for usage in compilation.usages]
     names = demangled(sorted({usage.kernel for usage in usages}))
     if usages:
-        title = "registers, spilled bytes, static shared memory"
-        header = ["kernel", *(f"sm_{arch}" for arch in options.arch)]
-        show(title, header, rows(usages, names, options.arch))
+        title = "dynamic shared bytes; registers, spilled bytes, static shared bytes"
+        header = ["kernel", "dynamic", *(f"sm_{arch}" for arch in options.arch)]
+        table = rows(usages, names, options.arch, dynamic_shared(names.values()))
+        show(title, header, table)
     failures = complaints(compilations, names, options.hot)
     print("\n".join(failures) or f"{len(jobs)} compilations: no warnings, no spills in time loops")
     return 1 if failures else 0

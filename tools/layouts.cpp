@@ -1,0 +1,20 @@
+// The dynamic shared memory of the whole-sequence kernels, for tools/cuda_compile.py: ptxas knows
+// only of the static. A line each: gates of the cell, operand, instance, bytes.
+#include <cstdio>
+#include <utility>
+
+#include "cuda/instances.h"
+
+int main() {
+  using namespace rnnfast::cuda;
+  constexpr std::pair<const char*, Precision> kOperands[] = {{"Bf16Operand", Precision::kBf16},
+                                                             {"HalfOperand", Precision::kHalf},
+                                                             {"Tf32Operand", Precision::kTf32},
+                                                             {"FloatOperand", Precision::kFloat}};
+  for (const int gates : {1, 3, 4})
+    for (const auto& [name, precision] : kOperands)
+      for (int i = 0; i < kInstanceCount; ++i)
+        if (possible(kInstances[i], gates, precision))
+          std::printf("%d %s %d %d\n", gates, name, i,
+                      layout(kInstances[i], gates, precision).shared_bytes());
+}
