@@ -9,7 +9,7 @@
 
 namespace rnnfast::cuda {
 
-// `context()` is called once the arguments have been found good.
+// `get_context` is called once the arguments have been found good.
 template <class GetContext>
 LayerResult layer(std::string_view cell, const Tensor& x, const std::optional<Tensor>& batch_sizes,
                   at::TensorList states, at::TensorList weights, bool bidirectional, bool train,

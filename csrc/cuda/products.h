@@ -46,6 +46,12 @@ void multiply(const Product& product);
 // Whether float32 products may use TF32: torch.nn's layers go by cuDNN's switch for RNNs.
 inline bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
+// Whether torch's own products do.
+inline bool torch_uses_tf32() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
 // out = a b + beta out, for contiguous matrices.
 inline void multiply(const Tensor& out, const Tensor& a, bool a_transposed, const Tensor& b,
                      bool b_transposed, double beta, bool tf32) {
@@ -73,8 +79,7 @@ inline void multiply(const Tensor& out, const Tensor& a, bool a_transposed, cons
 inline void project(Tensor out, const Tensor& x, const Tensor& w_ih, const Tensor& bias,
                     bool tf32) {
   // torch's own addmm adds the bias on the way, but it goes by another switch.
-  const bool same_switch =
-      out.scalar_type() != at::kFloat || tf32 == at::globalContext().allowTF32CuBLAS();
+  const bool same_switch = out.scalar_type() != at::kFloat || tf32 == torch_uses_tf32();
   if (bias.defined() && same_switch) {
     at::addmm_out(out, bias, x, w_ih.t());
   } else {

@@ -7,6 +7,7 @@ argument that a kernel would read past the end of.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -130,6 +131,21 @@ def test_values_and_gradients(
     kernel, dtype, tf32 = run
     torch.backends.cudnn.allow_tf32 = tf32
     check(Problem(mode, dtype=dtype, **shape), Simt(kernel), TF32_TOLERANCE if tf32 else None)
+
+
+@pytest.fixture
+def _matmul_precision() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("_matmul_precision")
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_the_precision_of_other_products_is_no_matter(precision: str, simt: Simt) -> None:
+    """Torch's older questions about TF32 raise an error once somebody has used its newer switch."""
+    torch.backends.cuda.matmul.fp32_precision = precision
+    check(Problem("GRU", dtype=torch.float32), simt)
 
 
 @pytest.mark.parametrize("mode", MODES)
