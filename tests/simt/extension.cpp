@@ -81,6 +81,10 @@ TORCH_LIBRARY(rnnfast_simt, m) {
       "layer_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor x, Tensor? "
       "batch_sizes, Tensor[] weights, bool bidirectional, Tensor[] reserve, bool[] needs, str "
       "kernel, int seed) -> Tensor[]");
+  // Cooperative grids of more blocks are refused at their launch.
+  m.def("set_cooperative_blocks(int count) -> ()", [](int64_t count) {
+    rnnfast::emu::settings.max_cooperative_blocks = static_cast<int>(count);
+  });
 }
 
 TORCH_LIBRARY_IMPL(rnnfast_simt, CPU, m) {

@@ -134,6 +134,25 @@ def test_values_and_gradients(
 
 
 @pytest.fixture
+def _no_grids(_library: None) -> Iterator[None]:
+    torch.ops.rnnfast_simt.set_cooperative_blocks(0)
+    yield
+    torch.ops.rnnfast_simt.set_cooperative_blocks(1 << 20)
+
+
+@pytest.mark.usefixtures("_no_grids")
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_device_refuses_runs_step_by_step(mode: str) -> None:
+    problem = Problem(mode, dtype=torch.bfloat16, lengths=(3, 2))
+    results = []
+    for simt in (Simt("grid"), Simt("step")):
+        values, reserve = kept(problem, simt)
+        grads = simt.layer_backward(*backward_arguments(problem, simt))
+        results.append([*values, *reserve, *grads])
+    assert_close(*results, 0)
+
+
+@pytest.fixture
 def _matmul_precision() -> Iterator[None]:
     before = torch.backends.cuda.matmul.fp32_precision
     yield
