@@ -17,16 +17,15 @@ namespace rnnfast::cuda {
 template <class S>
 struct Exchanger {
   using E = typename S::Element;
-  uint8_t* smem;
   uint8_t* global;  // grid kernels: two vectors of this tile
   uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
   int rank, group, split, lane;
 
   DEVICE uint8_t* vector(int round) const {
-    return smem + round % S::kVectorBuffers * S::kVectorBytes;
+    return dev::smem() + round % S::kVectorBuffers * S::kVectorBytes;
   }
   DEVICE uint64_t* bar(int round) const {
-    return reinterpret_cast<uint64_t*>(smem + S::kBarsAt) + (round & 1);
+    return reinterpret_cast<uint64_t*>(dev::smem() + S::kBarsAt) + (round & 1);
   }
   // Where this group's part of a round begins in the vector.
   DEVICE int part_at() const { return rank * S::kSourceBytes + group * S::kGroupBytes; }
@@ -50,7 +49,7 @@ struct Exchanger {
   // Where this group collects its part of a round: in place, or on a stage to be sent from.
   DEVICE uint8_t* part(int round) const {
     return S::kExchange == Exchange::kCta ? vector(round) + part_at()
-                                          : smem + S::kStageAt + group * S::kGroupBytes;
+                                          : dev::smem() + S::kStageAt + group * S::kGroupBytes;
   }
 
   // Stores vector `in` of unit 0..15 of a group and of a batch row of the tile.

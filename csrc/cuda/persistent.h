@@ -106,9 +106,8 @@ struct Worker {
         tile(dev::block_x() / S::kPeers),
         first_row(tile * S::kBatch),
         count(living_steps()) {
-    uint8_t* smem = dev::smem();
     const int rank = dev::block_x() % S::kPeers;
-    exchanger = {smem, nullptr, nullptr, rank, group, split, lane};
+    exchanger = {nullptr, nullptr, rank, group, split, lane};
     if constexpr (S::kExchange == Exchange::kGrid) {
       const int64_t tiles = dev::grid_x() / S::kPeers, place = direction * tiles + tile;
       uint8_t* base = static_cast<uint8_t*>(exchange);
@@ -120,7 +119,7 @@ struct Worker {
     weights.load(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(packed) +
                                                 direction * packed_bytes) +
                      fragments * kWarpSize,
-                 smem + S::kWeightsAt + warp * S::kShared * kFragmentBytes, lane);
+                 S::kWeightsAt + warp * S::kShared * kFragmentBytes, lane);
   }
 
   DEVICE Walk walk() const { return {steps, direction == 1}; }
@@ -197,7 +196,7 @@ struct Worker {
       }
     }
     float* partial =
-        reinterpret_cast<float*>(exchanger.smem + S::kPartialAt) + group * S::kPartialFloats;
+        reinterpret_cast<float*>(dev::smem() + S::kPartialAt) + group * S::kPartialFloats;
     Reduction<S>::run(part[0], sum, partial, group, split, lane);
   }
 };
@@ -218,7 +217,7 @@ struct ForwardWorker {
       : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
 
   DEVICE float* bias() const {  // [G][kUnits]
-    return reinterpret_cast<float*>(self.exchanger.smem + S::kBiasAt);
+    return reinterpret_cast<float*>(dev::smem() + S::kBiasAt);
   }
 
   DEVICE void load_bias() const {

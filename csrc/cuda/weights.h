@@ -14,20 +14,20 @@ struct ResidentWeights {
   static constexpr int kFragments = S::kFragments, kShared = S::kShared;
   static constexpr int kRegisters = kFragments - kShared;
   uint32_t held[kRegisters > 0 ? kRegisters : 1][4];
-  uint8_t* shared;  // this lane's 16 bytes of the warp's first fragment in shared memory
+  int shared_at;  // of this lane's 16 bytes of the warp's first fragment in shared memory
 
   static constexpr DEVICE int shared_before(int f) { return f * kShared / kFragments; }
   static constexpr DEVICE bool in_shared(int f) { return shared_before(f + 1) > shared_before(f); }
 
   // `packed`: the fragments of this warp, as pack_weights left them; `place`: its part of shared
   // memory.
-  DEVICE void load(const uint4* packed, uint8_t* place, int lane) {
-    shared = place + lane * sizeof(uint4);
+  DEVICE void load(const uint4* packed, int place, int lane) {
+    shared_at = place + lane * static_cast<int>(sizeof(uint4));
     UNROLL
     for (int f = 0; f < kFragments; ++f) {
-      const uint4 v = packed[f * kWarpSize + lane];
+      const uint4 v = dev::load_l2(packed + f * kWarpSize + lane);
       if (in_shared(f)) {
-        *reinterpret_cast<uint4*>(shared + shared_before(f) * kFragmentBytes) = v;
+        *shared(f) = v;
       } else {
         uint32_t (&to)[4] = held[f - shared_before(f)];
         to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
@@ -35,9 +35,13 @@ struct ResidentWeights {
     }
   }
 
+  DEVICE uint4* shared(int f) const {
+    return reinterpret_cast<uint4*>(dev::smem() + shared_at + shared_before(f) * kFragmentBytes);
+  }
+
   DEVICE void multiply(float (&sum)[4], int f, uint32_t b0, uint32_t b1) const {
     if (in_shared(f)) {
-      const uint4 v = *reinterpret_cast<const uint4*>(shared + shared_before(f) * kFragmentBytes);
+      const uint4 v = *shared(f);
       const uint32_t a[4] = {v.x, v.y, v.z, v.w};
       dev::mma<typename S::Operand::Mma>(sum, a, b0, b1);
     } else {
