@@ -13,7 +13,7 @@ from problems import TOLERANCE
 from torch import Tensor
 from torch.utils import cpp_extension
 
-# `grid`, of hundreds of threads at a time, is slow: a test of its own runs it.
+# `grid`, of thousands of threads at a time, is slow: tests of its own run it.
 KERNELS = ("step", "cta", "cluster")
 ROOT = Path(__file__).parents[2]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")

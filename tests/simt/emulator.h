@@ -67,6 +67,7 @@ struct Shape {
   size_t smem_bytes;
   bool cooperative;
 };
+inline std::vector<Shape> launches;  // all so far, until somebody empties it
 
 constexpr int kWarp = 32;
 constexpr int kNamedBarriers = 16;

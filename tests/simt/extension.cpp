@@ -5,6 +5,8 @@
 #include <ATen/ops/from_blob.h>
 #include <torch/library.h>
 
+#include <utility>
+
 #include "cuda/op.h"
 #include "simt/guard.h"
 
@@ -81,6 +83,15 @@ TORCH_LIBRARY(rnnfast_simt, m) {
       "layer_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor x, Tensor? "
       "batch_sizes, Tensor[] weights, bool bidirectional, Tensor[] reserve, bool[] needs, str "
       "kernel, int seed) -> Tensor[]");
+  // The kernels launched since the last call that share w_hh, by their kind. Those around them have
+  // no dynamic shared memory.
+  m.def("launched() -> str[]", [] {
+    std::vector<std::string> kinds;
+    for (const rnnfast::emu::Shape& shape : std::exchange(rnnfast::emu::launches, {}))
+      if (shape.smem_bytes > 0)
+        kinds.push_back(shape.cooperative ? "grid" : shape.cluster > 1 ? "cluster" : "cta");
+    return kinds;
+  });
   // Cooperative grids of more blocks are refused at their launch.
   m.def("set_cooperative_blocks(int count) -> ()", [](int64_t count) {
     rnnfast::emu::settings.max_cooperative_blocks = static_cast<int>(count);

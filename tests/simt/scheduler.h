@@ -376,6 +376,7 @@ void launch(void (*kernel)(Args), Shape shape, const Args& args) {
     ~Off() { machine = nullptr; }
   } off;
   m.run_grid();
+  launches.push_back(shape);
 }
 
 }  // namespace rnnfast::emu

@@ -18,7 +18,7 @@ from test_ops import BAD_BACKWARD, BAD_LAYER, BAD_STEPS, STEPS, assert_refused
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rnnfast import ops, reference
+from rnnfast import _C, ops, reference
 
 # A layer of one unit or input, of more units than a block has threads, a batch at and beside the
 # tiles of 8 rows, sequences of one step, packed ones in all forms.
@@ -62,9 +62,11 @@ def kept(problem: Problem, simt: Simt) -> tuple[list[Tensor], list[Tensor]]:
     return [output, *states_n], reserve
 
 
-def backward_arguments(problem: Problem, simt: Simt) -> list[Any]:
-    """As ``Problem.backward_arguments``, with the reserve of the emulator."""
-    values, reserve = kept(problem, simt)
+def backward_arguments(
+    problem: Problem, simt: Simt, found: tuple[list[Tensor], list[Tensor]] | None = None
+) -> list[Any]:
+    """As ``Problem.backward_arguments``, with the reserve of the emulator: of ``kept``."""
+    values, reserve = found or kept(problem, simt)
     cell, x, batch_sizes, _, weights, bidirectional, _ = problem.layer_arguments(True)
     output, *grads = cotangents(values)
     needs = [True] * (len(values) + len(weights))
@@ -167,11 +169,70 @@ def test_the_precision_of_other_products_is_no_matter(precision: str, simt: Simt
     check(Problem("GRU", dtype=torch.float32), simt)
 
 
+GRID = {"T": 3, "B": 9, "H": 30, "I": 2}  # larger ones take the emulator long
+
+
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=name)
+@pytest.mark.parametrize(
+    "shape", [GRID, {"lengths": (4, 2, 1), "bidirectional": True, "H": 9}], ids=name
+)
 @pytest.mark.usefixtures("_library")
-def test_a_grid(mode: str) -> None:
-    problem = Problem(mode, T=2, B=2, H=3, I=2, dtype=torch.bfloat16)
-    check(problem, Simt("grid"))
+def test_a_grid(mode: str, dtype: torch.dtype, shape: dict[str, Any]) -> None:
+    check(Problem(mode, dtype=dtype, **shape), Simt("grid"))
+
+
+def first_kernel(problem: Problem, tf32: bool, kernel: str, hidden: int, backward: bool) -> str:
+    """What the plan runs on the GPU that the emulator stands for."""
+    dtype = name(problem.dtype)
+    hopper = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
+    plan = _C.cuda_plan(
+        problem.cell, dtype, 2, 3, hidden, 1, backward=backward, tf32=tf32, kernel=kernel, **hopper
+    )[0]
+    return plan["kernel"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("dtype", "tf32"),
+    [
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.bfloat16, False),
+        (torch.float16, False),
+    ],
+    ids=name,
+)
+@pytest.mark.parametrize(
+    ("kernel", "hidden"),
+    [
+        *(("cta", size) for size in (64, 128)),
+        *(("cluster", size) for size in (128, 256, 384, 512, 768, 1024)),
+        *(("grid", size) for size in (256, 512, 1024, 2048)),
+    ],
+)
+@pytest.mark.usefixtures("_library")
+def test_every_size_of_kernel(
+    mode: str, dtype: torch.dtype, tf32: bool, kernel: str, hidden: int
+) -> None:
+    """Just below the size that an instance serves, and by the kernel that the plan has for it."""
+    torch.backends.cudnn.allow_tf32 = tf32
+    tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[dtype]
+    problem = Problem(mode, T=2, B=3, I=2, H=hidden - 3, dtype=dtype, states_given=False)
+    wanted = [first_kernel(problem, tf32, kernel, hidden - 3, b) for b in (False, True)]
+    if wanted == ["step", "step"]:
+        pytest.skip(f"no {kernel} kernel of that size for this cell and dtype")
+    simt = Simt(kernel)
+    torch.ops.rnnfast_simt.launched()
+    found = kept(problem, simt)
+    arguments = backward_arguments(problem, simt, found)
+    gradients = simt.layer_backward(*arguments)
+    assert torch.ops.rnnfast_simt.launched() == [w for w in wanted if w != "step"]
+    # The CPU kernels, which other tests prove, on the same numbers and from the same reserve.
+    output, states_n, _ = ops.layer(*problem.layer_arguments(True))
+    assert_close(found[0], [output, *states_n], tolerance)
+    arguments[7] = [t.float() for t in arguments[7]]
+    assert_gradients_close(gradients, list(ops.layer_backward(*arguments)), tolerance)
 
 
 @pytest.mark.parametrize("mode", MODES)
