@@ -49,17 +49,19 @@ def test_spills_and_shared_memory_count_in_time_loops_alone() -> None:
         cuda_compile.Compilation(Path("b.cu"), "80", (), "error: warning as error"),
     ]
     names = {LOOP: "persistent_loop", STEP: "step"}
-    spill, shared, error = cuda_compile.complaints(compilations, names, cuda_compile.HOT)
+    spill, shared, error = cuda_compile.complaints(compilations, names, cuda_compile.HOT, {})
     assert spill == "a.cu for sm_90: persistent_loop spills 20 bytes"
     assert "persistent_loop has 2048 bytes of static shared memory" in shared
     assert "b.cu for sm_80 does not compile" in error
     assert "warning as error" in error
+    too_large = {"persistent_loop": 227 * 1024 + 1}  # for any block: it never runs
+    assert cuda_compile.complaints(compilations, names, cuda_compile.HOT, too_large) == [error]
     rows = cuda_compile.rows(usages, names, ["80", "90"], {"persistent_loop": 7})
     assert rows == [["persistent_loop", "7", "-", "128 20 2048"], ["step", "0", "-", "40 4 4096"]]
 
 
 def test_dynamic_shared_memory_is_that_of_the_layouts() -> None:
-    small, large = (f"persistent_forward<Shape<Gru, Bf16Operand, {i}>>" for i in (0, 1))
+    small, large = (f"persistent_forward<Shape<Gru, Bf16Operand, {i}>>" for i in (0, 2))
     found = cuda_compile.dynamic_shared(["step_forward<Gru, float>", small, large])
     assert found.keys() == {small, large}
     assert 0 < found[small] < found[large] <= 227 * 1024

@@ -3,7 +3,9 @@
 // kernels. Nothing is compiled per problem: a layer runs on an instance of at least its size.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <iterator>
 
 #include "math.h"
 
@@ -29,23 +31,25 @@ struct Instance {
   int columns;  // 8 batch rows each, 1 or 2, of a tile
 };
 
-// By exchange, then by size: the plan takes the first that fits.
-inline constexpr Instance kInstances[] = {
+// Forward; of each there is one backward too.
+inline constexpr Instance kForwardInstances[] = {
     {Exchange::kCta, false, 64, 1, 1},        {Exchange::kCta, false, 128, 1, 1},
     {Exchange::kCluster, false, 128, 2, 1},   {Exchange::kCluster, false, 256, 4, 1},
     {Exchange::kCluster, false, 384, 8, 1},   {Exchange::kCluster, false, 512, 8, 1},
     {Exchange::kCluster, false, 512, 16, 1},  {Exchange::kCluster, false, 768, 16, 1},
     {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 256, 16, 1},
     {Exchange::kGrid, false, 512, 32, 1},     {Exchange::kGrid, false, 1024, 64, 1},
-    {Exchange::kGrid, false, 2048, 128, 1},   {Exchange::kCta, true, 64, 1, 1},
-    {Exchange::kCta, true, 128, 1, 1},        {Exchange::kCluster, true, 128, 2, 1},
-    {Exchange::kCluster, true, 256, 4, 1},    {Exchange::kCluster, true, 384, 8, 1},
-    {Exchange::kCluster, true, 512, 8, 1},    {Exchange::kCluster, true, 512, 16, 1},
-    {Exchange::kCluster, true, 768, 16, 1},   {Exchange::kCluster, true, 1024, 16, 1},
-    {Exchange::kGrid, true, 256, 16, 1},      {Exchange::kGrid, true, 512, 32, 1},
-    {Exchange::kGrid, true, 1024, 64, 1},     {Exchange::kGrid, true, 2048, 128, 1},
+    {Exchange::kGrid, false, 2048, 128, 1},
 };
-inline constexpr int kInstanceCount = sizeof(kInstances) / sizeof(kInstances[0]);
+inline constexpr int kInstanceCount = 2 * std::size(kForwardInstances);
+inline constexpr auto kInstances = [] {
+  std::array<Instance, kInstanceCount> all{};
+  for (int i = 0; i < kInstanceCount; ++i) {
+    all[i] = kForwardInstances[i / 2];
+    all[i].backward = i % 2 == 1;
+  }
+  return all;
+}();
 
 // Of the flags of so many tiles, rounded up so that the vectors behind them are aligned.
 RNNFAST_FN constexpr int64_t flag_bytes(int64_t tiles, int peers) {
@@ -101,8 +105,8 @@ struct Layout {
 // thread, beside what the step itself needs. From the compiler's reports: none may spill.
 constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
-  const int step = 66 + 3 * l.gates + (l.backward ? 12 : 0) + (l.element_bytes > 2 ? 12 : 0) +
-                   (l.exchange == Exchange::kGrid ? 24 : 0);
+  const int step = 66 + 3 * l.gates + (l.backward ? 16 : 0) + (l.element_bytes > 2 ? 12 : 0) +
+                   (l.exchange == Exchange::kGrid ? 28 : 0);
   return (registers - step) / 4;
 }
 

@@ -86,7 +86,7 @@ struct Reduction {
 template <class S>
 struct Worker {
   static constexpr int kElements = S::kElements;
-  const Steps steps;
+  const Steps& steps;  // of the kernel's arguments
   const int hidden;  // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
   const int direction, warp, lane, group, split, tile;
   const int first_row;  // of the tile in the batch

@@ -1,7 +1,7 @@
 """Takes one synchronisation after the other out of the whole-sequence kernels: each must be missed.
 
-``python tests/simt/mutate.py`` builds the kernels of GRU once per mutant and runs them on the
-emulator under many schedules; a mutant that still gives the right numbers under all of them has
+``python tests/simt/mutate.py [TEXT]`` builds the kernels of GRU once per mutant (whose line holds
+TEXT) and runs them on the emulator under many schedules; a mutant that still gives the right numbers under all of them has
 survived. Exits with the number of survivors. Not a part of the test suite: it takes minutes.
 """
 
@@ -100,13 +100,13 @@ def probe(library: str) -> int:
     return 0
 
 
-def main() -> int:
-    """Run every mutant in a process of its own."""
+def main(text: str = "") -> int:
+    """Run every mutant whose line holds `text` in a process of its own."""
     objects = FOLDER / "whole"
     whole = build(objects)
     assert probe_process(whole) == 0, "the kernels fail as they are"
     survivors = 0
-    for mutant in mutants():
+    for mutant in [m for m in mutants() if text in m.text]:
         caught = probe_process(build_mutant(mutant, objects)) != 0
         survivors += not caught
         verdict = "caught  " if caught else "SURVIVED"
@@ -127,4 +127,4 @@ def probe_process(library: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(probe(sys.argv[2]) if sys.argv[1:2] == ["--probe"] else main())
+    sys.exit(probe(sys.argv[2]) if sys.argv[1:2] == ["--probe"] else main(*sys.argv[1:]))
