@@ -87,7 +87,7 @@ template <class S>
 struct Worker {
   static constexpr int kElements = S::kElements;
   const Steps& steps;  // of the kernel's arguments
-  const int hidden;  // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
+  const int hidden;    // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
   const int direction, warp, lane, group, split, tile;
   const int first_row;  // of the tile in the batch
   const int count;      // steps at which the tile has living rows: the first `count` in time

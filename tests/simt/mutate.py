@@ -1,8 +1,9 @@
 """Takes one synchronisation after the other out of the whole-sequence kernels: each must be missed.
 
 ``python tests/simt/mutate.py [TEXT]`` builds the kernels of GRU once per mutant (whose line holds
-TEXT) and runs them on the emulator under many schedules; a mutant that still gives the right numbers under all of them has
-survived. Exits with the number of survivors. Not a part of the test suite: it takes minutes.
+TEXT) and runs them on the emulator under many schedules; a mutant that still gives the right
+numbers under all of them has survived. Exits with the number of survivors. Not a part of the test
+suite: it takes minutes.
 """
 
 import os
