@@ -1,4 +1,4 @@
-"""Takes one synchronisation after the other out of the whole-sequence kernels: each must be missed.
+"""Takes one synchronisation after the other out of the whole-sequence kernels: each time it shows.
 
 ``python tests/simt/mutate.py [TEXT]`` builds the kernels of GRU once per mutant (whose line holds
 TEXT) and runs them on the emulator under many schedules; a mutant that still gives the right
