@@ -76,12 +76,13 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
             width = vector_bytes(at::get_cpu_capability()) / element;
   const Plan p = plan({facts.gates, T, B, I, H, directions, uniform, threads, width, element});
   py::dict result;
-  result["kernel"] = p.packed ? "packed" : "step";
+  result["kernel"] = p.packed ? "packed" : "rows";
   result["split"] = p.threads == 1             ? "none"
                     : p.threads == directions  ? "direction"
                     : p.split == Split::kBatch ? "batch"
                                                : "hidden";
   result["threads"] = p.threads, result["chunk_steps"] = p.chunk_steps,
+  result["grad_chunk_steps"] = p.grad_chunk_steps,
   result["panel_groups"] = p.group;
   result["vector_width"] = width;
   return result;

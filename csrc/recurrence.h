@@ -54,49 +54,4 @@ struct Walk {
 
 inline constexpr int kMaxStates = 2;
 
-// One direction of a layer, forward. T is the compute type.
-template <class T>
-struct ForwardDirection {
-  Walk walk;
-  int64_t hidden;       // H
-  const T* x_gates;     // [rows of the chunk, G*H] W_ih x + b_ih
-  int64_t x_gates_row;  // the row of the sequence at which x_gates begins
-  const T* w_hh;        // [G*H, H] packed, see Panels; or null, and then
-  const T* h_gates;  // [B, G*H] W_hh h_0, at rows h_gates_stride apart (0: one row of zeros): T = 1
-                     // is not worth packing
-  int64_t h_gates_stride;
-  const T* b_hh;  // [G*H] or null
-  T* h[2];  // [B, state_stride] h by the parity of the step: read from one, written to the other
-  T* c;     // [B, state_stride] the second state, in place; null if the cell has none
-  int64_t state_stride;      // padded to whole registers
-  T* output;                 // [rows, output_stride], from the first column of this direction
-  int64_t output_stride;     // D*H
-  T* states_n[kMaxStates];   // [B, H]
-  T* timelines[kMaxStates];  // [rows + B, H] per state, initial states filled in, or null:
-                             // inference
-  T* gates;                  // [rows, reserve*H] or null: inference, or a cell without
-};
-
-// One direction of a layer, backward.
-template <class T>
-struct BackwardDirection {
-  Walk walk;             // as in forward; the driver goes through it from its end
-  int64_t hidden;        // H
-  const T* w_hh;         // [G*H, H] packed, see Panels; or null where T = 1
-  const T* grad_output;  // [rows, grad_output_stride] from the first column of this direction, or
-                         // null: zero
-  int64_t grad_output_stride;      // D*H
-  const T* timelines[kMaxStates];  // as written by forward
-  const T* gates;                  // as written by forward
-  T* carry[2];  // [B, carry_stride] hidden-side gate gradients of the last step, by parity; zeros
-                // at first
-  int64_t carry_stride;
-  T* grad_states[kMaxStates];  // [B, state_stride] in: gradients of states_n; then those of the
-                               // running state
-  int64_t state_stride;        // padded to whole registers
-  T* grad_x_gates;             // [rows, G*H]
-  T* grad_h_gates;             // [rows, G*H]; null where it equals grad_x_gates or nobody asks
-  bool want_h_0;  // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
-};
-
 }  // namespace rnnfast

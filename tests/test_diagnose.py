@@ -58,9 +58,9 @@ def test_explain_follows_the_call() -> None:
 def test_explain_plans_for_the_sizes_of_the_call(batch_first: bool) -> None:
     x = torch.ones(1, 7, 4)  # one step of seven rows, or seven steps of one
     (layer,) = rnnfast.explain(rnnfast.GRU(4, 5, batch_first=batch_first), x).layers
-    assert layer.plan["kernel"] == ("packed" if batch_first else "step")
+    assert layer.plan["chunk_steps"] == (7 if batch_first else 1)
     (unbatched,) = rnnfast.explain(rnnfast.GRU(4, 5, batch_first=batch_first), x[0]).layers
-    assert unbatched.plan["kernel"] == "packed"
+    assert unbatched.plan["chunk_steps"] == 7
 
 
 @pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])

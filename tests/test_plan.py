@@ -43,7 +43,8 @@ def test_plan_is_sound(
     assert plan["threads"] == 1 or plan["threads"] % directions == 0
     assert 1 <= plan["chunk_steps"] <= T
     assert 1 <= plan["panel_groups"] <= 4
-    assert plan["kernel"] == ("step" if T == 1 else "packed")
+    assert 1 <= plan["grad_chunk_steps"] <= T
+    assert plan["kernel"] == ("packed" if T * B > 8 else "rows")
     per_direction = plan["threads"] // directions
     if plan["split"] == "batch":
         assert uniform

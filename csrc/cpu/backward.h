@@ -1,66 +1,120 @@
-// One layer backward: the time loop leaves the gate gradients of every step, large products turn
-// them into those of x and of the weights.
+// One layer backward: allocates the gradients that are wanted and hands each direction to its team.
 #pragma once
 
 #include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/sum.h>
 
-#include "cpu/products.h"
+#include "cpu/buffers.h"
 
 namespace rnnfast {
 
 template <class Cell, class T>
 struct LayerBackward {
   const Layer& layer;
+  const BackwardArguments& arguments;
   const Plan plan;
   const Tensors reserve;
-  Tensors weights;
-  Tensor grad_output, grad_states, carry, packed;
-  Tensor grad_x_gates, grad_h_gates;  // [D, rows, G*H]
+  Tensors weights, grad_weights;  // grad_weights: undefined where nobody wants them
+  Tensor x, grad_output, grad_states, grad_x;
+  Scratch<T> carry, packed, gate_gradients, copies;
   BackwardDirection<T> directions[2];
-  Panels<T> panels;
-  bool want_h_0, want_hh;
+  Panels<T> h_panels, x_panels;
 
-  static constexpr int kGates = Cell::kGates;
+  static constexpr int64_t kGates = Cell::kGates, kFirstWeight = 1 + Cell::kStates;
 
-  LayerBackward(const Layer& l, at::TensorList kept, at::TensorList all_weights, const Tensor& grad,
-                bool h_0, bool hh)
+  LayerBackward(const Layer& l, const Tensor& input, at::TensorList all_weights,
+                at::TensorList kept, const BackwardArguments& a)
       : layer(l),
+        arguments(a),
         plan(plan_for<T>(l)),
         reserve(kept.vec()),
-        panels{l.H, kGates * l.H, 1, plan.group},
-        want_h_0(h_0),
-        want_hh(hh) {
-    for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
-    if (grad.defined()) grad_output = operand<T>(grad);
+        h_panels{l.H, kGates * l.H, 1, plan.group},
+        x_panels{l.I, kGates * l.H, 1, kMaxVectors} {
     const auto options = reserve[0].options();
-    const int64_t B = layer.B, columns = kGates * layer.H;
-    grad_states = zeros<T>({layer.D, Cell::kStates, B, padded<T>(layer.H)}, options);
-    carry = zeros<T>({layer.D, 2, B, padded<T>(columns)}, options);
-    grad_x_gates = at::empty({layer.D, layer.rows, columns}, options);
-    const bool own_h_gates = !Cell::kSameGradients && (want_hh || want_h_0);
-    grad_h_gates = own_h_gates ? at::empty_like(grad_x_gates) : grad_x_gates;
-    if (plan.packed) packed = at::empty({layer.D, panels.size()}, options);
+    for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
+    for (const auto i : c10::irange(weights.size()))
+      grad_weights.push_back(a.needs[kFirstWeight + i] ? at::empty(weights[i].sizes(), options)
+                                                       : Tensor());
+    x = operand<T>(input);
+    if (a.grad_output.defined()) grad_output = operand<T>(a.grad_output);
+    grad_states = zeros<T>({layer.D, Cell::kStates, layer.B, padded<T>(layer.H)}, options);
+    if (a.needs[0]) grad_x = at::empty({layer.D, layer.rows, layer.I}, options);
+    carry = zero_scratch<T>(layer.D * 2 * layer.B * gates_stride());
+    packed = Scratch<T>(layer.D * packed_size());
+    gate_gradients = Scratch<T>(layer.D * 2 * chunk_rows() * gates_stride());
+    copies = Scratch<T>(layer.D * chunk_rows() * copied_columns());
   }
 
-  const Tensor& weight(int64_t d, int64_t i) const {
-    return weights[d * layer.weights_per_direction() + i];
+  int64_t chunk_rows() const { return layer.offset[plan.grad_chunk_steps]; }
+  int64_t gates_stride() const { return padded<T>(kGates * layer.H); }
+  bool want_h_0() const { return arguments.needs[1]; }
+  bool pack_w_hh() const { return layer.T > 1 || want_h_0(); }
+  int64_t packed_size() const {
+    return (pack_w_hh() ? h_panels.size() : 0) + (grad_x.defined() ? x_panels.size() : 0);
+  }
+  bool copy_x() const { return layer.I % Vec<T>::kWidth != 0; }
+  bool copy_h() const { return layer.H % Vec<T>::kWidth != 0 || !layer.uniform; }
+  int64_t copied_columns() const {
+    return (copy_x() ? whole_registers<T>(layer.I) : 0) +
+           (copy_h() ? whole_registers<T>(layer.H) : 0);
   }
 
-  void prepare(int64_t d, const c10::List<std::optional<Tensor>>& grad_states_n) {
-    const int64_t B = layer.B, H = layer.H, columns = kGates * H;
-    BackwardDirection<T>& b = directions[d] = {};
-    b.walk = layer.walk(d), b.hidden = H, b.state_stride = padded<T>(H),
-    b.carry_stride = padded<T>(columns);
+  // The gradient of weight i of a direction, or null.
+  T* grad_weight(int64_t d, int64_t i) const {
+    const int64_t per_direction = layer.weights_per_direction();
+    if (i >= per_direction) return nullptr;
+    const Tensor& grad = grad_weights[d * per_direction + i];
+    return grad.defined() ? grad.template mutable_data_ptr<T>() : nullptr;
+  }
+
+  // Where a sequence of one step began with zeros, the gradient of w_hh is zero.
+  bool began_with_zeros(const BackwardDirection<T>& b) const {
+    const T* h_0 = b.timelines[0] + b.walk.initial(0) * layer.H;
+    return layer.T == 1 && std::all_of(h_0, h_0 + layer.B * layer.H, [](T h) { return h == T(0); });
+  }
+
+  void set_gradients(BackwardDirection<T>& b, int64_t d) {
+    b.grad_w_ih = grad_weight(d, 0), b.grad_w_hh = grad_weight(d, 1);
+    b.grad_b_ih = grad_weight(d, 2), b.grad_b_hh = grad_weight(d, 3);
+    if (b.grad_w_hh && began_with_zeros(b)) {
+      std::fill_n(b.grad_w_hh, kGates * layer.H * layer.H, T(0));
+      b.grad_w_hh = nullptr;
+    }
+    if (grad_x.defined()) b.grad_x = grad_x.mutable_data_ptr<T>() + d * layer.rows * layer.I;
+    b.want_h_0 = want_h_0();
+  }
+
+  void set_buffers(BackwardDirection<T>& b, int64_t d) {
+    const int64_t B = layer.B, stride = gates_stride();
+    for (int parity = 0; parity < 2; ++parity)
+      b.carry[parity] = carry.data() + (d * 2 + parity) * B * stride;
+    b.gates_stride = stride;
+    b.grad_x_gates = gate_gradients.data() + d * 2 * chunk_rows() * stride;
+    if (!Cell::kSameGradients) b.grad_h_gates = b.grad_x_gates + chunk_rows() * stride;
+    T* copy = copies.data() + d * chunk_rows() * copied_columns();
+    if (copy_x()) b.x_rows = copy, copy += chunk_rows() * whole_registers<T>(layer.I);
+    if (copy_h()) b.h_rows = copy;
+    T* panels = packed.data() + d * packed_size();
+    if (pack_w_hh()) b.w_hh.packed = panels, panels += h_panels.size();
+    if (grad_x.defined()) b.w_ih.packed = panels;
+  }
+
+  BackwardDirection<T> direction(int64_t d) {
+    const int64_t B = layer.B, H = layer.H;
+    BackwardDirection<T> b{};
+    b.walk = layer.walk(d), b.hidden = H, b.input = layer.I, b.state_stride = padded<T>(H);
+    const auto plain = [&](int i) {
+      return weights[d * layer.weights_per_direction() + i].template const_data_ptr<T>();
+    };
+    b.w_ih = {x_panels, plain(0), nullptr}, b.w_hh = {h_panels, plain(1), nullptr};
+    b.x = x.const_data_ptr<T>();
     if (grad_output.defined()) b.grad_output = grad_output.const_data_ptr<T>() + d * H;
     b.grad_output_stride = layer.D * H;
     for (int k = 0; k < Cell::kStates; ++k) {
       b.timelines[k] = reserve[k].template const_data_ptr<T>() + d * (layer.rows + B) * H;
       b.grad_states[k] =
           grad_states.mutable_data_ptr<T>() + (d * Cell::kStates + k) * B * b.state_stride;
-      const std::optional<Tensor> given = grad_states_n[k];
+      const std::optional<Tensor> given = arguments.grad_states_n[k];
       if (!given || !given->defined()) continue;
       const Tensor grad = operand<T>(given->select(0, d));
       copy_rows(grad.const_data_ptr<T>(), H, b.grad_states[k], b.state_stride, B, H);
@@ -68,87 +122,30 @@ struct LayerBackward {
     if (Cell::kReserve)
       b.gates =
           reserve[Cell::kStates].template const_data_ptr<T>() + d * layer.rows * Cell::kReserve * H;
-    for (int parity = 0; parity < 2; ++parity)
-      b.carry[parity] = carry.mutable_data_ptr<T>() + (d * 2 + parity) * B * b.carry_stride;
-    b.grad_x_gates = grad_x_gates.mutable_data_ptr<T>() + d * layer.rows * columns;
-    if (!grad_h_gates.is_same(grad_x_gates))
-      b.grad_h_gates = grad_h_gates.mutable_data_ptr<T>() + d * layer.rows * columns;
-    b.want_h_0 = want_h_0 && plan.packed;
-    if (plan.packed) pack(b, d);
+    set_buffers(b, d);
+    set_gradients(b, d);
+    return b;
   }
 
-  void pack(BackwardDirection<T>& b, int64_t d) {
-    T* dst = packed.mutable_data_ptr<T>() + d * panels.size();
-    const T* src = weight(d, 1).template const_data_ptr<T>();
-    parallel_for(
-        weight(d, 1).numel() < 32768 ? 1 : plan.threads, panels.count(),
-        [&](int64_t panel) { pack_backward(src, panels, panel, dst + panels.offset(panel)); });
-    b.w_hh = dst;
+  void run() {
+    for (int64_t d = 0; d < layer.D; ++d) directions[d] = direction(d);
+    run_teams(plan, static_cast<int>(layer.D), [&](int d, const Member& member) {
+      backward_direction<Cell>(directions[d], plan.grad_chunk_steps, member);
+    });
   }
 
-  void run(const c10::List<std::optional<Tensor>>& grad_states_n) {
-    for (int64_t d = 0; d < layer.D; ++d) prepare(d, grad_states_n);
-    run_teams(plan, static_cast<int>(layer.D),
-              [&](int d, Member member) { backward_steps<Cell>(directions[d], panels, member); });
-  }
-
-  Tensor grad_x() const {
-    Tensor sum;
-    for (int64_t d = 0; d < layer.D; ++d) {
-      Tensor grad = times(grad_x_gates[d], weight(d, 0));
-      sum = sum.defined() ? sum.add_(grad) : grad;
-    }
-    return sum.view(layer.shape(layer.I));
-  }
-
-  Tensor grad_initial(int k) const {
-    Tensor grad = grad_states.select(1, k).narrow(2, 0, layer.H).contiguous();
-    if (k > 0 || plan.packed) return grad;
-    for (int64_t d = 0; d < layer.D; ++d) grad[d].addmm_(grad_h_gates[d], weight(d, 1));
-    return grad;
-  }
-
-  // The state that every row found: in the timeline it lies B rows before the row's own, unless the
-  // batch shrinks.
-  Tensor h_before(int64_t d) const {
-    const Tensor timeline = reserve[0][d];
-    if (layer.uniform) return timeline.narrow(0, d ? layer.B : 0, layer.rows);
-    Tensor result = at::empty({layer.rows, layer.H}, timeline.options());
-    const T* src = timeline.const_data_ptr<T>();
-    T* dst = result.mutable_data_ptr<T>();
-    for (int64_t t = 0; t < layer.T; ++t)
-      for (int64_t b = 0; b < layer.batch[t]; ++b, dst += layer.H)
-        std::copy_n(src + layer.walk(d).before(t, b) * layer.H, layer.H, dst);
+  // The gradients that are wanted, in the order of `needs`.
+  Tensors results() const {
+    Tensors result;
+    if (grad_x.defined())
+      result.push_back(
+          (layer.D == 1 ? grad_x[0] : grad_x[0].add_(grad_x[1])).view(layer.shape(layer.I)));
+    for (int k = 0; k < Cell::kStates; ++k)
+      if (arguments.needs[1 + k])
+        result.push_back(grad_states.select(1, k).narrow(2, 0, layer.H).contiguous());
+    for (const Tensor& grad : grad_weights)
+      if (grad.defined()) result.push_back(grad);
     return result;
-  }
-
-  // Where a sequence of one step began with zeros, no product is needed to know the gradient of
-  // w_hh.
-  bool began_with_zeros(int64_t d) const {
-    const T* h_0 = directions[d].timelines[0] + directions[d].walk.initial(0) * layer.H;
-    return layer.T == 1 && std::all_of(h_0, h_0 + layer.B * layer.H, [](T h) { return h == T(0); });
-  }
-
-  Tensor product_over_rows(const Tensor& g, const Tensor& rows) const {
-    return transposed_times<T>(g, rows, sum_block(layer.B, layer.T), plan.threads);
-  }
-
-  Tensor grad_w_hh(int64_t d) const {
-    if (began_with_zeros(d)) return zeros<T>({kGates * layer.H, layer.H}, grad_x_gates.options());
-    return product_over_rows(grad_h_gates[d], h_before(d));
-  }
-
-  // The gradients of all weights of a direction that `needs(i)` names, in their order.
-  template <class Needs>
-  void grad_weights(int64_t d, const Needs& needs, const Tensor& x, Tensors& result) const {
-    const Tensor x_gates = grad_x_gates[d];
-    if (needs(0)) result.push_back(product_over_rows(x_gates, x));
-    if (needs(1)) result.push_back(grad_w_hh(d));
-    if (!layer.has_biases) return;
-    const bool same = grad_h_gates.is_same(grad_x_gates);
-    if (needs(2)) result.push_back(at::sum(x_gates, 0));
-    if (needs(3))
-      result.push_back(same && needs(2) ? result.back().clone() : at::sum(grad_h_gates[d], 0));
   }
 };
 

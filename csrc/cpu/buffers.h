@@ -25,7 +25,7 @@ Plan plan_for(const Layer& layer) {
 // into one set of the L1 cache.
 template <class T>
 int64_t padded(int64_t columns) {
-  return (ceil_div(columns, Vec<T>::kWidth) + 1) * Vec<T>::kWidth;
+  return whole_registers<T>(columns) + Vec<T>::kWidth;
 }
 
 // t in the compute type, contiguous: as it is where it can be, for every call of an op has its

@@ -1,243 +1,382 @@
-// The time loop of a layer on the CPU, forward and backward: a team of threads per direction walks
-// over the steps, each step one product with packed weights whose sums go straight into the cell's
-// gate maths.
+// What one thread of a team does for a layer. Forward: chunk by chunk of time steps the projection
+// of x, then the steps, each one product with packed weights whose sums go straight into the cell's
+// gate maths. Backward: the steps of a chunk, then what their gate gradients add to the gradients
+// of the weights and of x.
 #pragma once
 
-#include <atomic>
-#include <thread>
+#include <algorithm>
 #include <type_traits>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "cells.h"
-#include "cpu/gemm.h"
-#include "plan.h"
+#include "cpu/team.h"
 #include "recurrence.h"
 
 namespace rnnfast {
 
-// All threads of a team wait for each other. Spins, then yields: with more threads than free cores
-// it is slow, never stuck.
-class Barrier {
- public:
-  void wait(int size, int64_t& generation) {
-    if (size == 1) return;
-    const int64_t target = ++generation * size;
-    arrived_.fetch_add(1, std::memory_order_acq_rel);
-    for (int spins = 0; arrived_.load(std::memory_order_acquire) < target; ++spins) {
-      if (spins < kSpins) {
-        pause();
-      } else {
-        std::this_thread::yield();
-      }
-    }
-  }
+// A weight matrix as a thread multiplies with it.
+template <class T>
+struct Weights {
+  Panels<T> panels;
+  const T* plain;  // as the tensor has it
+  T* packed;       // memory for the panels; null: multiplied as it stands, or not at all
 
- private:
-  static constexpr int kSpins = 4000;
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-  }
-  alignas(64) std::atomic<int64_t> arrived_{0};
-};
-
-// One thread's place in the team of a direction.
-struct Member {
-  int rank, size;
-  Split split;
-  Barrier* barrier;
-  int64_t generation = 0;
-
-  Range share(int64_t n) const { return {n * rank / size, n * (rank + 1) / size}; }
-  // The part of [first, last) of the batch, and of the panels, that is this thread's. Batch shares
-  // are of the whole batch, so that a row stays with its thread while the batch shrinks.
-  Range rows(int64_t batch_size, int64_t first, int64_t last) const {
-    if (split == Split::kHidden) return {first, last};
-    const Range mine = share(batch_size);
-    const Range result{mine.begin > first ? mine.begin : first, mine.end < last ? mine.end : last};
-    return result.begin < result.end ? result : Range{0, 0};
-  }
-  Range panels(int64_t count) const {
-    return split == Split::kHidden ? share(count) : Range{0, count};
-  }
-  void wait() {
-    if (split == Split::kHidden) barrier->wait(size, generation);
+  template <class Pack>
+  void pack(const Member& member, const Pack& pack_panel) const {
+    if (!packed) return;
+    const Range mine = member.share(panels.count());
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel)
+      pack_panel(plain, panels, panel, packed + panels.offset(panel));
   }
 };
 
-// Runs work(direction, member) on all threads of the plan, directions side by side.
-template <class Work>
-void run_teams(const Plan& plan, int directions, const Work& work) {
-  Barrier barriers[2];
-  const auto run_thread = [&](int threads, int thread) {
-    if (threads < directions) {
-      for (int d = thread; d < directions; d += threads)
-        work(d, Member{0, 1, plan.split, &barriers[d]});
-    } else {
-      const int d = thread % directions;
-      work(d, Member{thread / directions, (threads - d + directions - 1) / directions, plan.split,
-                     &barriers[d]});
-    }
-  };
-#if defined(_OPENMP)
-  if (plan.threads > 1) {
-#pragma omp parallel num_threads(plan.threads)
-    run_thread(omp_get_num_threads(), omp_get_thread_num());  // may be fewer than asked for
-    return;
+// Forward only: rows of a times w transposed.
+template <class T, class Consume>
+RNNFAST_FN void multiply(const Weights<T>& w, const T* a, int64_t a_stride, int64_t depth,
+                         Range rows, Range panel_range, bool backwards, Consume&& consume) {
+  if (w.packed) {
+    multiply(w.panels, w.packed, a, a_stride, depth, rows, panel_range, backwards, consume);
+  } else {
+    multiply_unpacked(w.panels, w.plain, a, a_stride, depth, rows, panel_range, consume);
   }
-#endif
-  run_thread(1, 0);
 }
 
-// Threads that can run at once: a team of more would wait at its barriers for cores.
-inline int free_processors() {
-#if defined(_OPENMP)
-  static const int count = omp_get_num_procs();
-  return count;
-#else
-  return 1;
-#endif
+// Rows [begin, end) of the sequence that steps [steps) of a walk visit.
+inline Range rows_of(const Walk& walk, Range steps) {
+  const int64_t first = walk.time(walk.reverse ? steps.end - 1 : steps.begin),
+                last = walk.time(walk.reverse ? steps.begin : steps.end - 1);
+  return {walk.steps.offset_at(first), walk.steps.offset_at(last) + walk.steps.batch_at(last)};
 }
 
-// Runs body(i) for i in [0, n) over so many threads. Even a parallel region of one thread has its
-// price.
+// Calls body(chunk of steps) for all steps, `count` at a time.
 template <class Body>
-void parallel_for(int threads, int64_t n, const Body& body) {
-#if defined(_OPENMP)
-  if (threads > 1) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < n; ++i) body(i);
+void for_chunks(int64_t steps, int64_t count, const Body& body) {
+  for (int64_t begin = 0; begin < steps; begin += count)
+    body(Range{begin, begin + count < steps ? begin + count : steps});
+}
+
+// One direction of a layer, forward.
+template <class T>
+struct ForwardDirection {
+  Walk walk;
+  int64_t hidden, input;  // H, I
+  const T* x;             // [rows, I]
+  Weights<T> w_ih, w_hh;
+  const T *b_ih, *b_hh;    // [G*H] or null
+  bool starts_with_zeros;  // h_0 is zero: the first step needs no product
+  T* x_gates;  // [rows of a chunk, x_gates_stride] W_ih x + b_ih, register by register as
+               // `multiply` gives it
+  int64_t x_gates_stride;
+  T* h[2];  // [B, state_stride] h by the parity of the step: read from one, written to the other
+  T* c;     // [B, state_stride] the second state, in place; null if the cell has none
+  int64_t state_stride;      // padded to whole registers
+  T* output;                 // [rows, output_stride], from the first column of this direction
+  int64_t output_stride;     // D*H
+  T* states_n[kMaxStates];   // [B, H]
+  T* timelines[kMaxStates];  // [rows + B, H] per state, initial states filled in, or null:
+                             // inference
+  T* gates;                  // [rows, reserve*H] or null: inference, or a cell without
+};
+
+// The x_gates of a chunk of steps, those parts of them that this thread will read.
+template <class Cell, class T>
+void project(const ForwardDirection<T>& d, Range steps, const Member& member) {
+  const Range rows = rows_of(d.walk, steps), panels = member.panels(d.w_ih.panels.count());
+  const auto multiply_rows = [&](Range some, Range of_panels) {
+    multiply(d.w_ih, d.x, d.input, d.input, some, of_panels, false,
+             [&](int64_t row, int64_t unit, const T* sums) {
+               T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
+               const int64_t units = d.w_ih.panels.units_from(unit);
+               for (int g = 0; g < Cell::kGates; ++g) {
+                 Vec<T> sum = Vec<T>::load(sums + g * Vec<T>::kWidth);
+                 if (d.b_ih) sum = sum + Vec<T>::load(d.b_ih + g * d.hidden + unit, units);
+                 sum.store(x_gates + g * Vec<T>::kWidth);
+               }
+             });
+  };
+  if (member.split == Split::kHidden || member.size == 1) {
+    multiply_rows(rows, panels);
     return;
   }
-#endif
-  for (int64_t i = 0; i < n; ++i) body(i);
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+    for (int64_t i = steps.begin; i < steps.end; ++i) {
+      const int64_t t = d.walk.time(i), at = d.walk.steps.offset_at(t);
+      const Range mine = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch_at(t));
+      multiply_rows({at + mine.begin, at + mine.end}, {panel, panel + 1});
+    }
 }
 
 template <class Cell>
 inline constexpr int kReserveSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
 
-// One step of the cell for `units` units of one row: sums are W_hh h, gate by gate `gate_stride`
-// apart.
+// Where the rows of one step stand.
+template <class T>
+struct ForwardStep {
+  const T *x_gates, *h_in;
+  T *h_out, *output, *gates, *after[kMaxStates];
+  int64_t staying;  // from this row on, rows end here
+};
+
 template <class Cell, class T>
-RNNFAST_FN void forward_units(const ForwardDirection<T>& d, int64_t t, bool last, const T* h_in,
-                              T* h_out, int64_t row, int64_t unit, int64_t units, const T* sums,
-                              int64_t gate_stride) {
+ForwardStep<T> forward_step(const ForwardDirection<T>& d, int64_t i, int64_t first_row) {
+  const int64_t t = d.walk.time(i), at = d.walk.steps.offset_at(t), H = d.hidden;
+  ForwardStep<T> step{d.x_gates + (at - first_row) * d.x_gates_stride,
+                      d.h[i & 1],
+                      d.h[1 - (i & 1)],
+                      d.output + at * d.output_stride,
+                      d.gates ? d.gates + at * Cell::kReserve * H : nullptr,
+                      {},
+                      d.walk.staying(i)};
+  for (int k = 0; k < Cell::kStates; ++k)
+    if (d.timelines[k]) step.after[k] = d.timelines[k] + d.walk.after(t, 0) * H;
+  return step;
+}
+
+// The cell for one register of units of one row: sums are W_hh h, gate by gate.
+template <class Cell, class T>
+RNNFAST_FN void forward_units(const ForwardDirection<T>& d, const ForwardStep<T>& step, int64_t row,
+                              int64_t unit, const T* sums) {
   using V = Vec<T>;
-  const int64_t H = d.hidden, at = d.walk.steps.offset[t] + row,
+  const int64_t H = d.hidden, units = d.w_hh.panels.units_from(unit),
                 state = row * d.state_stride + unit;
   V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
-  const T* x_gates = d.x_gates + (at - d.x_gates_row) * Cell::kGates * H + unit;
+  const T* x_gates = step.x_gates + row * d.x_gates_stride + unit * Cell::kGates;
   for (int g = 0; g < Cell::kGates; ++g) {
-    x[g] = V::load(x_gates + g * H, units);
-    h[g] = V::load(sums + g * gate_stride, units);
+    x[g] = V::load(x_gates + g * V::kWidth);
+    h[g] = V::load(sums + g * V::kWidth);
     if (d.b_hh) h[g] = h[g] + V::load(d.b_hh + g * H + unit, units);
   }
-  s[0] = V::load(h_in + state);
+  s[0] = V::load(step.h_in + state);
   if constexpr (Cell::kStates > 1) s[1] = V::load(d.c + state);
   Cell::forward(x, h, s, q);
-  s[0].store(h_out + state);
+  s[0].store(step.h_out + state);
   if constexpr (Cell::kStates > 1) s[1].store(d.c + state);
-  s[0].store(d.output + at * d.output_stride + unit, units);
+  s[0].store(step.output + row * d.output_stride + unit, units);
   for (int k = 0; k < Cell::kStates; ++k) {
-    if (last) s[k].store(d.states_n[k] + row * H + unit, units);
-    if (d.timelines[k]) s[k].store(d.timelines[k] + d.walk.after(t, row) * H + unit, units);
+    if (row >= step.staying) s[k].store(d.states_n[k] + row * H + unit, units);
+    if (step.after[k]) s[k].store(step.after[k] + row * H + unit, units);
   }
-  if (d.gates)
+  if (step.gates)
     for (int k = 0; k < Cell::kReserve; ++k)
-      q[k].store(d.gates + (at * Cell::kReserve + k) * H + unit, units);
+      q[k].store(step.gates + (row * Cell::kReserve + k) * H + unit, units);
 }
 
-// Steps [steps.begin, steps.end) of one direction.
 template <class Cell, class T>
-void forward_steps(const ForwardDirection<T>& d, const Panels<T>& panels, Range steps,
-                   Member& member) {
-  const Range my_panels = member.panels(panels.count());
-  for (int64_t i = steps.begin; i < steps.end; ++i) {
-    const int64_t t = d.walk.time(i), staying = d.walk.staying(i);
-    const Range rows = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch[t]);
-    const T* h_in = d.h[i & 1];
-    T* h_out = d.h[1 - (i & 1)];
-    const auto consume = [&](int64_t row, int64_t unit, int64_t units, const T* sums,
-                             int64_t gate_stride) {
-      forward_units<Cell>(d, t, row >= staying, h_in, h_out, row, unit, units, sums, gate_stride);
-    };
-    if (d.w_hh) {
-      multiply(panels, d.w_hh, h_in, d.state_stride, panels.depth, rows, my_panels, consume);
-    } else {
-      for (int64_t row = rows.begin; row < rows.end; ++row)
-        for (int64_t panel = my_panels.begin; panel < my_panels.end; ++panel)
-          for (int g = 0; g < panels.groups_in(panel); ++g) {
-            const int64_t unit = panels.first_unit(panel, g);
-            consume(row, unit, panels.units_from(unit), d.h_gates + row * d.h_gates_stride + unit,
-                    d.hidden);
-          }
+void forward_direction(const ForwardDirection<T>& d, int64_t chunk_steps, Member member) {
+  d.w_ih.pack(member, pack_forward<T>);
+  d.w_hh.pack(member, pack_forward<T>);
+  member.wait();
+  const Range panels = member.panels(d.w_hh.panels.count());
+  for_chunks(d.walk.steps.count, chunk_steps, [&](Range steps) {
+    project<Cell>(d, steps, member);
+    const int64_t first_row = rows_of(d.walk, steps).begin;
+    for (int64_t i = steps.begin; i < steps.end; ++i) {
+      const ForwardStep<T> step = forward_step<Cell>(d, i, first_row);
+      const int64_t depth = i == 0 && d.starts_with_zeros ? 0 : d.hidden;
+      const Range rows = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch_at(d.walk.time(i)));
+      multiply(d.w_hh, step.h_in, d.state_stride, depth, rows, panels, i & 1,
+               [&](int64_t row, int64_t unit, const T* sums) {
+                 forward_units<Cell>(d, step, row, unit, sums);
+               });
+      member.wait_for_step();
     }
-    member.wait();
-  }
+  });
 }
 
-// The gate gradients of one step for `units` units of one row: sums are what the step after sent
-// back through W_hh.
+// One direction of a layer, backward. A gradient that nobody wants is null.
+template <class T>
+struct BackwardDirection {
+  Walk walk;                       // as in forward; the driver goes through it from its end
+  int64_t hidden, input;           // H, I
+  Weights<T> w_hh, w_ih;           // as they stand: for the gradients of h and of x
+  const T* x;                      // [rows, I]
+  const T* grad_output;            // [rows, grad_output_stride] from the first column of this
+  int64_t grad_output_stride;      // direction, or null: zero. D*H
+  const T* timelines[kMaxStates];  // as written by forward
+  const T* gates;                  // as written by forward
+  bool consecutive;                // dense: the states before rows r, r+1, ... stand side by side
+  T* carry[2];                     // [B, gates_stride] hidden-side gate gradients of the last
+                                   // step, by parity; zeros at first
+  T* grad_states[kMaxStates];      // [B, state_stride] in: gradients of states_n; then those of
+                                   // the running state
+  T *grad_x_gates, *grad_h_gates;  // [rows of a chunk, gates_stride]; the second null where it
+  int64_t state_stride;            // equals the first. Strides: padded to whole registers
+  int64_t gates_stride;
+  T *x_rows, *h_rows;        // [rows of a chunk, whole registers] copies of x, of the states
+                             // before; null: these are readable in whole registers
+  T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
+  T *grad_b_ih, *grad_b_hh;  // [G*H]
+  T* grad_x;                 // [rows, I]
+  bool want_h_0;  // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
+};
+
+// Where the rows of one step stand.
+template <class T>
+struct BackwardStep {
+  const T *gates, *grad_output, *after[kMaxStates];
+  const T *before[kMaxStates], *initial[kMaxStates];  // of rows that go on, of those that began
+  T *grad_x_gates, *grad_h_gates, *carry;
+  int64_t continued;  // from this row on, rows began here
+};
+
 template <class Cell, class T>
-RNNFAST_FN void backward_units(const BackwardDirection<T>& d, int64_t t, T* carry, int64_t row,
-                               int64_t unit, int64_t units, const T* sums) {
+BackwardStep<T> backward_step(const BackwardDirection<T>& d, int64_t t, T* carry,
+                              int64_t first_row) {
+  const int64_t at = d.walk.steps.offset_at(t), H = d.hidden;
+  BackwardStep<T> step{};
+  if (d.gates) step.gates = d.gates + at * Cell::kReserve * H;
+  if (d.grad_output) step.grad_output = d.grad_output + at * d.grad_output_stride;
+  for (int k = 0; k < Cell::kStates; ++k) {
+    step.after[k] = d.timelines[k] + d.walk.after(t, 0) * H;
+    step.before[k] = d.timelines[k] + d.walk.before(t, 0) * H;
+    step.initial[k] = d.timelines[k] + d.walk.initial(0) * H;
+  }
+  step.grad_x_gates = d.grad_x_gates + (at - first_row) * d.gates_stride;
+  if (d.grad_h_gates) step.grad_h_gates = d.grad_h_gates + (at - first_row) * d.gates_stride;
+  step.carry = carry;
+  step.continued = d.walk.continued(t);
+  return step;
+}
+
+// The gate gradients of one step for one register of units of one row: sums are what the step after
+// sent back through W_hh.
+template <class Cell, class T>
+RNNFAST_FN void backward_units(const BackwardDirection<T>& d, const BackwardStep<T>& step,
+                               int64_t row, int64_t unit, const T* sums) {
   using V = Vec<T>;
-  const int64_t H = d.hidden, at = d.walk.steps.offset[t] + row,
+  const int64_t H = d.hidden, units = d.w_hh.panels.units_from(unit),
                 state = row * d.state_stride + unit;
-  const int64_t after = d.walk.after(t, row) * H + unit, before = d.walk.before(t, row) * H + unit;
   V q[kReserveSlots<Cell>], s[Cell::kStates], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates],
       dh[Cell::kGates];
   for (int k = 0; k < Cell::kReserve; ++k)
-    q[k] = V::load(d.gates + (at * Cell::kReserve + k) * H + unit, units);
+    q[k] = V::load(step.gates + (row * Cell::kReserve + k) * H + unit, units);
   for (int k = 0; k < Cell::kStates; ++k) {
-    s[k] = V::load(d.timelines[k] + after, units);
-    p[k] = V::load(d.timelines[k] + before, units);
+    const T* before = row < step.continued ? step.before[k] : step.initial[k];
+    s[k] = V::load(step.after[k] + row * H + unit, units);
+    p[k] = V::load(before + row * H + unit, units);
     ds[k] = V::load(d.grad_states[k] + state);
   }
   ds[0] = ds[0] + V::load(sums);
-  if (d.grad_output)
-    ds[0] = ds[0] + V::load(d.grad_output + at * d.grad_output_stride + unit, units);
+  if (step.grad_output)
+    ds[0] = ds[0] + V::load(step.grad_output + row * d.grad_output_stride + unit, units);
   Cell::backward(q, p, s, ds, dx, dh);
   for (int k = 0; k < Cell::kStates; ++k) ds[k].store(d.grad_states[k] + state);
+  const int64_t at = row * d.gates_stride + unit;
   for (int g = 0; g < Cell::kGates; ++g) {
-    dx[g].store(d.grad_x_gates + (at * Cell::kGates + g) * H + unit, units);
-    dh[g].store(carry + row * d.carry_stride + g * H + unit, units);
-    if (!Cell::kSameGradients && d.grad_h_gates)
-      dh[g].store(d.grad_h_gates + (at * Cell::kGates + g) * H + unit, units);
+    dx[g].store(step.grad_x_gates + at + g * H, units);
+    dh[g].store(step.carry + at + g * H, units);
+    if (!Cell::kSameGradients && step.grad_h_gates)
+      dh[g].store(step.grad_h_gates + at + g * H, units);
   }
 }
 
-// All steps of one direction, from the last the forward pass made to its first.
+// One step of the walk back: the gate gradients of its rows, from those of the step after it.
 template <class Cell, class T>
-void backward_steps(const BackwardDirection<T>& d, const Panels<T>& panels, Member& member) {
-  const Walk back{d.walk.steps, !d.walk.reverse};
-  const Range my_panels = member.panels(panels.count());
-  for (int64_t i = 0; i < back.steps.count; ++i) {
-    const int64_t t = back.time(i), batch = back.steps.batch[t], staying = back.staying(i);
-    T* carry = d.carry[1 - (i & 1)];
-    const int64_t depth = i == 0 ? 0 : panels.depth;
-    multiply(panels, d.w_hh, d.carry[i & 1], d.carry_stride, depth,
-             member.rows(back.batch_size(), 0, batch), my_panels,
-             [&](int64_t row, int64_t unit, int64_t units, const T* sums, int64_t) {
-               backward_units<Cell>(d, t, carry, row, unit, units, sums);
-             });
-    member.wait();
-    if (!d.want_h_0 || staying == batch) continue;
-    // Rows that began here: what reaches their h_0. The next step reads this carry too and writes
-    // the other one.
-    multiply(panels, d.w_hh, carry, d.carry_stride, panels.depth,
-             member.rows(back.batch_size(), staying, batch), my_panels,
-             [&](int64_t row, int64_t unit, int64_t, const T* sums, int64_t) {
-               T* grad = d.grad_states[0] + row * d.state_stride + unit;
-               (Vec<T>::load(grad) + Vec<T>::load(sums)).store(grad);
-             });
+void step_back(const BackwardDirection<T>& d, const Walk& back, int64_t i, int64_t first_row,
+               Range panels, Member& member) {
+  const int64_t t = back.time(i), batch = back.steps.batch_at(t), staying = back.staying(i);
+  T* carry = d.carry[1 - (i & 1)];
+  const BackwardStep<T> step = backward_step<Cell>(d, t, carry, first_row);
+  multiply(d.w_hh.panels, d.w_hh.packed, d.carry[i & 1], d.gates_stride,
+           i == 0 ? 0 : d.w_hh.panels.depth, member.rows(back.batch_size(), 0, batch), panels,
+           i & 1, [&](int64_t row, int64_t unit, const T* sums) {
+             backward_units<Cell>(d, step, row, unit, sums);
+           });
+  member.wait_for_step();
+  if (!d.want_h_0 || staying == batch) return;
+  // Rows that began here: what reaches their h_0. The next step reads this carry too and writes the
+  // other one.
+  multiply(d.w_hh.panels, d.w_hh.packed, carry, d.gates_stride, d.w_hh.panels.depth,
+           member.rows(back.batch_size(), staying, batch), panels, false,
+           [&](int64_t row, int64_t unit, const T* sums) {
+             T* grad = d.grad_states[0] + row * d.state_stride + unit;
+             (Vec<T>::load(grad) + Vec<T>::load(sums)).store(grad);
+           });
+}
+
+// A view of the rows of a chunk that whole registers may be read from.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+};
+
+// Of the chunk's rows of x, and of the states before them, the copies that are needed.
+template <class T>
+void copy_operands(const BackwardDirection<T>& d, Range rows, Range steps, const Walk& back,
+                   const Member& member) {
+  if (d.x_rows && d.grad_w_ih)
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      if (row % member.size != member.rank) continue;
+      std::copy_n(d.x + row * d.input, d.input,
+                  d.x_rows + (row - rows.begin) * whole_registers<T>(d.input));
+    }
+  if (!d.h_rows || !d.grad_w_hh) return;
+  for (int64_t i = steps.begin + member.rank; i < steps.end; i += member.size) {
+    const int64_t t = back.time(i), at = back.steps.offset_at(t) - rows.begin;
+    for (int64_t b = 0; b < back.steps.batch_at(t); ++b)
+      std::copy_n(d.timelines[0] + d.walk.before(t, b) * d.hidden, d.hidden,
+                  d.h_rows + (at + b) * whole_registers<T>(d.hidden));
   }
+}
+
+// What the gate gradients of a chunk of steps add to the gradients of the weights, each thread to
+// its share of the gates, and what they make of the gradient of x.
+template <class Cell, class T>
+void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps, Member& member) {
+  const Range rows = rows_of(back, steps);
+  copy_operands(d, rows, steps, back, member);
+  member.wait();
+  const Range gates = member.share(Cell::kGates * d.hidden, kMaxRows);
+  const int64_t count = rows.end - rows.begin;
+  const T* h_gates = d.grad_h_gates ? d.grad_h_gates : d.grad_x_gates;
+  if (d.grad_w_ih) {
+    const Rows<T> x = d.x_rows ? Rows<T>{d.x_rows, whole_registers<T>(d.input)}
+                               : Rows<T>{d.x + rows.begin * d.input, d.input};
+    add_outer(d.grad_x_gates, d.gates_stride, gates, x.data, x.stride, d.input, count, d.grad_w_ih);
+  }
+  if (d.grad_w_hh) {
+    const int64_t first = back.time(back.reverse ? steps.end - 1 : steps.begin);
+    const Rows<T> h = d.h_rows
+                          ? Rows<T>{d.h_rows, whole_registers<T>(d.hidden)}
+                          : Rows<T>{d.timelines[0] + d.walk.before(first, 0) * d.hidden, d.hidden};
+    add_outer(h_gates, d.gates_stride, gates, h.data, h.stride, d.hidden, count, d.grad_w_hh);
+  }
+  if (d.grad_b_ih) add_rows(d.grad_x_gates, d.gates_stride, gates, count, d.grad_b_ih);
+  if (d.grad_b_hh) add_rows(h_gates, d.gates_stride, gates, count, d.grad_b_hh);
+  if (d.grad_x)
+    multiply(d.w_ih.panels, d.w_ih.packed, d.grad_x_gates, d.gates_stride, d.w_ih.panels.depth,
+             member.share(count), {0, d.w_ih.panels.count()}, false,
+             [&](int64_t row, int64_t unit, const T* sums) {
+               Vec<T>::load(sums).store(d.grad_x + (rows.begin + row) * d.input + unit,
+                                        d.w_ih.panels.units_from(unit));
+             });
+  member.wait();
+}
+
+template <class T>
+void zero_gradients(const BackwardDirection<T>& d, int64_t gates, const Member& member) {
+  const Range mine = member.share(gates, kMaxRows);
+  const auto zero = [&](T* grad, int64_t columns) {
+    if (grad) std::fill(grad + mine.begin * columns, grad + mine.end * columns, T(0));
+  };
+  zero(d.grad_w_ih, d.input), zero(d.grad_w_hh, d.hidden);
+  zero(d.grad_b_ih, 1), zero(d.grad_b_hh, 1);
+}
+
+template <class Cell, class T>
+void backward_direction(const BackwardDirection<T>& d, int64_t chunk_steps, Member member) {
+  d.w_hh.pack(member, pack_backward<T>);
+  d.w_ih.pack(member, pack_backward<T>);
+  zero_gradients(d, Cell::kGates * d.hidden, member);
+  member.wait();
+  const Walk back{d.walk.steps, !d.walk.reverse};
+  const Range panels = member.panels(d.w_hh.panels.count());
+  for_chunks(back.steps.count, chunk_steps, [&](Range steps) {
+    const int64_t first_row = rows_of(back, steps).begin;
+    for (int64_t i = steps.begin; i < steps.end; ++i)
+      step_back<Cell>(d, back, i, first_row, panels, member);
+    add_gradients<Cell>(d, back, steps, member);
+  });
 }
 
 }  // namespace rnnfast

@@ -1,10 +1,9 @@
-// One layer forward: allocates, packs, and alternates the projection of a chunk of steps with the
-// time loop over it.
+// One layer forward: allocates, and hands each direction to its team.
 #pragma once
 
 #include <ATen/ops/empty.h>
 
-#include "cpu/products.h"
+#include "cpu/buffers.h"
 
 namespace rnnfast {
 
@@ -15,16 +14,18 @@ struct LayerForward {
   Tensors weights, states;
   Tensor x, output;
   Tensors states_n, reserve;
-  Scratch<T> buffers, packed, no_gates;
-  Projection<T> x_gates[2], h_gates[2];
+  Scratch<T> buffers, packed, x_gates;
   ForwardDirection<T> directions[2];
-  Panels<T> panels;
+  Panels<T> x_panels, h_panels;
+
+  static constexpr int kGates = Cell::kGates;
 
   LayerForward(const Layer& l, const Tensor& input, at::TensorList initial,
                at::TensorList all_weights, bool train)
       : layer(l),
         plan(plan_for<T>(l)),
-        panels{l.H, l.H, Cell::kGates, Cell::kGates > 1 ? 1 : plan.group} {
+        x_panels{l.H, l.I, kGates, kGates > 1 ? 1 : plan.group},
+        h_panels{l.H, l.H, kGates, kGates > 1 ? 1 : plan.group} {
     x = operand<T>(input);
     for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
     for (const Tensor& s : initial) states.push_back(operand<T>(s));
@@ -35,22 +36,37 @@ struct LayerForward {
     if (train)
       for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
     buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
-    if (plan.packed) packed = Scratch<T>(layer.D * panels.size());
+    if (plan.packed) packed = Scratch<T>(layer.D * (x_panels.size() + h_panels.size()));
+    x_gates = Scratch<T>(layer.D * chunk_rows() * x_gates_stride());
   }
 
   const Tensor& weight(int64_t d, int64_t i) const {
     return weights[d * layer.weights_per_direction() + i];
   }
+  int64_t chunk_rows() const { return layer.offset[plan.chunk_steps]; }  // of the longest chunk
+  int64_t x_gates_stride() const { return padded<T>(kGates * whole_registers<T>(layer.H)); }
 
-  void prepare(int64_t d) {
+  ForwardDirection<T> direction(int64_t d) {
     const int64_t B = layer.B, H = layer.H, stride = padded<T>(H);
     T* buffer = buffers.data() + d * (Cell::kStates + 1) * B * stride;
-    ForwardDirection<T>& f = directions[d] = {};
-    f.walk = layer.walk(d), f.hidden = H, f.state_stride = stride;
+    T* panels = plan.packed ? packed.data() + d * (x_panels.size() + h_panels.size()) : nullptr;
+    ForwardDirection<T> f{};
+    f.walk = layer.walk(d), f.hidden = H, f.input = layer.I;
+    f.x = x.const_data_ptr<T>();
+    f.w_ih = {x_panels, weight(d, 0).template const_data_ptr<T>(), panels};
+    f.w_hh = {h_panels, weight(d, 1).template const_data_ptr<T>(),
+              panels ? panels + x_panels.size() : nullptr};
+    if (layer.has_biases) {
+      f.b_ih = weight(d, 2).template const_data_ptr<T>();
+      f.b_hh = weight(d, 3).template const_data_ptr<T>();
+    }
+    f.starts_with_zeros = states.empty();
+    f.x_gates = x_gates.data() + d * chunk_rows() * x_gates_stride();
+    f.x_gates_stride = x_gates_stride();
+    f.state_stride = stride;
     f.h[0] = buffer, f.h[1] = buffer + B * stride;
     if (Cell::kStates > 1) f.c = buffer + 2 * B * stride;
     f.output = output.mutable_data_ptr<T>() + d * H, f.output_stride = layer.D * H;
-    if (layer.has_biases) f.b_hh = weight(d, 3).template const_data_ptr<T>();
     for (int k = 0; k < Cell::kStates; ++k) {
       f.states_n[k] = states_n[k].template mutable_data_ptr<T>() + d * B * H;
       if (!reserve.empty())
@@ -60,7 +76,7 @@ struct LayerForward {
     if (Cell::kReserve && !reserve.empty())
       f.gates = reserve[Cell::kStates].template mutable_data_ptr<T>() +
                 d * layer.rows * Cell::kReserve * H;
-    prepare_product(f, d);
+    return f;
   }
 
   // h goes into both of its buffers: rows that come alive late find it in whichever is read then.
@@ -77,50 +93,11 @@ struct LayerForward {
     if (k == 0) copy_rows(initial, H, f.h[1], f.state_stride, B, H);
   }
 
-  void prepare_product(ForwardDirection<T>& f, int64_t d) {
-    const Tensor& w_hh = weight(d, 1);
-    if (plan.packed) {
-      T* dst = packed.data() + d * panels.size();
-      const T* src = w_hh.template const_data_ptr<T>();
-      parallel_for(w_hh.numel() < 32768 ? 1 : plan.threads, panels.count(), [&](int64_t panel) {
-        pack_forward(src, panels, panel, dst + panels.offset(panel));
-      });
-      f.w_hh = dst;
-      return;
-    }
-    if (states.empty()) {
-      if (!no_gates.data()) no_gates = zero_scratch<T>(Cell::kGates * layer.H);
-      f.h_gates = no_gates.data(), f.h_gates_stride = 0;
-    } else {
-      h_gates[d] = Projection<T>(w_hh, {}, layer.B, plan.threads);
-      f.h_gates = h_gates[d](states[0], {d * layer.B, (d + 1) * layer.B});
-      f.h_gates_stride = Cell::kGates * layer.H;
-    }
-  }
-
-  // The rows of x that steps [begin, end) of a walk read.
-  Range rows_of(const Walk& walk, int64_t begin, int64_t end) const {
-    return walk.reverse ? Range{layer.offset[layer.T - end], layer.offset[layer.T - begin]}
-                        : Range{layer.offset[begin], layer.offset[end]};
-  }
-
   void run() {
-    const int64_t most_rows = layer.offset[plan.chunk_steps];
-    for (int64_t d = 0; d < layer.D; ++d) {
-      prepare(d);
-      x_gates[d] = Projection<T>(weight(d, 0), layer.has_biases ? weight(d, 2) : Tensor(),
-                                 most_rows, plan.threads);
-    }
-    for (int64_t begin = 0; begin < layer.T; begin += plan.chunk_steps) {
-      const int64_t end = std::min(begin + plan.chunk_steps, layer.T);
-      for (int64_t d = 0; d < layer.D; ++d) {
-        const Range rows = rows_of(directions[d].walk, begin, end);
-        directions[d].x_gates = x_gates[d](x, rows), directions[d].x_gates_row = rows.begin;
-      }
-      run_teams(plan, static_cast<int>(layer.D), [&](int d, Member member) {
-        forward_steps<Cell>(directions[d], panels, {begin, end}, member);
-      });
-    }
+    for (int64_t d = 0; d < layer.D; ++d) directions[d] = direction(d);
+    run_teams(plan, static_cast<int>(layer.D), [&](int d, const Member& member) {
+      forward_direction<Cell>(directions[d], plan.chunk_steps, member);
+    });
   }
 };
 

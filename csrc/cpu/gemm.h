@@ -1,4 +1,5 @@
-// The product of every time step: a few rows of states times packed weights, in register tiles.
+// The products of a layer: packed weights, register tiles, and the three ways to multiply with
+// them.
 #pragma once
 
 #include <array>
@@ -8,6 +9,16 @@
 #include "vec.h"
 
 namespace rnnfast {
+
+struct Range {
+  int64_t begin, end;
+};
+
+// So many columns, in whole registers.
+template <class T>
+constexpr int64_t whole_registers(int64_t columns) {
+  return (columns + Vec<T>::kWidth - 1) / Vec<T>::kWidth * Vec<T>::kWidth;
+}
 
 // Weights [K, columns] packed for the tiles. The H units stand in groups of one register; a panel
 // is `group` of these side by side (the last may be narrower), and for each of the K rows it holds,
@@ -33,51 +44,74 @@ struct Panels {
   int64_t units_from(int64_t unit) const { return hidden - unit < kWidth ? hidden - unit : kWidth; }
 };
 
-// dst[column * dst_stride + row] = src[row * src_stride + column]. By small blocks through a
-// buffer: with power-of-two strides, the lines of a block of src or dst fall into one set of the L1
-// cache and would drive each other out.
+// The lanes `Lane...` of a and b together, b's counted on from a's.
+template <class T, int... Lane>
+RNNFAST_FN typename Vec<T>::Raw shuffle(typename Vec<T>::Raw a, typename Vec<T>::Raw b,
+                                        std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, Lane...);
+#else  // GCC has that only from version 12 on
+  using Lanes = typename Register<T>::Bits;
+  return __builtin_shuffle(a, b, Lanes{Lane...});
+#endif
+}
+
+// The lanes of a and b in turn, from lane `First` on.
+template <class T, int First, int... Lane>
+RNNFAST_FN typename Vec<T>::Raw interleave(typename Vec<T>::Raw a, typename Vec<T>::Raw b,
+                                           std::integer_sequence<int, Lane...>) {
+  return shuffle<T>(
+      a, b, std::integer_sequence<int, (First + Lane / 2 + Lane % 2 * Vec<T>::kWidth)...>{});
+}
+
+// Turns a square of kWidth registers round its diagonal: log2(kWidth) perfect shuffles.
 template <class T>
-void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst,
-               int64_t dst_stride) {
-  constexpr int64_t kBlock = 64 / sizeof(T);
-  alignas(64) T block[kBlock][kBlock];
-  for (int64_t r = 0; r < rows; r += kBlock) {
-    const int64_t height = rows - r < kBlock ? rows - r : kBlock;
-    for (int64_t c = 0; c < columns; c += kBlock) {
-      const int64_t width = columns - c < kBlock ? columns - c : kBlock;
-      for (int64_t i = 0; i < height; ++i)
-        std::memcpy(block[i], src + (r + i) * src_stride + c, width * sizeof(T));
-      for (int64_t j = 0; j < width; ++j)
-        for (int64_t i = 0; i < height; ++i) dst[(c + j) * dst_stride + r + i] = block[i][j];
+RNNFAST_FN void transpose(typename Vec<T>::Raw* square) {
+  constexpr int kWidth = Vec<T>::kWidth;
+  using Lanes = std::make_integer_sequence<int, kWidth>;
+  typename Vec<T>::Raw other[kWidth];
+#pragma GCC unroll 4
+  for (int count = 1; count < kWidth; count *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kWidth / 2; ++i) {
+      const typename Vec<T>::Raw a = square[i], b = square[i + kWidth / 2];
+      other[2 * i] = interleave<T, 0>(a, b, Lanes{});
+      other[2 * i + 1] = interleave<T, kWidth / 2>(a, b, Lanes{});
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) square[i] = other[i];
   }
 }
 
-// One panel of w [gates*H, K] for a product with w transposed: h w_hh^T forward, and small others.
+// One panel of w [gates*H, K] for a product with w transposed: x w_ih^T and h w_hh^T.
 template <class T>
 void pack_forward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
-  const int64_t width = Panels<T>::kWidth, depth = panels.depth,
-                vectors = int64_t{panels.groups_in(panel)} * panels.gates;
+  constexpr int64_t kWidth = Panels<T>::kWidth;
+  const int64_t depth = panels.depth,
+                row_size = int64_t{panels.groups_in(panel)} * panels.gates * kWidth;
   for (int g = 0; g < panels.groups_in(panel); ++g) {
     const int64_t unit = panels.first_unit(panel, g), units = panels.units_from(unit);
-    for (int gate = 0; gate < panels.gates; ++gate) {
-      T* out = dst + (g * panels.gates + gate) * width;
-      // A transpose whose destination rows are `vectors * width` apart, straight into the panel.
-      transpose(w + (gate * panels.hidden + unit) * depth, depth, units, depth, out,
-                vectors * width);
-      for (int64_t k = 0; units < width && k < depth; ++k)
-        for (int64_t i = units; i < width; ++i) out[k * vectors * width + i] = T(0);
+    for (int gate = 0; gate < panels.gates; ++gate, dst += kWidth) {
+      const T* src = w + (gate * panels.hidden + unit) * depth;
+      for (int64_t k = 0; k < depth; k += kWidth) {
+        const int64_t count = depth - k < kWidth ? depth - k : kWidth;
+        typename Vec<T>::Raw square[kWidth] = {};
+        for (int64_t i = 0; i < units; ++i)
+          square[i] = Vec<T>::load(src + i * depth + k, count).raw;
+        transpose<T>(square);
+        for (int64_t i = 0; i < count; ++i) Vec<T>(square[i]).store(dst + (k + i) * row_size);
+      }
     }
   }
 }
 
-// One panel of w_hh [G*H, H] for the backward product d_gates w_hh: K = G*H, as it stands.
+// One panel of w [K, H] for a product with w as it stands: d_gates w_hh and d_gates w_ih.
 template <class T>
-void pack_backward(const T* w_hh, const Panels<T>& panels, int64_t panel, T* dst) {
+void pack_backward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
   for (int64_t k = 0; k < panels.depth; ++k) {
     for (int g = 0; g < panels.groups_in(panel); ++g, dst += Panels<T>::kWidth) {
       const int64_t unit = panels.first_unit(panel, g);
-      Vec<T>::load(w_hh + k * panels.hidden + unit, panels.units_from(unit)).store(dst);
+      Vec<T>::load(w + k * panels.hidden + unit, panels.units_from(unit)).store(dst);
     }
   }
 }
@@ -95,9 +129,13 @@ constexpr int tile_rows(int vectors) {
 // the block and of the number of blocks, not of the whole.
 inline constexpr int64_t kBlockDepth = 128;
 
-// sums[m][v] = sum over k of a[m, k] * w[k][v], for MR rows of a and NV registers of columns.
-template <class T, int MR, int NV>
-void tile(const T* a, int64_t a_stride, const T* w, int64_t depth, T* sums) {
+// How a tile reads its left operand: a [rows, K] row by row, or a [K, rows] column by column.
+enum class Left { kRows, kColumns };
+
+// sums[m][v] = sum over k of a[m, k] * w[k][v], for MR rows of a and NV registers of columns; the
+// rows of w are w_stride apart.
+template <class T, Left left, int MR, int NV>
+void tile(const T* a, int64_t a_stride, const T* w, int64_t w_stride, int64_t depth, T* sums) {
   using Raw = typename Vec<T>::Raw;
   using Unaligned = typename Vec<T>::Unaligned;
   constexpr int kWidth = Vec<T>::kWidth;
@@ -113,10 +151,10 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t depth, T* sums) {
       Raw row[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v)
-        row[v] = *reinterpret_cast<const Unaligned*>(w + (k * NV + v) * kWidth);
+        row[v] = *reinterpret_cast<const Unaligned*>(w + k * w_stride + v * kWidth);
 #pragma GCC unroll 8
       for (int m = 0; m < MR; ++m) {
-        const T factor = a[m * a_stride + k];
+        const T factor = left == Left::kRows ? a[m * a_stride + k] : a[k * a_stride + m];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) sum[chain][m][v] += factor * row[v];
       }
@@ -141,49 +179,55 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t depth, T* sums) {
 }
 
 template <class T>
-using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, T*);
+using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*);
 
-template <class T, int NV, int... M>
+template <class T, Left left, int NV, int... M>
 constexpr std::array<TileFunction<T>, kMaxRows> tiles_of_width(std::integer_sequence<int, M...>) {
-  return {(M < tile_rows(NV) ? tile<T, (M < tile_rows(NV) ? M + 1 : 1), NV> : nullptr)...};
+  return {(M < tile_rows(NV) ? tile<T, left, (M < tile_rows(NV) ? M + 1 : 1), NV> : nullptr)...};
 }
 
-template <class T>
+template <class T, Left left>
 TileFunction<T> tile_function(int rows, int vectors) {
   using Rows = std::make_integer_sequence<int, kMaxRows>;
   static constexpr std::array<TileFunction<T>, kMaxRows> kTiles[kMaxVectors] = {
-      tiles_of_width<T, 1>(Rows{}), tiles_of_width<T, 2>(Rows{}), tiles_of_width<T, 3>(Rows{}),
-      tiles_of_width<T, 4>(Rows{})};
+      tiles_of_width<T, left, 1>(Rows{}), tiles_of_width<T, left, 2>(Rows{}),
+      tiles_of_width<T, left, 3>(Rows{}), tiles_of_width<T, left, 4>(Rows{})};
   return kTiles[vectors - 1][rows - 1];
 }
 
-struct Range {
-  int64_t begin, end;
+// The sums of one tile, on the stack.
+template <class T>
+struct alignas(kVectorBytes) TileSums {
+  T values[kMaxRows * kMaxVectors * Vec<T>::kWidth];
 };
 
-// Multiplies rows of a [*, K] by the panels [range of panels] of w and hands every (row, group of
-// units) to consume(row, first unit, units, sums, stride from gate to gate of sums). depth 0 gives
-// zeros.
+// Cuts `rows` into tiles as even as can be, rather than leave a thin last one.
+inline int even_tile(int64_t rows, int vectors) {
+  const int64_t tiles = (rows + tile_rows(vectors) - 1) / tile_rows(vectors);
+  return static_cast<int>((rows + tiles - 1) / tiles);
+}
+
+// Multiplies rows of a [*, K] by panels [panel_range) of w and hands every row and group of units
+// to consume(row, first unit, sums): gate by gate a register of sums. depth 0 gives zeros.
+// `backwards` goes through the panels from the last to the first: a loop that turns round every
+// time finds in the nearest cache what it used last.
 template <class T, class Consume>
 RNNFAST_FN void multiply(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
-                         int64_t depth, Range rows, Range panel_range, Consume&& consume) {
-  alignas(kVectorBytes) T sums[kMaxRows * kMaxVectors * Panels<T>::kWidth];
-  for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
+                         int64_t depth, Range rows, Range panel_range, bool backwards,
+                         Consume&& consume) {
+  TileSums<T> sums;
+  for (int64_t i = panel_range.begin; i < panel_range.end; ++i) {
+    const int64_t panel = backwards ? panel_range.end - 1 - (i - panel_range.begin) : i;
     const int groups = panels.groups_in(panel), vectors = groups * panels.gates;
     for (int64_t row = rows.begin; row < rows.end;) {
-      const int64_t left = rows.end - row,
-                    tiles = (left + tile_rows(vectors) - 1) / tile_rows(vectors);
-      const int count =
-          static_cast<int>((left + tiles - 1) / tiles);  // even tiles rather than a thin last one
-      tile_function<T>(count, vectors)(a + row * a_stride, a_stride,
-                                       depth ? w + panels.offset(panel) : w, depth, sums);
-      for (int m = 0; m < count; ++m) {
-        for (int g = 0; g < groups; ++g) {
-          const int64_t unit = panels.first_unit(panel, g);
-          consume(row + m, unit, panels.units_from(unit),
-                  sums + (m * vectors + g * panels.gates) * Panels<T>::kWidth, Panels<T>::kWidth);
-        }
-      }
+      const int count = even_tile(rows.end - row, vectors);
+      tile_function<T, Left::kRows>(count, vectors)(a + row * a_stride, a_stride,
+                                                    depth ? w + panels.offset(panel) : w,
+                                                    vectors * Vec<T>::kWidth, depth, sums.values);
+      for (int m = 0; m < count; ++m)
+        for (int g = 0; g < groups; ++g)
+          consume(row + m, panels.first_unit(panel, g),
+                  sums.values + (m * vectors + g * panels.gates) * Vec<T>::kWidth);
       row += count;
     }
   }
@@ -198,38 +242,105 @@ RNNFAST_FN typename Vec<T>::Raw lane_sums(typename Vec<T>::Raw* registers,
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
       const typename Vec<T>::Raw a = registers[2 * i], b = registers[2 * i + 1];
-#if defined(__clang__)
-      registers[i] = __builtin_shufflevector(a, b, (2 * Lane)...) +
-                     __builtin_shufflevector(a, b, (2 * Lane + 1)...);
-#else  // GCC has that only from version 12 on
-      using Lanes = typename Register<T>::Bits;
-      registers[i] = __builtin_shuffle(a, b, Lanes{(2 * Lane)...}) +
-                     __builtin_shuffle(a, b, Lanes{(2 * Lane + 1)...});
-#endif
+      registers[i] = shuffle<T>(a, b, std::integer_sequence<int, (2 * Lane)...>{}) +
+                     shuffle<T>(a, b, std::integer_sequence<int, (2 * Lane + 1)...>{});
     }
   }
   return registers[0];
 }
 
-// Multiplies one row a [K] by w [N, K] transposed, w as it stands, and hands consume(column, sums)
-// the sums of kWidth columns at a time, some of them twice; N is at least kWidth.
-template <class T, class Consume>
-RNNFAST_FN void multiply_row(const T* a, const T* w, int64_t columns, int64_t depth,
-                             Consume&& consume) {
+// One row a [K] times `count` rows of w [*, K], count at most kWidth: for so few rows of a that
+// packing w would take longer. The other lanes hold what nobody needs.
+template <class T>
+RNNFAST_FN Vec<T> multiply_row(const T* a, const T* w, int64_t count, int64_t depth) {
   constexpr int kWidth = Vec<T>::kWidth;
-  for (int64_t begin = 0; begin < columns; begin += kWidth) {
-    const int64_t column = begin + kWidth <= columns ? begin : columns - kWidth;
+  Vec<T> total(T(0));
+  for (int64_t k = 0; k < depth;) {
+    const int64_t end = depth - k < kBlockDepth * kWidth ? depth : k + kBlockDepth * kWidth;
     typename Vec<T>::Raw sums[kWidth] = {};
-    const auto step = [&](int64_t k, int64_t count) __attribute__((always_inline)) {
-      const Vec<T> factors = Vec<T>::load(a + k, count);
+    const auto step = [&](int64_t k, int64_t lanes) __attribute__((always_inline)) {
+      const Vec<T> factors = Vec<T>::load(a + k, lanes);
 #pragma GCC unroll 16
       for (int c = 0; c < kWidth; ++c)
-        sums[c] += factors.raw * Vec<T>::load(w + (column + c) * depth + k, count).raw;
+        sums[c] += factors.raw * Vec<T>::load(w + (c < count ? c : 0) * depth + k, lanes).raw;
     };
-    int64_t k = 0;
-    for (; k + kWidth <= depth; k += kWidth) step(k, kWidth);
-    if (k < depth) step(k, depth - k);
-    consume(column, Vec<T>(lane_sums<T>(sums, std::make_integer_sequence<int, kWidth>{})));
+    for (; k + kWidth <= end; k += kWidth) step(k, kWidth);
+    if (k < end) step(k, end - k);
+    total = total + Vec<T>(lane_sums<T>(sums, std::make_integer_sequence<int, kWidth>{}));
+    k = end;
+  }
+  return total;
+}
+
+// The product of `multiply` with w [gates*H, K] as it stands.
+template <class T, class Consume>
+RNNFAST_FN void multiply_unpacked(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
+                                  int64_t depth, Range rows, Range panel_range, Consume&& consume) {
+  TileSums<T> sums;
+  for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel)
+    for (int g = 0; g < panels.groups_in(panel); ++g) {
+      const int64_t unit = panels.first_unit(panel, g), units = panels.units_from(unit);
+      for (int64_t row = rows.begin; row < rows.end; ++row) {
+        for (int gate = 0; gate < panels.gates; ++gate)
+          multiply_row(a + row * a_stride, w + (gate * panels.hidden + unit) * panels.depth, units,
+                       depth)
+              .store(sums.values + gate * Vec<T>::kWidth);
+        consume(row, unit, sums.values);
+      }
+    }
+}
+
+// Registers of columns in a tile of `add_outer`: the widest tile of the most rows.
+inline constexpr int kOuterVectors = kVectorRegisters >= 32 ? 3 : 2;
+
+// dst [N, K] += a [rows, N] transposed times x [rows, K], for columns [columns) of a, in blocks of
+// kBlockDepth rows. The rows of x are readable up to whole registers.
+template <class T>
+void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t x_stride, int64_t K,
+               int64_t rows, T* dst) {
+  constexpr int64_t kWidth = Vec<T>::kWidth;
+  TileSums<T> sums;
+  for (int64_t row = 0; row < rows; row += kBlockDepth) {
+    const int64_t depth = rows - row < kBlockDepth ? rows - row : kBlockDepth;
+    for (int64_t k = 0; k < K; k += kOuterVectors * kWidth) {
+      const int64_t width = K - k < kOuterVectors * kWidth ? K - k : kOuterVectors * kWidth;
+      const int vectors = static_cast<int>((width + kWidth - 1) / kWidth);
+      for (int64_t n = columns.begin; n < columns.end;) {
+        const int count = even_tile(columns.end - n, vectors);
+        tile_function<T, Left::kColumns>(count, vectors)(
+            a + row * a_stride + n, a_stride, x + row * x_stride + k, x_stride, depth, sums.values);
+        for (int m = 0; m < count; ++m)
+          for (int v = 0; v < vectors; ++v) {
+            const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;
+            T* to = dst + (n + m) * K + k + v * kWidth;
+            (Vec<T>::load(to, lanes) + Vec<T>::load(sums.values + (m * vectors + v) * kWidth))
+                .store(to, lanes);
+          }
+        n += count;
+      }
+    }
+  }
+}
+
+// dst [N] += the sum over the rows of a [rows, N], for columns [columns), in blocks of kBlockDepth
+// rows and kChains sums apart.
+template <class T>
+void add_rows(const T* a, int64_t a_stride, Range columns, int64_t rows, T* dst) {
+  constexpr int64_t kWidth = Vec<T>::kWidth, kChains = 4;
+  for (int64_t n = columns.begin; n < columns.end; n += kWidth) {
+    const int64_t lanes = columns.end - n < kWidth ? columns.end - n : kWidth;
+    Vec<T> total = Vec<T>::load(dst + n, lanes);
+    for (int64_t row = 0; row < rows;) {
+      const int64_t end = rows - row < kBlockDepth ? rows : row + kBlockDepth;
+      typename Vec<T>::Raw sums[kChains] = {};
+      for (; row + kChains <= end; row += kChains)
+#pragma GCC unroll 4
+        for (int64_t chain = 0; chain < kChains; ++chain)
+          sums[chain] += Vec<T>::load(a + (row + chain) * a_stride + n, lanes).raw;
+      for (; row < end; ++row) sums[0] += Vec<T>::load(a + row * a_stride + n, lanes).raw;
+      total = total + Vec<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+    total.store(dst + n, lanes);
   }
 }
 

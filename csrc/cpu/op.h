@@ -41,23 +41,9 @@ inline LayerResult layer_cpu(std::string_view cell, const Tensor& x,
 template <class Cell, class T>
 Tensors backward_gradients(const Layer& layer, const Tensor& x, at::TensorList weights,
                            at::TensorList reserve, const BackwardArguments& a) {
-  const auto needs = [&](int64_t i) -> bool { return a.needs[i]; };
-  const int64_t per_direction = layer.weights_per_direction(), first_weight = 1 + Cell::kStates;
-  bool want_hh = false, want_x = false;
-  for (int64_t i = 0; i < layer.D * per_direction; ++i) {
-    want_hh |= i % 2 == 1 && needs(first_weight + i);
-    want_x |= i % per_direction == 0 && needs(first_weight + i);
-  }
-  LayerBackward<Cell, T> backward(layer, reserve, weights, a.grad_output, needs(1), want_hh);
-  backward.run(a.grad_states_n);
-  Tensors result;
-  if (needs(0)) result.push_back(backward.grad_x());
-  for (int k = 0; k < Cell::kStates; ++k)
-    if (needs(1 + k)) result.push_back(backward.grad_initial(k));
-  const Tensor rows = want_x ? operand<T>(x).view({layer.rows, layer.I}) : Tensor();
-  for (int64_t d = 0; d < layer.D; ++d)
-    backward.grad_weights(
-        d, [&](int64_t i) { return needs(first_weight + d * per_direction + i); }, rows, result);
+  LayerBackward<Cell, T> backward(layer, x, weights, reserve, a);
+  backward.run();
+  Tensors result = backward.results();
   for (Tensor& grad : result) grad = in_dtype(grad, layer.dtype);
   return result;
 }

@@ -1,0 +1,120 @@
+// Threads that work on one direction of a layer together.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "cpu/gemm.h"
+#include "plan.h"
+
+namespace rnnfast {
+
+// All threads of a team wait for each other: each raises a flag in a cache line of its own and
+// looks at those of the others. Spins, then yields: with more threads than free cores it is slow,
+// never stuck.
+class Barrier {
+ public:
+  explicit Barrier(int threads) : flags_(threads > 1 ? new Flag[threads] : nullptr) {}
+
+  void wait(int rank, int size, int64_t generation) {
+    flags_[rank].reached.store(generation, std::memory_order_release);
+    for (int other = 0; other < size; ++other)
+      for (int spins = 0; flags_[other].reached.load(std::memory_order_acquire) < generation;
+           ++spins) {
+        if (spins < kSpins) {
+          pause();
+        } else {
+          std::this_thread::yield();
+        }
+      }
+  }
+
+ private:
+  static constexpr int kSpins = 4000;
+  struct alignas(64) Flag {
+    std::atomic<int64_t> reached{0};
+  };
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+  std::unique_ptr<Flag[]> flags_;
+};
+
+// One thread's place in the team of a direction.
+struct Member {
+  int rank, size;
+  Split split;
+  Barrier* barrier;
+  int64_t generation = 0;
+
+  Range share(int64_t n) const { return {n * rank / size, n * (rank + 1) / size}; }
+  // The same in whole blocks of `block`, but for the last.
+  Range share(int64_t n, int64_t block) const {
+    const Range blocks = share(ceil_div(n, block));
+    return {blocks.begin * block, blocks.end * block < n ? blocks.end * block : n};
+  }
+  // The part of [first, last) of the batch, and of the panels, that is this thread's. Batch shares
+  // are of the whole batch, so that a row stays with its thread while the batch shrinks.
+  Range rows(int64_t batch_size, int64_t first, int64_t last) const {
+    if (split == Split::kHidden) return {first, last};
+    const Range mine = share(batch_size);
+    const Range result{mine.begin > first ? mine.begin : first, mine.end < last ? mine.end : last};
+    return result.begin < result.end ? result : Range{0, 0};
+  }
+  Range panels(int64_t count) const {
+    return split == Split::kHidden ? share(count) : Range{0, count};
+  }
+  void wait() {
+    if (size > 1) barrier->wait(rank, size, ++generation);
+  }
+  // After every step: with a split of the batch no thread needs what another wrote.
+  void wait_for_step() {
+    if (split == Split::kHidden) wait();
+  }
+};
+
+// Runs work(direction, member) on all threads of the plan, directions side by side.
+template <class Work>
+void run_teams(const Plan& plan, int directions, const Work& work) {
+  Barrier barriers[2]{Barrier(plan.threads), Barrier(plan.threads)};
+  const auto run_thread = [&](int threads, int thread) {
+    if (threads < directions) {
+      for (int d = thread; d < directions; d += threads)
+        work(d, Member{0, 1, plan.split, &barriers[d]});
+    } else {
+      const int d = thread % directions;
+      work(d, Member{thread / directions, (threads - d + directions - 1) / directions, plan.split,
+                     &barriers[d]});
+    }
+  };
+#if defined(_OPENMP)
+  if (plan.threads > 1) {
+#pragma omp parallel num_threads(plan.threads)
+    run_thread(omp_get_num_threads(), omp_get_thread_num());  // may be fewer than asked for
+    return;
+  }
+#endif
+  run_thread(1, 0);
+}
+
+// Threads that can run at once: a team of more would wait at its barriers for cores.
+inline int free_processors() {
+#if defined(_OPENMP)
+  static const int count = omp_get_num_procs();
+  return count;
+#else
+  return 1;
+#endif
+}
+
+}  // namespace rnnfast
