@@ -67,14 +67,16 @@ CellFacts find_cell(const std::string& name) {
 }
 
 py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
-                  int64_t I, int64_t H, int directions, int threads, bool uniform) {
+                  int64_t I, int64_t H, int directions, int threads, bool uniform,
+                  double hand_over) {
   const CellFacts facts = find_cell(cell);
   if (T < 0 || B < 0 || I < 0 || H < 0 || directions < 1 || directions > 2 || threads < 1)
     throw py::value_error(
         "plan: sizes must not be negative, directions 1 or 2, threads at least 1");
   const int element = dtype == "float64" ? 8 : 4,
             width = vector_bytes(at::get_cpu_capability()) / element;
-  const Plan p = plan({facts.gates, T, B, I, H, directions, uniform, threads, width, element});
+  const Plan p =
+      plan({facts.gates, T, B, I, H, directions, uniform, threads, width, element, hand_over});
   py::dict result;
   result["kernel"] = p.packed ? "packed" : "rows";
   result["split"] = p.threads == 1             ? "none"
@@ -82,8 +84,7 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
                     : p.split == Split::kBatch ? "batch"
                                                : "hidden";
   result["threads"] = p.threads, result["chunk_steps"] = p.chunk_steps,
-  result["grad_chunk_steps"] = p.grad_chunk_steps,
-  result["panel_groups"] = p.group;
+  result["grad_chunk_steps"] = p.grad_chunk_steps, result["panel_groups"] = p.group;
   result["vector_width"] = width;
   return result;
 }
@@ -138,7 +139,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cells", &rnnfast::cells, "The table of cells.");
   m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
-        py::arg("uniform") = true, "How the CPU kernels would run a layer.");
+        py::arg("uniform") = true, py::arg("hand_over") = 100.0,
+        "How the CPU kernels would run a layer.");
   m.def("cuda_plan", &rnnfast::cuda_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"),
         py::arg("B"), py::arg("H"), py::arg("directions"), py::arg("backward"), py::arg("tf32"),
         py::arg("arch"), py::arg("processors"), py::arg("shared_bytes"), py::arg("max_cluster"),

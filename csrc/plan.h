@@ -14,6 +14,7 @@ struct Problem {
   int threads;         // threads at hand
   int vector_width;    // elements per register
   int element_bytes;   // of the compute type
+  double hand_over;    // nanoseconds from one thread's store to another's sight of it
 };
 
 enum class Split {
@@ -26,21 +27,25 @@ struct Plan {
   bool packed;  // weights packed once per call; false: so few rows that they are used as they stand
   Split split;  // within one direction
   int threads;  // over all directions
-  int group;    // register groups per panel of cells with one gate, and of every backward product
+  int group;    // register groups per panel of cells with one gate, and of every backward product;
+                // does not depend on `threads`, nor does any result
   int64_t chunk_steps;       // steps whose x_gates are projected at once
   int64_t grad_chunk_steps;  // steps whose gate gradients become gradients of the weights at once
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A step must hold this much work per thread before a barrier pays, and a call this much before
-// waking a thread does.
-inline constexpr double kFlopsWorthABarrier = 1.2e4, kFlopsWorthAThread = 2e5;
+// What a core does in a nanosecond: one row at a time, waiting for weights, and in full tiles.
+// Measured on Zen 4; what counts is the order of magnitude.
+inline constexpr double kFlopsOfRow = 50, kFlopsOfTile = 100;
+// Waking the threads, waiting for them and handing them data take kWake nanoseconds and so many
+// hand-overs a call; a step that all wait for takes some more. Time must shrink to kWorth at least.
+inline constexpr double kWake = 2000, kCallHandOvers = 50, kStepHandOvers = 2, kWorth = 0.9;
 // Rows per thread from which register tiles run at full speed, so that splitting the batch costs
 // nothing.
 inline constexpr int64_t kRowsForFullTiles = 8;
 // Up to so many rows in the whole call, packing the weights costs more than it saves.
-inline constexpr int64_t kFewRows = 8;
+inline constexpr int64_t kFewRows = 32;
 // x_gates of a chunk stay in the cache between the projection and the recurrence; but a chunk holds
 // rows enough for a product that reads all of w_ih. The rows of a chunk backward: a pass over the
 // gradients of the weights for so many.
@@ -58,19 +63,18 @@ inline Split split_of(const Problem& p, int threads) {
   return p.uniform && even && rows >= kRowsForFullTiles ? Split::kBatch : Split::kHidden;
 }
 
-// Of one direction: of a step's recurrent product, and of the call.
-inline double step_flops(const Problem& p) { return 2.0 * p.gates * p.H * p.H * p.B; }
-inline double call_flops(const Problem& p) {
-  return p.T * (step_flops(p) + 2.0 * p.gates * p.H * p.I * p.B);
+// Nanoseconds of one direction on one thread.
+inline double time_alone(const Problem& p) {
+  const double flops = 2.0 * p.T * p.B * p.gates * p.H * (p.H + p.I);
+  return flops / (p.B < 4 ? kFlopsOfRow : kFlopsOfTile);
 }
 
 // Threads that one direction can keep busy.
 inline int threads_of(const Problem& p, Split split, int threads) {
   const int64_t pieces = split == Split::kBatch ? p.B : ceil_div(p.H, p.vector_width);
-  const double worth = split == Split::kBatch || p.T == 1 ? 0 : kFlopsWorthABarrier;
-  const auto pays = [&](int n) {
-    return n <= pieces && call_flops(p) / n >= kFlopsWorthAThread && step_flops(p) / n >= worth;
-  };
+  const double waits = split == Split::kBatch || p.T == 1 ? 0 : kStepHandOvers * p.T,
+               alone = time_alone(p), price = kWake + (kCallHandOvers + waits) * p.hand_over;
+  const auto pays = [&](int n) { return n <= pieces && alone / n + price < kWorth * alone; };
   while (threads > 1 && !pays(threads)) --threads;
   return threads;
 }
@@ -81,11 +85,12 @@ inline Plan plan(const Problem& p) {
   const int most = p.threads / p.directions > 1 ? p.threads / p.directions : 1;
   result.split = split_of(p, most);
   const int per_direction = threads_of(p, result.split, most);
-  const bool together = p.directions == 1 || (p.threads > 1 && call_flops(p) >= kFlopsWorthAThread);
+  const bool together =
+      p.directions == 1 || (p.threads > 1 && time_alone(p) > kWake + kCallHandOvers * p.hand_over);
   result.threads = together ? per_direction * p.directions : 1;
 
   const int64_t groups = ceil_div(p.H, p.vector_width),
-                mine = result.split == Split::kHidden ? groups / per_direction : groups;
+                mine = result.split == Split::kHidden ? groups / most : groups;
   result.group = static_cast<int>(mine < 1 ? 1 : mine > 4 ? 4 : mine);
 
   const int64_t step_bytes = p.B * p.gates * p.H * p.element_bytes,

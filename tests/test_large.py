@@ -1,9 +1,9 @@
 """Sizes at which other code runs than on small ones.
 
-Several chunks of steps, both ways to split the work over threads, the products that go to oneDNN.
+Several chunks of steps, both ways to split the work over threads.
 
 Catches a chunk that begins at the wrong row (in one direction only, say), a thread that leaves its
-share undone, an operand that oneDNN reads transposed.
+share undone, a sum whose order depends on how the work is shared.
 """
 
 import pytest
@@ -80,3 +80,22 @@ def test_onednn_products(mode: str, bidirectional: bool) -> None:
         largest = float((a - t).abs().max() / (b - t).abs().max())
         assert rms <= 1.5, f"tensor {i}: error {rms:.2f} times torch's"
         assert largest <= 2, f"tensor {i}: largest error {largest:.2f} times torch's"
+
+
+@pytest.mark.parametrize("rows", [(1, 40), (2, 9), (3, 1), (24, 11), (4, 33)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_results_do_not_depend_on_the_number_of_threads(mode: str, rows: tuple[int, int]) -> None:
+    """How many threads share a call may change from one call to the next: no bit may."""
+    T, B = rows
+    problem = Problem(mode, T=T, B=B, I=70, H=300)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            values = problem.rnnfast()
+            results.append([*values, *gradients(values, problem.leaves)])
+        finally:
+            torch.set_num_threads(before)
+    for alone, shared in zip(*results, strict=True):
+        assert torch.equal(alone, shared)

@@ -44,7 +44,7 @@ def test_plan_is_sound(
     assert 1 <= plan["chunk_steps"] <= T
     assert 1 <= plan["panel_groups"] <= 4
     assert 1 <= plan["grad_chunk_steps"] <= T
-    assert plan["kernel"] == ("packed" if T * B > 8 else "rows")
+    assert plan["kernel"] == ("packed" if T * B > 32 else "rows")
     per_direction = plan["threads"] // directions
     if plan["split"] == "batch":
         assert uniform

@@ -18,7 +18,8 @@ Plan plan_for(const Layer& layer) {
   const int threads =
       at::in_parallel_region() ? 1 : std::min(at::get_num_threads(), free_processors());
   return plan({layer.cell.gates, layer.T, layer.B, layer.I, layer.H, static_cast<int>(layer.D),
-               layer.uniform, threads, Vec<T>::kWidth, static_cast<int>(sizeof(T))});
+               layer.uniform, threads, Vec<T>::kWidth, static_cast<int>(sizeof(T)),
+               threads > 1 ? hand_over() : 0});
 }
 
 // Rows padded to whole registers, and off the power of two at which all rows of a tile would fall

@@ -29,14 +29,14 @@ struct Weights {
   }
 };
 
-// Forward only: rows of a times w transposed.
+// Rows of a times w, packed or, forward only, as it stands.
 template <class T, class Consume>
-RNNFAST_FN void multiply(const Weights<T>& w, const T* a, int64_t a_stride, int64_t depth,
-                         Range rows, Range panel_range, bool backwards, Consume&& consume) {
+RNNFAST_FN void multiply(const Weights<T>& w, const T* a, int64_t a_stride, Range rows,
+                         Range panel_range, bool backwards, Consume&& consume) {
   if (w.packed) {
-    multiply(w.panels, w.packed, a, a_stride, depth, rows, panel_range, backwards, consume);
+    multiply(w.panels, w.packed, a, a_stride, rows, panel_range, backwards, consume);
   } else {
-    multiply_unpacked(w.panels, w.plain, a, a_stride, depth, rows, panel_range, consume);
+    multiply_unpacked(w.panels, w.plain, a, a_stride, rows, panel_range, consume);
   }
 }
 
@@ -82,7 +82,7 @@ template <class Cell, class T>
 void project(const ForwardDirection<T>& d, Range steps, const Member& member) {
   const Range rows = rows_of(d.walk, steps), panels = member.panels(d.w_ih.panels.count());
   const auto multiply_rows = [&](Range some, Range of_panels) {
-    multiply(d.w_ih, d.x, d.input, d.input, some, of_panels, false,
+    multiply(d.w_ih, d.x, d.input, some, of_panels, false,
              [&](int64_t row, int64_t unit, const T* sums) {
                T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
                const int64_t units = d.w_ih.panels.units_from(unit);
@@ -171,12 +171,15 @@ void forward_direction(const ForwardDirection<T>& d, int64_t chunk_steps, Member
     const int64_t first_row = rows_of(d.walk, steps).begin;
     for (int64_t i = steps.begin; i < steps.end; ++i) {
       const ForwardStep<T> step = forward_step<Cell>(d, i, first_row);
-      const int64_t depth = i == 0 && d.starts_with_zeros ? 0 : d.hidden;
       const Range rows = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch_at(d.walk.time(i)));
-      multiply(d.w_hh, step.h_in, d.state_stride, depth, rows, panels, i & 1,
-               [&](int64_t row, int64_t unit, const T* sums) {
-                 forward_units<Cell>(d, step, row, unit, sums);
-               });
+      const auto consume = [&](int64_t row, int64_t unit, const T* sums) {
+        forward_units<Cell>(d, step, row, unit, sums);
+      };
+      if (i == 0 && d.starts_with_zeros) {
+        multiply_zeros(d.w_hh.panels, rows, panels, consume);
+      } else {
+        multiply(d.w_hh, step.h_in, d.state_stride, rows, panels, i & 1, consume);
+      }
       member.wait_for_step();
     }
   });
@@ -276,18 +279,21 @@ void step_back(const BackwardDirection<T>& d, const Walk& back, int64_t i, int64
   const int64_t t = back.time(i), batch = back.steps.batch_at(t), staying = back.staying(i);
   T* carry = d.carry[1 - (i & 1)];
   const BackwardStep<T> step = backward_step<Cell>(d, t, carry, first_row);
-  multiply(d.w_hh.panels, d.w_hh.packed, d.carry[i & 1], d.gates_stride,
-           i == 0 ? 0 : d.w_hh.panels.depth, member.rows(back.batch_size(), 0, batch), panels,
-           i & 1, [&](int64_t row, int64_t unit, const T* sums) {
-             backward_units<Cell>(d, step, row, unit, sums);
-           });
+  const Range rows = member.rows(back.batch_size(), 0, batch);
+  const auto consume = [&](int64_t row, int64_t unit, const T* sums) {
+    backward_units<Cell>(d, step, row, unit, sums);
+  };
+  if (i == 0) {
+    multiply_zeros(d.w_hh.panels, rows, panels, consume);
+  } else {
+    multiply(d.w_hh, d.carry[i & 1], d.gates_stride, rows, panels, i & 1, consume);
+  }
   member.wait_for_step();
   if (!d.want_h_0 || staying == batch) return;
   // Rows that began here: what reaches their h_0. The next step reads this carry too and writes the
   // other one.
-  multiply(d.w_hh.panels, d.w_hh.packed, carry, d.gates_stride, d.w_hh.panels.depth,
-           member.rows(back.batch_size(), staying, batch), panels, false,
-           [&](int64_t row, int64_t unit, const T* sums) {
+  multiply(d.w_hh, carry, d.gates_stride, member.rows(back.batch_size(), staying, batch), panels,
+           false, [&](int64_t row, int64_t unit, const T* sums) {
              T* grad = d.grad_states[0] + row * d.state_stride + unit;
              (Vec<T>::load(grad) + Vec<T>::load(sums)).store(grad);
            });
@@ -343,9 +349,12 @@ void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps,
   }
   if (d.grad_b_ih) add_rows(d.grad_x_gates, d.gates_stride, gates, count, d.grad_b_ih);
   if (d.grad_b_hh) add_rows(h_gates, d.gates_stride, gates, count, d.grad_b_hh);
+  const bool by_rows = count >= member.size * kRowsForFullTiles;
+  const Range all_panels{0, d.w_ih.panels.count()};
   if (d.grad_x)
-    multiply(d.w_ih.panels, d.w_ih.packed, d.grad_x_gates, d.gates_stride, d.w_ih.panels.depth,
-             member.share(count), {0, d.w_ih.panels.count()}, false,
+    multiply(d.w_ih, d.grad_x_gates, d.gates_stride,
+             by_rows ? member.share(count) : Range{0, count},
+             by_rows ? all_panels : member.share(all_panels.end), false,
              [&](int64_t row, int64_t unit, const T* sums) {
                Vec<T>::load(sums).store(d.grad_x + (rows.begin + row) * d.input + unit,
                                         d.w_ih.panels.units_from(unit));

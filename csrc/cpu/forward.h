@@ -36,12 +36,17 @@ struct LayerForward {
     if (train)
       for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
     buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
-    if (plan.packed) packed = Scratch<T>(layer.D * (x_panels.size() + h_panels.size()));
+    packed = Scratch<T>(layer.D * packed_size());
     x_gates = Scratch<T>(layer.D * chunk_rows() * x_gates_stride());
   }
 
   const Tensor& weight(int64_t d, int64_t i) const {
     return weights[d * layer.weights_per_direction() + i];
+  }
+  bool starts_with_zeros() const { return states.empty(); }
+  bool pack_w_hh() const { return plan.packed && (layer.T > 1 || !starts_with_zeros()); }
+  int64_t packed_size() const {
+    return (plan.packed ? x_panels.size() : 0) + (pack_w_hh() ? h_panels.size() : 0);
   }
   int64_t chunk_rows() const { return layer.offset[plan.chunk_steps]; }  // of the longest chunk
   int64_t x_gates_stride() const { return padded<T>(kGates * whole_registers<T>(layer.H)); }
@@ -49,18 +54,18 @@ struct LayerForward {
   ForwardDirection<T> direction(int64_t d) {
     const int64_t B = layer.B, H = layer.H, stride = padded<T>(H);
     T* buffer = buffers.data() + d * (Cell::kStates + 1) * B * stride;
-    T* panels = plan.packed ? packed.data() + d * (x_panels.size() + h_panels.size()) : nullptr;
     ForwardDirection<T> f{};
     f.walk = layer.walk(d), f.hidden = H, f.input = layer.I;
     f.x = x.const_data_ptr<T>();
-    f.w_ih = {x_panels, weight(d, 0).template const_data_ptr<T>(), panels};
+    T* panels = packed.data() + d * packed_size();
+    f.w_ih = {x_panels, weight(d, 0).template const_data_ptr<T>(), plan.packed ? panels : nullptr};
     f.w_hh = {h_panels, weight(d, 1).template const_data_ptr<T>(),
-              panels ? panels + x_panels.size() : nullptr};
+              pack_w_hh() ? panels + x_panels.size() : nullptr};
     if (layer.has_biases) {
       f.b_ih = weight(d, 2).template const_data_ptr<T>();
       f.b_hh = weight(d, 3).template const_data_ptr<T>();
     }
-    f.starts_with_zeros = states.empty();
+    f.starts_with_zeros = starts_with_zeros();
     f.x_gates = x_gates.data() + d * chunk_rows() * x_gates_stride();
     f.x_gates_stride = x_gates_stride();
     f.state_stride = stride;

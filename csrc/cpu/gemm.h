@@ -86,6 +86,7 @@ RNNFAST_FN void transpose(typename Vec<T>::Raw* square) {
 // One panel of w [gates*H, K] for a product with w transposed: x w_ih^T and h w_hh^T.
 template <class T>
 void pack_forward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
+  using Raw = typename Vec<T>::Raw;
   constexpr int64_t kWidth = Panels<T>::kWidth;
   const int64_t depth = panels.depth,
                 row_size = int64_t{panels.groups_in(panel)} * panels.gates * kWidth;
@@ -95,9 +96,10 @@ void pack_forward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
       const T* src = w + (gate * panels.hidden + unit) * depth;
       for (int64_t k = 0; k < depth; k += kWidth) {
         const int64_t count = depth - k < kWidth ? depth - k : kWidth;
-        typename Vec<T>::Raw square[kWidth] = {};
-        for (int64_t i = 0; i < units; ++i)
-          square[i] = Vec<T>::load(src + i * depth + k, count).raw;
+        typename Vec<T>::Raw square[kWidth];
+#pragma GCC unroll 16
+        for (int i = 0; i < kWidth; ++i)
+          square[i] = i < units ? Vec<T>::load(src + i * depth + k, count).raw : Raw{};
         transpose<T>(square);
         for (int64_t i = 0; i < count; ++i) Vec<T>(square[i]).store(dst + (k + i) * row_size);
       }
@@ -139,9 +141,10 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t w_stride, int64_t de
   using Raw = typename Vec<T>::Raw;
   using Unaligned = typename Vec<T>::Unaligned;
   constexpr int kWidth = Vec<T>::kWidth;
-  // Small tiles sum alternating k apart: eight independent chains hide the latency of the
-  // multiply-add.
-  constexpr int kChains = MR * NV >= 8 ? 1 : (7 + MR * NV) / (MR * NV);
+  // A single row sums alternating k apart: eight independent chains hide the latency of the
+  // multiply-add. No plan makes a single row of one among several, so that no result depends on the
+  // number of threads.
+  constexpr int kChains = left == Left::kRows && MR == 1 ? (7 + NV) / NV : 1;
   int64_t k = 0;
   do {
     const int64_t end = depth - k < kBlockDepth ? depth : k + kBlockDepth;
@@ -201,29 +204,28 @@ struct alignas(kVectorBytes) TileSums {
   T values[kMaxRows * kMaxVectors * Vec<T>::kWidth];
 };
 
-// Cuts `rows` into tiles as even as can be, rather than leave a thin last one.
-inline int even_tile(int64_t rows, int vectors) {
-  const int64_t tiles = (rows + tile_rows(vectors) - 1) / tile_rows(vectors);
+// The first of tiles of at most `most` rows, as even as can be, rather than leave a thin last one.
+inline int even_tile(int64_t rows, int most) {
+  const int64_t tiles = (rows + most - 1) / most;
   return static_cast<int>((rows + tiles - 1) / tiles);
 }
 
 // Multiplies rows of a [*, K] by panels [panel_range) of w and hands every row and group of units
-// to consume(row, first unit, sums): gate by gate a register of sums. depth 0 gives zeros.
-// `backwards` goes through the panels from the last to the first: a loop that turns round every
-// time finds in the nearest cache what it used last.
+// to consume(row, first unit, sums): gate by gate a register of sums. `backwards` goes through the
+// panels from the last to the first: a loop that turns round every time finds in the nearest cache
+// what it used last.
 template <class T, class Consume>
 RNNFAST_FN void multiply(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
-                         int64_t depth, Range rows, Range panel_range, bool backwards,
-                         Consume&& consume) {
+                         Range rows, Range panel_range, bool backwards, Consume&& consume) {
   TileSums<T> sums;
   for (int64_t i = panel_range.begin; i < panel_range.end; ++i) {
     const int64_t panel = backwards ? panel_range.end - 1 - (i - panel_range.begin) : i;
     const int groups = panels.groups_in(panel), vectors = groups * panels.gates;
     for (int64_t row = rows.begin; row < rows.end;) {
-      const int count = even_tile(rows.end - row, vectors);
-      tile_function<T, Left::kRows>(count, vectors)(a + row * a_stride, a_stride,
-                                                    depth ? w + panels.offset(panel) : w,
-                                                    vectors * Vec<T>::kWidth, depth, sums.values);
+      const int count = even_tile(rows.end - row, tile_rows(vectors));
+      tile_function<T, Left::kRows>(count, vectors)(
+          a + row * a_stride, a_stride, w + panels.offset(panel), vectors * Vec<T>::kWidth,
+          panels.depth, sums.values);
       for (int m = 0; m < count; ++m)
         for (int g = 0; g < groups; ++g)
           consume(row + m, panels.first_unit(panel, g),
@@ -249,45 +251,102 @@ RNNFAST_FN typename Vec<T>::Raw lane_sums(typename Vec<T>::Raw* registers,
   return registers[0];
 }
 
-// One row a [K] times `count` rows of w [*, K], count at most kWidth: for so few rows of a that
-// packing w would take longer. The other lanes hold what nobody needs.
-template <class T>
-RNNFAST_FN Vec<T> multiply_row(const T* a, const T* w, int64_t count, int64_t depth) {
-  constexpr int kWidth = Vec<T>::kWidth;
-  Vec<T> total(T(0));
-  for (int64_t k = 0; k < depth;) {
-    const int64_t end = depth - k < kBlockDepth * kWidth ? depth : k + kBlockDepth * kWidth;
-    typename Vec<T>::Raw sums[kWidth] = {};
-    const auto step = [&](int64_t k, int64_t lanes) __attribute__((always_inline)) {
-      const Vec<T> factors = Vec<T>::load(a + k, lanes);
+// Rows of a that `multiply_rows` takes at once; it then takes half the rows of w, so that the sums
+// fit the registers.
+inline constexpr int kMaxUnpackedRows = 3;
+
+// part[m][c] += lane by lane, `lanes` numbers of row m of a times as many of row c of w.
+template <class T, int MR, int kColumns, bool whole>
+RNNFAST_FN void add_products(const T* a, int64_t a_stride, const T* const* w, int64_t k,
+                             int64_t lanes, typename Vec<T>::Raw (&part)[MR][kColumns]) {
+  const auto load = [&](const T* p) __attribute__((always_inline)) {
+    return whole ? Vec<T>::load(p + k) : Vec<T>::load(p + k, lanes);
+  };
+  typename Vec<T>::Raw factors[MR];
+#pragma GCC unroll 3
+  for (int m = 0; m < MR; ++m) factors[m] = load(a + m * a_stride).raw;
 #pragma GCC unroll 16
-      for (int c = 0; c < kWidth; ++c)
-        sums[c] += factors.raw * Vec<T>::load(w + (c < count ? c : 0) * depth + k, lanes).raw;
-    };
-    for (; k + kWidth <= end; k += kWidth) step(k, kWidth);
-    if (k < end) step(k, end - k);
-    total = total + Vec<T>(lane_sums<T>(sums, std::make_integer_sequence<int, kWidth>{}));
-    k = end;
+  for (int c = 0; c < kColumns; ++c) {
+    const typename Vec<T>::Raw weights = load(w[c]).raw;
+#pragma GCC unroll 3
+    for (int m = 0; m < MR; ++m) part[m][c] += factors[m] * weights;
   }
-  return total;
 }
 
-// The product of `multiply` with w [gates*H, K] as it stands.
+// MR rows of a [*, K] times `count` rows of w [*, K], count at most kWidth: row m of sums,
+// sums_stride apart, holds what row m of a makes with each row of w; the lanes past `count` hold
+// what nobody needs. Products are summed lane by lane along K, and the lanes at the end.
+template <class T, int MR>
+void multiply_rows(const T* a, int64_t a_stride, const T* w, int64_t count, int64_t depth, T* sums,
+                   int64_t sums_stride) {
+  using Raw = typename Vec<T>::Raw;
+  constexpr int kWidth = Vec<T>::kWidth, kColumns = MR == 1 ? kWidth : kWidth / 2;
+  for (int64_t begin = 0; begin < depth || begin == 0; begin += kBlockDepth * kWidth) {
+    const int64_t end = depth - begin < kBlockDepth * kWidth ? depth : begin + kBlockDepth * kWidth;
+    Raw sum[MR][kWidth];
+#pragma GCC unroll 2
+    for (int first = 0; first < kWidth; first += kColumns) {
+      const T* rows[kColumns];
+#pragma GCC unroll 16
+      for (int c = 0; c < kColumns; ++c) rows[c] = w + (first + c < count ? first + c : 0) * depth;
+      Raw part[MR][kColumns] = {};
+      int64_t k = begin;
+      for (; k + kWidth <= end; k += kWidth)
+        add_products<T, MR, kColumns, true>(a, a_stride, rows, k, kWidth, part);
+      if (k < end) add_products<T, MR, kColumns, false>(a, a_stride, rows, k, end - k, part);
+#pragma GCC unroll 3
+      for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 16
+        for (int c = 0; c < kColumns; ++c) sum[m][first + c] = part[m][c];
+    }
+#pragma GCC unroll 3
+    for (int m = 0; m < MR; ++m) {
+      Vec<T> total(lane_sums<T>(sum[m], std::make_integer_sequence<int, kWidth>{}));
+      if (begin) total = total + Vec<T>::load(sums + m * sums_stride);
+      total.store(sums + m * sums_stride);
+    }
+  }
+}
+
+// The product of `multiply` with w [gates*H, K] as it stands: where packing it would take longer.
 template <class T, class Consume>
 RNNFAST_FN void multiply_unpacked(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
-                                  int64_t depth, Range rows, Range panel_range, Consume&& consume) {
+                                  Range rows, Range panel_range, Consume&& consume) {
   TileSums<T> sums;
+  const int64_t stride = panels.gates * Vec<T>::kWidth, depth = panels.depth;
+  const auto multiply_tile = [&](int64_t row, int count, int64_t unit, int64_t units) {
+    for (int gate = 0; gate < panels.gates; ++gate) {
+      const T* w_gate = w + (gate * panels.hidden + unit) * depth;
+      T* to = sums.values + gate * Vec<T>::kWidth;
+      if (count == 1)
+        multiply_rows<T, 1>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
+      if (count == 2)
+        multiply_rows<T, 2>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
+      if (count == 3)
+        multiply_rows<T, 3>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
+    }
+  };
   for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel)
     for (int g = 0; g < panels.groups_in(panel); ++g) {
       const int64_t unit = panels.first_unit(panel, g), units = panels.units_from(unit);
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        for (int gate = 0; gate < panels.gates; ++gate)
-          multiply_row(a + row * a_stride, w + (gate * panels.hidden + unit) * panels.depth, units,
-                       depth)
-              .store(sums.values + gate * Vec<T>::kWidth);
-        consume(row, unit, sums.values);
+      for (int64_t row = rows.begin; row < rows.end;) {
+        const int count = even_tile(rows.end - row, kMaxUnpackedRows);
+        multiply_tile(row, count, unit, units);
+        for (int m = 0; m < count; ++m) consume(row + m, unit, sums.values + m * stride);
+        row += count;
       }
     }
+}
+
+// What the products give for rows of zeros.
+template <class T, class Consume>
+RNNFAST_FN void multiply_zeros(const Panels<T>& panels, Range rows, Range panel_range,
+                               Consume&& consume) {
+  const TileSums<T> sums{};
+  for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel)
+    for (int g = 0; g < panels.groups_in(panel); ++g)
+      for (int64_t row = rows.begin; row < rows.end; ++row)
+        consume(row, panels.first_unit(panel, g), sums.values);
 }
 
 // Registers of columns in a tile of `add_outer`: the widest tile of the most rows.
@@ -306,7 +365,7 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
       const int64_t width = K - k < kOuterVectors * kWidth ? K - k : kOuterVectors * kWidth;
       const int vectors = static_cast<int>((width + kWidth - 1) / kWidth);
       for (int64_t n = columns.begin; n < columns.end;) {
-        const int count = even_tile(columns.end - n, vectors);
+        const int count = even_tile(columns.end - n, tile_rows(vectors));
         tile_function<T, Left::kColumns>(count, vectors)(
             a + row * a_stride + n, a_stride, x + row * x_stride + k, x_stride, depth, sums.values);
         for (int m = 0; m < count; ++m)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <thread>
@@ -105,6 +106,45 @@ void run_teams(const Plan& plan, int directions, const Work& work) {
   }
 #endif
   run_thread(1, 0);
+}
+
+// Nanoseconds from one thread's store to another's sight of it, here and now: virtual cores move,
+// and another program may hold the second one. The best of a few tries of a few round trips.
+inline double measure_hand_over() {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kTries = 3, kTrips = 8;
+  double best = 1e6;
+#if defined(_OPENMP)
+  Barrier barrier(2);
+#pragma omp parallel num_threads(2)
+  if (omp_get_num_threads() == 2) {
+    const int rank = omp_get_thread_num();
+    int64_t generation = 0;
+    barrier.wait(rank, 2, ++generation);
+    for (int i = 0; i < kTries; ++i) {
+      const auto begin = Clock::now();
+      for (int trip = 0; trip < kTrips; ++trip) barrier.wait(rank, 2, ++generation);
+      const double each =
+          std::chrono::duration<double, std::nano>(Clock::now() - begin).count() / kTrips;
+      if (rank == 0 && each < best) best = each;
+    }
+  }
+#endif
+  return best;
+}
+
+// The same, measured at most ten times a second.
+inline double hand_over() {
+  using Clock = std::chrono::steady_clock;
+  static std::atomic<int64_t> measured_at{-1};
+  static std::atomic<double> latest{0};
+  const int64_t now =
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
+          .count();
+  int64_t then = measured_at.load();
+  if ((then < 0 || now - then >= 100) && measured_at.compare_exchange_strong(then, now))
+    latest.store(measure_hand_over());
+  return latest.load();
 }
 
 // Threads that can run at once: a team of more would wait at its barriers for cores.

@@ -45,7 +45,7 @@ int main() {
   expect("a row of x_gates", (forward.after(3, 0) - B) * 3 * H, (3 * B - 7) * 15);
 
   const Plan huge =
-      plan({4, int64_t{1} << 20, int64_t{1} << 20, 1, int64_t{1} << 12, 1, true, 2, 16, 4});
+      plan({4, int64_t{1} << 20, int64_t{1} << 20, 1, int64_t{1} << 12, 1, true, 2, 16, 4, 100});
   expect("steps of a chunk", huge.chunk_steps, 1);
   return failures;
 }
