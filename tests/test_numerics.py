@@ -85,13 +85,23 @@ def test_float32_error_is_at_most_twice_torchs(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [30.0, 1e4, 1e30])
 def test_saturated_gates_stay_finite(mode: str, dtype: torch.dtype, size: float) -> None:
+    """Where huge terms cancel, torch's own result moves with the last bits of x, and ours may."""
     problem = Problem(mode, dtype=dtype, H=19, B=5)
-    with torch.no_grad():
-        problem.x.mul_(size)
-    ours, theirs = problem.rnnfast(), problem.torch()
-    for a, b in zip(results(problem, ours), results(problem, theirs), strict=True):
+    x = problem.x.detach() * size
+
+    def found(library: str, x: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            problem.x.copy_(x)
+        return results(problem, getattr(problem, library)())
+
+    ours, theirs = found("rnnfast", x), found("torch", x)
+    rounding = 2 * torch.finfo(dtype).eps
+    moved = [found("torch", x * (1 + rounding * torch.randn_like(x).sign())) for _ in range(4)]
+    for a, b, *others in zip(ours, theirs, *moved, strict=True):
         assert a.isfinite().all()
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, b.abs().max().item()))
+        scatter = torch.stack([(other - b).abs() for other in others]).amax(0)
+        allowed = 1e-4 * max(1.0, b.abs().max().item()) + 4 * scatter
+        assert ((a - b).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("mode", MODES)
