@@ -33,10 +33,10 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"]
 
 
-def cpu_extension(name: str, source: str, flags: list[str]) -> CppExtension:
+def cpu_extension(name: str, sources: list[str], flags: list[str]) -> CppExtension:
     return CppExtension(
         name,
-        [source],
+        sources,
         extra_compile_args=CXX + flags,
         extra_link_args=["-fopenmp"],
         **OPTIONS,
@@ -92,9 +92,9 @@ class Build(BuildExtension):
 
 setup(
     ext_modules=[
-        cpu_extension("rnnfast._C", "csrc/library.cpp", []),
+        cpu_extension("rnnfast._C", sorted(glob("csrc/*.cpp")), []),
         *(
-            cpu_extension(f"rnnfast._cpu_{name}", f"csrc/cpu/{name}.cpp", flags)
+            cpu_extension(f"rnnfast._cpu_{name}", [f"csrc/cpu/{name}.cpp"], flags)
             for name, flags in INSTRUCTION_SETS.items()
         ),
         *cuda_extensions(),

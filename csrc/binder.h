@@ -8,16 +8,15 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include "check.h"
+#include "ops.h"
 
 namespace rnnfast {
 
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
-using LayerResult = std::tuple<Tensor, Tensors, Tensors>;
 
 // Inside the ops neither autograd nor autocast has a say.
 struct PlainDispatch {

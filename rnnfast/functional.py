@@ -4,7 +4,7 @@ The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their argum
 does and then call :func:`stack` or :func:`cell`. :func:`route` says what will serve a call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,8 @@ from rnnfast.routes import (
     Route,
     autocast_dtype,
     casts,
-    exporting,
-    needs_gradients,
     route,
     route_cell,
-    transformed,
     without_autocast,
 )
 
@@ -32,115 +29,48 @@ _TORCH_LAYERS = {mode: getattr(_VF, name) for mode, name in _CELLS.items()}
 _TORCH_CELLS = {mode: getattr(_VF, f"{name}_cell") for mode, name in _CELLS.items()}
 
 
-class _Layer(torch.autograd.Function):
-    """One layer with its gradients.
-
-    ``apply(cell, bidirectional, states given, x, batch_sizes, *states, *weights)`` gives
-    ``(output, *states_n, *reserve)``. The output itself is not saved: users may edit it in place.
-    """
-
-    @staticmethod
-    def forward(
-        cell: str,
-        bidirectional: bool,
-        given: int,
-        x: Tensor,
-        batch_sizes: Tensor | None,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        output, states_n, reserve = ops.layer(
-            cell, x, batch_sizes, tensors[:given], tensors[given:], bidirectional, True
-        )
-        return output, *states_n, *reserve
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        cell, bidirectional, given, x, batch_sizes, *tensors = inputs
-        reserve = output[1 + ops.CELLS[cell]["states"] :]
-        ctx.cell, ctx.bidirectional, ctx.given = cell, bidirectional, given
-        ctx.weights_end = len(tensors)
-        ctx.save_for_backward(x, batch_sizes, *tensors, *reserve)
-        ctx.mark_non_differentiable(*reserve)
-        if not torch.compiler.is_compiling():  # Dynamo always materialises
-            ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *grads: Tensor | None) -> tuple[Any, ...]:
-        x, batch_sizes, *saved = ctx.saved_tensors
-        tensors, reserve = saved[: ctx.weights_end], saved[ctx.weights_end :]
-        states, weights = tensors[: ctx.given], tensors[ctx.given :]
-        count = ops.CELLS[ctx.cell]["states"]
-        needs_x, needs = ctx.needs_input_grad[3], ctx.needs_input_grad[5:]
-        grads = grads[:count]
-        if not torch.compiler.is_compiling() and _needs_graph((grad_output, *grads)):
-            wanted = iter(
-                _differentiable_gradients(ctx, x, batch_sizes, states, weights, grad_output, grads)
-            )
-        else:
-            state_needs = needs[: ctx.given] if ctx.given else (False,) * count
-            wanted = iter(
-                ops.layer_backward(
-                    ctx.cell,
-                    grad_output,
-                    grads,
-                    x,
-                    batch_sizes,
-                    weights,
-                    ctx.bidirectional,
-                    reserve,
-                    (needs_x, *state_needs, *needs[ctx.given :]),
-                )
-            )
-        grad_x = next(wanted) if needs_x else None
-        return (None, None, None, grad_x, None, *(next(wanted) if n else None for n in needs))
-
-
-# Function.apply inspects the signature of forward on every call (35 us), and looks for functorch,
-# for which `route` has looked before: the call below it is all that is left to do in eager mode.
-_apply_eager: Callable[..., tuple[Tensor, ...]] = super(torch.autograd.Function, _Layer).apply
-
-
-def _needs_graph(grads: Sequence[Tensor | None]) -> bool:
-    """Whether the gradients must themselves be made of differentiable operations."""
-    given = [g for g in grads if g is not None]
-    # autograd.grad(is_grads_batched=True) batches in a way of its own, which no mode tells of.
-    batched = any(torch._C._functorch.is_legacy_batchedtensor(g) for g in given)
-    return torch.is_grad_enabled() or batched or transformed(given) is not None
-
-
-def _differentiable_gradients(
-    ctx: Any,
+def differentiable_gradients(
+    cell: str,
     x: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    grad_output: Tensor | None,
+    bidirectional: bool,
     grads: Sequence[Tensor | None],
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The needed gradients as a graph over torch's operations, by running the reference again.
+    """The gradients of a layer as a graph over torch's operations: runs the reference again.
 
-    It runs on aliases of the saved tensors: differentiating with respect to these ends at this
-    layer, where the tensors themselves may depend on one another (weights computed from x, say).
+    `csrc/autograd.cpp` calls it where the gradients must themselves be differentiable. The
+    reference runs on aliases of the saved tensors: differentiating with respect to these ends at
+    this layer, where the tensors themselves may depend on one another (weights made of x, say).
+
+    Args:
+        cell: as :func:`rnnfast.ops.layer` was given, and so all arguments up to `bidirectional`.
+        x: see ``cell``.
+        batch_sizes: see ``cell``.
+        states: see ``cell``.
+        weights: see ``cell``.
+        bidirectional: see ``cell``.
+        grads: of the output and of each state; None counts as zero.
+        needs: flags for x, ``states`` and ``weights``.
+
+    Returns:
+        The gradients of what ``needs`` names, in its order; None is zero.
     """
     create_graph = torch.is_grad_enabled()
     dtype = ops.compute_dtype(x.dtype)
     with torch.enable_grad(), without_autocast(x):
         aliases = [t.view_as(t) for t in (x, *states, *weights)]
         own_x, *own = (t.to(dtype) for t in aliases)
-        output, states_n = reference.layer(
-            ctx.cell,
-            own_x,
-            None if batch_sizes is None else batch_sizes.tolist(),
-            own[: ctx.given],
-            own[ctx.given :],
-            ctx.bidirectional,
+        output, states_n = _reference_layer(
+            cell, own_x, batch_sizes, own[: len(states)], own[len(states) :], bidirectional
         )
         results = [
             (value.to(x.dtype), grad)
-            for value, grad in zip((output, *states_n), (grad_output, *grads), strict=True)
+            for value, grad in zip((output, *states_n), grads, strict=True)
             if grad is not None and value.requires_grad
         ]
-        needs = (ctx.needs_input_grad[3], *ctx.needs_input_grad[5:])
         wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
         if not results:
             return [None] * len(wanted)
@@ -160,13 +90,7 @@ def _fused_layer(
     weights: Sequence[Tensor],
     bidirectional: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    # An exported graph would keep the reserve and lose the gradients: see `route`.
-    if needs_gradients((x, *states, *weights)) and not exporting():
-        compiling = torch.compiler.is_compiling()
-        apply: Callable[..., tuple[Tensor, ...]] = _Layer.apply if compiling else _apply_eager
-        results = apply(cell, bidirectional, len(states), x, batch_sizes, *states, *weights)
-        return results[0], results[1 : 1 + ops.CELLS[cell]["states"]]
-    return ops.layer(cell, x, batch_sizes, states, weights, bidirectional, False)[:2]
+    return ops.layer(cell, x, batch_sizes, states, weights, bidirectional)[:2]
 
 
 def _reference_layer(

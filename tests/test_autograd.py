@@ -13,9 +13,11 @@ import pytest
 import torch
 from problems import MODES, Problem, assert_close, cotangents, gradients
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from rnnfast import functional
+from rnnfast import functional, ops
 
 PROBLEMS: list[dict[str, Any]] = [
     {},
@@ -244,22 +246,92 @@ def test_anomaly_mode(mode: str) -> None:
     assert_close(grads, gradients(problem.torch(), problem.leaves), 1e-11)
 
 
-def test_reserve_of_the_function_carries_no_gradient() -> None:
+@pytest.mark.parametrize("train", [True, False])
+def test_the_operator_has_gradients_its_reserve_none(train: bool) -> None:
     problem = Problem("GRU")
-    results = functional._Layer.apply(
-        "gru", False, 1, problem.x, None, *problem.states, *problem.weights
+    output, states_n, reserve = ops.layer(
+        "gru", problem.x, None, problem.states, problem.weights, train=train
     )
-    assert [r.requires_grad for r in results] == [True, True, False, False]
+    assert [t.requires_grad for t in (output, *states_n, *reserve)] == [True, True] + [False] * (
+        2 * train
+    )
+    values = [output, *states_n]
+    assert_close(
+        gradients(values, problem.leaves), gradients(problem.torch(), problem.leaves), 1e-11
+    )
+
+
+def test_a_tangent_given_to_the_operator_is_refused() -> None:
+    problem = Problem("GRU")
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(problem.x, torch.ones_like(problem.x))
+        with pytest.raises(RuntimeError, match="jvp is not implemented"):
+            ops.layer("gru", x, None, problem.states, problem.weights)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_handed_over_without_a_copy(mode: str) -> None:
+    """What the backward pass gives becomes ``.grad`` itself: no second tensor of that size."""
+    problem = Problem(mode, bidirectional=True)
+    seen: list[int] = []
+    for leaf in problem.leaves:
+        leaf.grad = None
+        leaf.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    sum(value.sum() for value in problem.rnnfast()).backward()
+    assert sorted(seen) == sorted(leaf.grad.data_ptr() for leaf in problem.leaves)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_computed_for_inputs_of_backward_that_nobody_named(mode: str) -> None:
+    problem = Problem(mode, bidirectional=True)
+    values = problem.rnnfast()
+    needs: list[list[bool]] = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.rnnfast.layer_backward.default:
+                needs.append(args[-1])
+            return func(*args, **kwargs or {})
+
+    with Spy():
+        grads = torch.autograd.grad(values, problem.weights[1], cotangents(values))
+    expected = torch.autograd.grad(problem.torch(), problem.weights[1], cotangents(values))
+    assert_close(grads, expected, 1e-11)
+    wanted = [leaf is problem.weights[1] for leaf in problem.leaves]
+    assert needs == [wanted]
+
+
+def test_an_error_below_the_double_backward_reaches_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("below")
+
+    problem = Problem("GRU")
+    values = problem.rnnfast()
+    monkeypatch.setattr(functional, "differentiable_gradients", fail)
+    with pytest.raises(ArithmeticError, match="below"):
+        gradients(values, problem.leaves, create_graph=True)
 
 
 def test_memory_is_freed_without_a_garbage_collection() -> None:
     problem = Problem("LSTM")
-    values = problem.rnnfast()
-    node = weakref.ref(values[0].grad_fn)
-    assert node() is not None
+    kept: list[weakref.ref[Any]] = []
+
+    class Packed:
+        def __init__(self, t: Tensor) -> None:
+            self.tensor = t
+            kept.append(weakref.ref(self))
+
+    with torch.autograd.graph.saved_tensors_hooks(Packed, lambda packed: packed.tensor):
+        values = problem.rnnfast()
+    assert kept
+    assert all(packed() is not None for packed in kept)
     gc.disable()
     try:
         del values
-        assert node() is None
+        assert all(packed() is None for packed in kept)
     finally:
         gc.enable()

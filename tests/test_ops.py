@@ -129,6 +129,13 @@ def test_arguments_are_not_written(cell: str, device: str) -> None:
     )
 
 
+def with_gradients(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments of ``rnnfast::layer``, x, states and weights requiring gradients."""
+    cell, x, batch_sizes, states, weights, *options = arguments
+    x, *tensors = (t.clone().requires_grad_() for t in (x, *states, *weights))
+    return cell, x, batch_sizes, tensors[: len(states)], tensors[len(states) :], *options
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "shape", [s for s in SHAPES if s.get("B") != 0 and s.get("T") != 0], ids=str
@@ -138,6 +145,7 @@ def test_opcheck(mode: str, shape: dict[str, Any], dtype: torch.dtype, device: s
     problem = Problem(mode, device=device, dtype=dtype, **shape)
     for train in (False, True):
         torch.library.opcheck(LAYER, problem.layer_arguments(train))
+        torch.library.opcheck(LAYER, with_gradients(problem.layer_arguments(train)))
     torch.library.opcheck(BACKWARD, problem.backward_arguments())
 
 
