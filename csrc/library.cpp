@@ -1,4 +1,5 @@
-// rnnfast._C: the ops' schemas, and facts that are not tensors: the build, the cells, the plans.
+// rnnfast._C: the ops' schemas, the calls of eager.h, and facts that are not tensors: the build,
+// the cells, the plans.
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
@@ -8,6 +9,7 @@
 
 #include "cells.h"
 #include "cuda/plan.h"
+#include "eager.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -145,4 +147,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("B"), py::arg("H"), py::arg("directions"), py::arg("backward"), py::arg("tf32"),
         py::arg("arch"), py::arg("processors"), py::arg("shared_bytes"), py::arg("max_cluster"),
         py::arg("kernel") = "auto", "The CUDA kernels to try for a layer, the best first.");
+  if (PyModule_AddFunctions(m.ptr(), rnnfast::kEagerMethods) != 0) throw py::error_already_set();
 }

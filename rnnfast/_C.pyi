@@ -1,6 +1,7 @@
 # ruff: noqa: N999
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from torch import Tensor, nn
 from typing_extensions import NotRequired
 
 class CellFacts(TypedDict):
@@ -57,3 +58,6 @@ def cuda_plan(
     max_cluster: int,
     kernel: str = "auto",
 ) -> list[CudaPlan]: ...
+def layers(
+    module: nn.RNNBase, input: Any, batch_sizes: Tensor | None, hx: Any, /
+) -> tuple[Tensor, Any] | None: ...

@@ -16,10 +16,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._interop import Interop
 from rnnfast._isinstance import Disguised
+from rnnfast._library import _C
 from rnnfast.functional import stack
 
 _is_tracing = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
+_CHECKS = (
+    "check_input",
+    "check_forward_args",
+    "check_hidden_size",
+    "get_expected_hidden_size",
+    "get_expected_cell_size",
+)
 
 
 class _Layers(Disguised, Interop, nn.RNNBase):
@@ -28,6 +36,13 @@ class _Layers(Disguised, Interop, nn.RNNBase):
     torch_class: ClassVar[type[nn.RNNBase]]
     _kind: ClassVar[str]  # how torch.nn calls the class in its message on dimensions
     _unit: ClassVar[str] = ""  # and, for RNN only, what it says after the number of dimensions
+    _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._checks_are_torchs = all(
+            getattr(cls, name, None) is getattr(cls.torch_class, name, None) for name in _CHECKS
+        )
 
     def _construct(
         self, mode: str, args: tuple[Any, ...], device: Any, dtype: Any, kwargs: dict[str, Any]
@@ -39,6 +54,8 @@ class _Layers(Disguised, Interop, nn.RNNBase):
 
     def _forward(self, input: Any, hx: Any) -> Any:
         """Run the layers on a tensor or a PackedSequence, with `hx` in the form of torch.nn."""
+        if (result := self._run_plain(input, None, hx)) is not None:
+            return result
         if type(input) is not Tensor:
             if isinstance(input, PackedSequence):
                 return self._forward_packed(input, hx)
@@ -63,9 +80,21 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        output, states = self._run(input, batch_sizes, hx)
-        hidden = self.permute_hidden(self._hidden(states), unsorted_indices)
+        result = self._run_plain(input, batch_sizes, hx)
+        if result is None:
+            output, states = self._run(input, batch_sizes, hx)
+            result = output, self._hidden(states)
+        output, hidden = result
+        hidden = self.permute_hidden(hidden, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
+
+    def _run_plain(self, input: Any, batch_sizes: Tensor | None, hx: Any) -> Any:
+        """``(output, hidden)`` in one step of C++, or None where something about the call is
+        special or wrong: then the rest of this class finds out what.
+        """
+        if _is_compiling() or not self._checks_are_torchs:
+            return None
+        return _C.layers(self, input, batch_sizes, hx)
 
     def _run(
         self, input: Tensor, batch_sizes: Tensor | None, hx: Any

@@ -1,0 +1,281 @@
+// rnnfast._C.layers: a call of a module of layers in one step from Python, where nothing is special
+// about it. Whatever is special, or wrong, is left to rnnfast.modules, which knows the errors.
+#include "eager.h"
+
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+#include <c10/util/irange.h>
+#include <pybind11/pybind11.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <numeric>
+#include <optional>
+#include <string_view>
+#include <utility>
+
+#include "cells.h"
+#include "ops.h"
+
+namespace rnnfast {
+namespace {
+
+namespace py = pybind11;
+using at::Tensor;
+using Tensors = c10::SmallVector<Tensor, 8>;
+
+// The attributes that are read here. Interned strings are found in a dict by their address.
+struct Names {
+  PyObject *mode = intern("mode"), *input_size = intern("input_size"),
+           *hidden_size = intern("hidden_size"), *num_layers = intern("num_layers"),
+           *batch_first = intern("batch_first"), *bidirectional = intern("bidirectional"),
+           *dropout = intern("dropout"), *training = intern("training"),
+           *proj_size = intern("proj_size"), *parameters = intern("_parameters"),
+           *weights = intern("_flat_weights"), *weight_names = intern("_flat_weights_names");
+
+  static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+};
+
+// Reads the attributes of a module; `good` turns false at the first that is not as it should be.
+class Attributes {
+ public:
+  explicit Attributes(PyObject* module)
+      : dict_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr))),
+        good(static_cast<bool>(dict_)) {}
+
+  PyObject* get(PyObject* name, bool (*is_kind)(PyObject*)) {
+    PyObject* found = good ? PyDict_GetItemWithError(dict_.ptr(), name) : nullptr;
+    good = found && is_kind(found);
+    return found;
+  }
+  int64_t integer(PyObject* name) {
+    PyObject* found = get(name, [](PyObject* o) -> bool { return PyLong_Check(o); });
+    const int64_t value = good ? PyLong_AsLongLong(found) : 0;
+    good = good && !(value == -1 && PyErr_Occurred());
+    return value;
+  }
+  bool truth(PyObject* name) {
+    PyObject* found = get(name, [](PyObject*) { return true; });
+    return good && PyObject_IsTrue(found) == 1;
+  }
+
+ private:
+  py::object dict_;
+
+ public:
+  bool good;
+};
+
+// Torch's `mode` is the cell's name in capitals.
+const CellFacts* find_cell(PyObject* mode) {
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(mode, &size);
+  const auto same = [](char letter, char capital) { return std::toupper(letter) == capital; };
+  for (const CellFacts& cell : kCells) {
+    const std::string_view name = cell.name;
+    if (text && std::equal(name.begin(), name.end(), text, text + size, same)) return &cell;
+  }
+  return nullptr;
+}
+
+// Appends the tensor that `object` is, if it is one and of no subclass.
+bool take(PyObject* object, Tensors& tensors) {
+  if (!THPVariable_CheckExact(object)) return false;
+  tensors.push_back(THPVariable_Unpack(object));
+  return true;
+}
+
+// One call of a module: its options, the arguments.
+struct Call {
+  const CellFacts* cell = nullptr;
+  int64_t input_size, hidden_size, num_layers, directions;
+  bool batch_first;
+  Tensor input, batch_sizes;  // batch_sizes undefined for a tensor that is not packed
+  Tensors states, weights;
+
+  bool read(PyObject* module, PyObject* given_input, PyObject* given_sizes, PyObject* hx) {
+    return read_options(module) && read_tensors(given_input, given_sizes, hx) && fits() &&
+           is_plain();
+  }
+
+ private:
+  bool read_options(PyObject* module);
+  bool read_weights(PyObject* list, PyObject* weight_names, PyObject* parameters);
+  bool read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* hx);
+  bool fits() const;
+  bool is_plain() const;
+};
+
+bool Call::read_options(PyObject* module) {
+  static const Names names;
+  Attributes attributes(module);
+  const auto is_list = [](PyObject* o) -> bool { return PyList_CheckExact(o); };
+  PyObject* mode =
+      attributes.get(names.mode, [](PyObject* o) -> bool { return PyUnicode_Check(o); });
+  PyObject* parameters =
+      attributes.get(names.parameters, [](PyObject* o) -> bool { return PyDict_Check(o); });
+  PyObject* list = attributes.get(names.weights, is_list);
+  PyObject* weight_names = attributes.get(names.weight_names, is_list);
+  input_size = attributes.integer(names.input_size);
+  hidden_size = attributes.integer(names.hidden_size);
+  num_layers = attributes.integer(names.num_layers);
+  batch_first = attributes.truth(names.batch_first);
+  directions = attributes.truth(names.bidirectional) ? 2 : 1;
+  const bool drops =
+      num_layers > 1 && attributes.truth(names.training) && attributes.truth(names.dropout);
+  if (drops || attributes.truth(names.proj_size) || !attributes.good || num_layers < 1)
+    return false;
+  cell = find_cell(mode);
+  return cell && read_weights(list, weight_names, parameters);
+}
+
+// _flat_weights, if they are the module's parameters. Parametrisations, functional_call and others
+// put other tensors in their place, which Python brings up to date.
+bool Call::read_weights(PyObject* list, PyObject* weight_names, PyObject* parameters) {
+  const Py_ssize_t count = PyList_GET_SIZE(list);
+  const int64_t per_layer = count / num_layers;
+  if (count != PyList_GET_SIZE(weight_names) || count != per_layer * num_layers ||
+      (per_layer != 2 * directions && per_layer != 4 * directions))
+    return false;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* weight = PyList_GET_ITEM(list, i);
+    if (PyDict_GetItemWithError(parameters, PyList_GET_ITEM(weight_names, i)) != weight ||
+        !take(weight, weights))
+      return false;
+  }
+  return true;
+}
+
+bool Call::read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* hx) {
+  Tensors read;
+  if (!take(given_input, read)) return false;
+  input = read[0];
+  if (given_sizes != Py_None) {
+    if (!take(given_sizes, read)) return false;
+    batch_sizes = read[1];
+  }
+  if (hx == Py_None) return true;
+  if (cell->states == 1) return take(hx, states);
+  if (!PyTuple_CheckExact(hx) || PyTuple_GET_SIZE(hx) != cell->states) return false;
+  for (int k = 0; k < cell->states; ++k)
+    if (!take(PyTuple_GET_ITEM(hx, k), states)) return false;
+  return true;
+}
+
+// Whether all sizes are as torch.nn wants them. Those of the weights are the operator's to check.
+bool Call::fits() const {
+  const bool packed = batch_sizes.defined();
+  if (input.dim() != (packed ? 2 : 3) || input.size(-1) != input_size) return false;
+  const int64_t time_dim = batch_first && !packed ? 1 : 0;
+  if (input.size(time_dim) == 0) return false;
+  int64_t batch = packed ? 0 : input.size(1 - time_dim);
+  if (packed) {
+    if (batch_sizes.dim() != 1 || batch_sizes.scalar_type() != at::kLong || !batch_sizes.is_cpu() ||
+        !batch_sizes.is_contiguous() || batch_sizes.numel() == 0)
+      return false;
+    const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
+    if (std::accumulate(sizes, sizes + batch_sizes.numel(), int64_t{0}) != input.size(0))
+      return false;
+    batch = sizes[0];
+  }
+  const std::array<int64_t, 3> wanted{num_layers * directions, batch, hidden_size};
+  return std::all_of(states.begin(), states.end(),
+                     [&](const Tensor& state) { return state.sizes() == wanted; });
+}
+
+// Whether only autograd and our kernels have a say in what is done with these tensors: no mode, no
+// transform, no trace, no autocast.
+bool Call::is_plain() const {
+  if (at::impl::torch_function_mode_enabled()) return false;
+  if (torch::autograd::ForwardADLevel::try_get_by_idx(0)) return false;
+  const at::ScalarType dtype = input.scalar_type();
+  if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kBFloat16 && dtype != at::kHalf)
+    return false;
+  c10::DispatchKeySet keys = input.key_set();
+  const auto is_alike = [&](const Tensor& t) {
+    keys = keys | t.key_set();
+    return t.scalar_type() == dtype && t.device() == input.device();
+  };
+  if (!std::all_of(states.begin(), states.end(), is_alike) ||
+      !std::all_of(weights.begin(), weights.end(), is_alike))
+    return false;
+  const auto who_else = [](c10::DispatchKeySet keys) {
+    const auto local = c10::impl::tls_local_dispatch_key_set();
+    return ((keys | local.included_) - local.excluded_) -
+           c10::autograd_dispatch_keyset_with_ADInplaceOrView -
+           c10::DispatchKeySet(c10::DispatchKey::BackendSelect);
+  };
+  const c10::DispatchKeySet cpu(c10::DispatchKey::CPU), cuda(c10::DispatchKey::CUDA);
+  if (batch_sizes.defined() && who_else(batch_sizes.key_set()) != cpu) return false;
+  return who_else(keys) == cpu ||
+         (who_else(keys) == cuda && layer_op().hasKernelForDispatchKey(c10::DispatchKey::CUDA));
+}
+
+struct Results {
+  Tensor output;
+  Tensors states_n;
+};
+
+// The layers, one on the output of the other.
+Results run(const Call& call) {
+  const py::gil_scoped_release no_gil;
+  const bool transposes = call.batch_first && !call.batch_sizes.defined();
+  const std::optional<Tensor> sizes =
+      call.batch_sizes.defined() ? std::optional(call.batch_sizes) : std::nullopt;
+  const size_t per_layer = call.weights.size() / call.num_layers;
+  Tensor output = transposes ? call.input.transpose(0, 1) : call.input;
+  std::array<Tensors, 2> states_n;  // by layer, for each state of the cell
+  for (const auto i : c10::irange(call.num_layers)) {
+    Tensors initial = call.states;
+    if (call.num_layers > 1)
+      for (Tensor& state : initial) state = state.narrow(0, i * call.directions, call.directions);
+    const auto own_weights = at::TensorList(call.weights).slice(i * per_layer, per_layer);
+    auto [above, finals, reserve] =
+        layer_op().call(call.cell->name, output, sizes, initial, own_weights, call.directions == 2,
+                        /*train=*/false);
+    output = std::move(above);
+    for (const auto k : c10::irange(finals.size())) states_n[k].push_back(std::move(finals[k]));
+  }
+  Results results{transposes ? output.transpose(0, 1) : std::move(output), {}};
+  for (int k = 0; k < call.cell->states; ++k)
+    results.states_n.push_back(call.num_layers == 1 ? std::move(states_n[k][0])
+                                                    : at::cat(states_n[k]));
+  return results;
+}
+
+// layers(module, input, batch_sizes, hx) -> (output, hidden), or None for a call that is not plain.
+PyObject* layers(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 4) {
+    PyErr_Format(PyExc_TypeError, "layers takes 4 arguments, got %zd", count);
+    return nullptr;
+  }
+  Call call;
+  if (!call.read(arguments[0], arguments[1], arguments[2], arguments[3])) {
+    PyErr_Clear();
+    Py_RETURN_NONE;
+  }
+  Results results = run(call);
+  const auto wrapped = [](Tensor& t) {
+    return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(t)));
+  };
+  py::object hidden = wrapped(results.states_n[0]);
+  if (results.states_n.size() == 2)
+    hidden = py::make_tuple(std::move(hidden), wrapped(results.states_n[1]));
+  return py::make_tuple(wrapped(results.output), std::move(hidden)).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+}  // namespace
+
+PyMethodDef kEagerMethods[] = {
+    {"layers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layers)), METH_FASTCALL,
+     "A call of a module in one step, or None where something about it is special or wrong."},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace rnnfast
