@@ -44,9 +44,12 @@ struct Names {
 // Reads the attributes of a module; `good` turns false at the first that is not as it should be.
 class Attributes {
  public:
-  explicit Attributes(PyObject* module)
-      : dict_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr))),
-        good(static_cast<bool>(dict_)) {}
+  bool good;
+
+  explicit Attributes(PyObject* module) {
+    dict_ = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
+    good = static_cast<bool>(dict_);
+  }
 
   PyObject* get(PyObject* name, bool (*is_kind)(PyObject*)) {
     PyObject* found = good ? PyDict_GetItemWithError(dict_.ptr(), name) : nullptr;
@@ -66,9 +69,6 @@ class Attributes {
 
  private:
   py::object dict_;
-
- public:
-  bool good;
 };
 
 // Torch's `mode` is the cell's name in capitals.
@@ -99,16 +99,16 @@ struct Call {
   Tensors states, weights;
 
   bool read(PyObject* module, PyObject* given_input, PyObject* given_sizes, PyObject* hx) {
-    return read_options(module) && read_tensors(given_input, given_sizes, hx) && fits() &&
-           is_plain();
+    return read_options(module) && read_tensors(given_input, given_sizes, hx) && is_plain() &&
+           fits();
   }
 
  private:
   bool read_options(PyObject* module);
   bool read_weights(PyObject* list, PyObject* weight_names, PyObject* parameters);
   bool read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* hx);
-  bool fits() const;
   bool is_plain() const;
+  bool fits() const;
 };
 
 bool Call::read_options(PyObject* module) {
@@ -167,27 +167,6 @@ bool Call::read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* 
   return true;
 }
 
-// Whether all sizes are as torch.nn wants them. Those of the weights are the operator's to check.
-bool Call::fits() const {
-  const bool packed = batch_sizes.defined();
-  if (input.dim() != (packed ? 2 : 3) || input.size(-1) != input_size) return false;
-  const int64_t time_dim = batch_first && !packed ? 1 : 0;
-  if (input.size(time_dim) == 0) return false;
-  int64_t batch = packed ? 0 : input.size(1 - time_dim);
-  if (packed) {
-    if (batch_sizes.dim() != 1 || batch_sizes.scalar_type() != at::kLong || !batch_sizes.is_cpu() ||
-        !batch_sizes.is_contiguous() || batch_sizes.numel() == 0)
-      return false;
-    const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
-    if (std::accumulate(sizes, sizes + batch_sizes.numel(), int64_t{0}) != input.size(0))
-      return false;
-    batch = sizes[0];
-  }
-  const std::array<int64_t, 3> wanted{num_layers * directions, batch, hidden_size};
-  return std::all_of(states.begin(), states.end(),
-                     [&](const Tensor& state) { return state.sizes() == wanted; });
-}
-
 // Whether only autograd and our kernels have a say in what is done with these tensors: no mode, no
 // transform, no trace, no autocast.
 bool Call::is_plain() const {
@@ -214,6 +193,27 @@ bool Call::is_plain() const {
   if (batch_sizes.defined() && who_else(batch_sizes.key_set()) != cpu) return false;
   return who_else(keys) == cpu ||
          (who_else(keys) == cuda && layer_op().hasKernelForDispatchKey(c10::DispatchKey::CUDA));
+}
+
+// Whether all sizes are as torch.nn wants them. Those of the weights are the operator's to check.
+bool Call::fits() const {
+  const bool packed = batch_sizes.defined();
+  if (input.dim() != (packed ? 2 : 3) || input.size(-1) != input_size) return false;
+  const int64_t time_dim = batch_first && !packed ? 1 : 0;
+  if (input.size(time_dim) == 0) return false;
+  int64_t batch = packed ? 0 : input.size(1 - time_dim);
+  if (packed) {
+    if (batch_sizes.dim() != 1 || batch_sizes.scalar_type() != at::kLong || !batch_sizes.is_cpu() ||
+        !batch_sizes.is_contiguous() || batch_sizes.numel() == 0)
+      return false;
+    const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
+    const auto rows = std::accumulate(sizes, sizes + batch_sizes.numel(), uint64_t{0});
+    if (rows != static_cast<uint64_t>(input.size(0))) return false;
+    batch = sizes[0];
+  }
+  const std::array<int64_t, 3> wanted{num_layers * directions, batch, hidden_size};
+  return std::all_of(states.begin(), states.end(),
+                     [&](const Tensor& state) { return state.sizes() == wanted; });
 }
 
 struct Results {
