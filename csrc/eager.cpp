@@ -33,10 +33,11 @@ using Tensors = c10::SmallVector<Tensor, 8>;
 struct Names {
   PyObject *mode = intern("mode"), *input_size = intern("input_size"),
            *hidden_size = intern("hidden_size"), *num_layers = intern("num_layers"),
-           *batch_first = intern("batch_first"), *bidirectional = intern("bidirectional"),
-           *dropout = intern("dropout"), *training = intern("training"),
-           *proj_size = intern("proj_size"), *parameters = intern("_parameters"),
-           *weights = intern("_flat_weights"), *weight_names = intern("_flat_weights_names");
+           *bias = intern("bias"), *batch_first = intern("batch_first"),
+           *bidirectional = intern("bidirectional"), *dropout = intern("dropout"),
+           *training = intern("training"), *proj_size = intern("proj_size"),
+           *parameters = intern("_parameters"), *weights = intern("_flat_weights"),
+           *weight_names = intern("_flat_weights_names");
 
   static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
 };
@@ -94,7 +95,7 @@ bool take(PyObject* object, Tensors& tensors) {
 struct Call {
   const CellFacts* cell = nullptr;
   int64_t input_size, hidden_size, num_layers, directions;
-  bool batch_first;
+  bool has_biases, batch_first;
   Tensor input, batch_sizes;  // batch_sizes undefined for a tensor that is not packed
   Tensors states, weights;
 
@@ -124,6 +125,7 @@ bool Call::read_options(PyObject* module) {
   input_size = attributes.integer(names.input_size);
   hidden_size = attributes.integer(names.hidden_size);
   num_layers = attributes.integer(names.num_layers);
+  has_biases = attributes.truth(names.bias);
   batch_first = attributes.truth(names.batch_first);
   directions = attributes.truth(names.bidirectional) ? 2 : 1;
   const bool drops =
@@ -138,9 +140,8 @@ bool Call::read_options(PyObject* module) {
 // put other tensors in their place, which Python brings up to date.
 bool Call::read_weights(PyObject* list, PyObject* weight_names, PyObject* parameters) {
   const Py_ssize_t count = PyList_GET_SIZE(list);
-  const int64_t per_layer = count / num_layers;
-  if (count != PyList_GET_SIZE(weight_names) || count != per_layer * num_layers ||
-      (per_layer != 2 * directions && per_layer != 4 * directions))
+  if (count != num_layers * directions * (has_biases ? 4 : 2) ||
+      count != PyList_GET_SIZE(weight_names))
     return false;
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* weight = PyList_GET_ITEM(list, i);

@@ -1,4 +1,4 @@
-"""A plain call runs in one step of C++, with the values of the long way; all others go the long way.
+"""A plain call runs in one step of C++, with the values of the long way; others go the long way.
 
 Catches a call that is special (a mode, a transform, autocast, another dtype, a wrong size, weights
 that are no longer the parameters) and is served as if it were not: the error would be lost, or what
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rnnfast
 from rnnfast import _C
 
-I, H, T, B = 4, 5, 3, 2
+I, H, T, B = 4, 5, 3, 2  # noqa: E741
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"bias": False, "batch_first": True},
@@ -161,6 +161,7 @@ INPUTS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @layers
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("change", INPUTS)
 def test_an_input_that_is_special_or_wrong_goes_the_long_way(name: str, change: str) -> None:
     module, x, hx = make(name)
@@ -170,6 +171,7 @@ def test_an_input_that_is_special_or_wrong_goes_the_long_way(name: str, change: 
 
 
 @layers
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("change", INPUTS)
 def test_a_state_that_is_special_or_wrong_goes_the_long_way(name: str, change: str) -> None:
     if change in ("no steps", "nothing"):
