@@ -9,6 +9,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -24,11 +25,12 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// What rnnfast::layer is given besides tensors.
+// What rnnfast::layer is given besides tensors, and where its reserve goes: it has no gradient.
 struct Options {
   c10::DispatchKeySet keys;
   std::string_view cell;
   bool bidirectional;
+  variable_list& reserve;
 };
 
 CellFacts facts_of(std::string_view cell) {
@@ -126,8 +128,7 @@ variable_list differentiable_gradients(const Saved& saved, at::TensorList grads,
 struct LayerFunction : torch::autograd::Function<LayerFunction> {
   static constexpr bool is_traceable = true;
 
-  // Returns output, states_n and reserve behind one another. The output is not saved: users may
-  // edit it in place.
+  // Returns the output, then states_n. The output is not saved: users may edit it in place.
   static variable_list forward(AutogradContext* ctx, const Options& options, const Tensor& x,
                                const std::optional<Tensor>& batch_sizes, at::TensorList states,
                                at::TensorList weights) {
@@ -142,10 +143,9 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     ctx->saved_data["cell"] = std::string(options.cell);
     ctx->saved_data["bidirectional"] = options.bidirectional;
     ctx->saved_data["given"] = static_cast<int64_t>(states.size());
-    ctx->mark_non_differentiable(reserve);
     ctx->set_materialize_grads(false);
+    options.reserve = std::move(reserve);
     results.insert(results.begin(), std::move(output));
-    results.insert(results.end(), reserve.begin(), reserve.end());
     return std::move(results);
   }
 
@@ -157,9 +157,8 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     std::vector<bool> needs{ctx->needs_input_grad(0)};
     for (size_t i = 0; i < saved.states().size() + saved.weights().size(); ++i)
       needs.push_back(ctx->needs_input_grad(first + i));
-    const at::TensorList used = at::TensorList(grads).slice(0, 1 + saved.facts.states);
-    variable_list wanted = needs_graph(used) ? differentiable_gradients(saved, used, needs)
-                                             : fused_gradients(saved, used, needs);
+    variable_list wanted = needs_graph(grads) ? differentiable_gradients(saved, grads, needs)
+                                              : fused_gradients(saved, grads, needs);
     variable_list result(3 + needs.size() - 1);  // options, x, batch_sizes, states and weights
     auto next = wanted.begin();
     for (size_t i = 0; i < needs.size(); ++i)
@@ -179,12 +178,14 @@ LayerResult layer_autograd(c10::DispatchKeySet keys, std::string_view cell, cons
     return layer_op().redispatch(keys & c10::after_autograd_keyset, cell, x, batch_sizes, states,
                                  weights, bidirectional, train);
   }
-  variable_list results =
-      LayerFunction::apply(Options{keys, cell, bidirectional}, x, batch_sizes, states, weights);
-  const auto first_state = results.begin() + 1, first_reserve = first_state + facts_of(cell).states;
-  return {results[0],
-          {first_state, first_reserve},
-          train ? variable_list(first_reserve, results.end()) : variable_list()};
+  variable_list reserve;
+  variable_list results = LayerFunction::apply(Options{keys, cell, bidirectional, reserve}, x,
+                                               batch_sizes, states, weights);
+  LayerResult result{std::move(results[0]), {}, {}};
+  std::get<1>(result).assign(std::make_move_iterator(results.begin() + 1),
+                             std::make_move_iterator(results.end()));
+  if (train) std::get<2>(result) = std::move(reserve);
+  return result;
 }
 
 TORCH_LIBRARY_IMPL(rnnfast, Autograd, m) { m.impl("layer", &layer_autograd); }

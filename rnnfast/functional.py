@@ -1,4 +1,4 @@
-"""Layers and cells as functions: their gradients, the stack of layers, dropout between them.
+"""Layers and cells as functions: the stack of layers, dropout between them, second derivatives.
 
 The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their arguments as torch.nn
 does and then call :func:`stack` or :func:`cell`. :func:`route` says what will serve a call.
