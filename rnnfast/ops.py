@@ -1,7 +1,7 @@
 """The two ops, typed, with their fake kernels and FLOP formulas.
 
-They are public, but low: one layer, all its directions, no dropout. ``layer`` has gradients, which
-call ``layer_backward`` (``csrc/autograd.cpp``); :mod:`rnnfast.functional` makes layers of any depth.
+They are public, but low: one layer, all its directions, no dropout. ``layer`` has gradients: they
+call ``layer_backward`` (see ``csrc/autograd.cpp``). :mod:`rnnfast.functional` stacks layers.
 Every argument is checked; a bad one raises RuntimeError or ValueError that names the op, the
 argument, what was wanted and what was given.
 """
