@@ -69,22 +69,20 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         batch_dim = 0 if self.batch_first else 1
         if hx is not None:
             hx = self._batched_states(hx, dim)
-        if dim == 2:
-            input = input.unsqueeze(batch_dim)
-        output, states = self._run(input, None, hx)
-        if dim == 2:
-            return output.squeeze(batch_dim), self._hidden([s.squeeze(1) for s in states])
-        return output, self._hidden(states)
+        if dim == 3:
+            return self._run(input, None, hx)
+        input = input.unsqueeze(batch_dim)
+        output, hidden = self._run_plain(input, None, hx) or self._run(input, None, hx)
+        states = [s.squeeze(1) for s in self._states(hidden)]
+        return output.squeeze(batch_dim), self._hidden(states)
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if hx is not None:
             hx = self.permute_hidden(hx, sorted_indices)
-        result = self._run_plain(input, batch_sizes, hx)
-        if result is None:
-            output, states = self._run(input, batch_sizes, hx)
-            result = output, self._hidden(states)
-        output, hidden = result
+        output, hidden = self._run_plain(input, batch_sizes, hx) or self._run(
+            input, batch_sizes, hx
+        )
         hidden = self.permute_hidden(hidden, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
 
@@ -96,9 +94,7 @@ class _Layers(Disguised, Interop, nn.RNNBase):
             return None
         return _C.layers(self, input, batch_sizes, hx)
 
-    def _run(
-        self, input: Tensor, batch_sizes: Tensor | None, hx: Any
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _run(self, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> tuple[Tensor, Any]:
         """Check the arguments and run the layers. `hx` None counts as zeros, which nobody makes."""
         weights = self._current_weights()
         # A compiled program cannot read B from the values of batch_sizes; the operator does.
@@ -113,7 +109,7 @@ class _Layers(Disguised, Interop, nn.RNNBase):
                 raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
             if batch_sizes is not None:
                 _check_batch_sizes(input, batch_sizes)
-        return stack(
+        output, states = stack(
             self.mode,
             input,
             batch_sizes,
@@ -127,6 +123,7 @@ class _Layers(Disguised, Interop, nn.RNNBase):
             batch_first=batch_first,
             proj_size=self.proj_size,
         )
+        return output, self._hidden(states)
 
     def _current_weights(self) -> list[Tensor]:
         """``_flat_weights``, brought up to date with the attributes as torch.nn does.

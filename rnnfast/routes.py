@@ -39,9 +39,7 @@ class Route(NamedTuple):
 
 
 FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
-_EXPORTED = Route(
-    "torch", "torch.export of what trains: torch's operator, which all tools know"
-)
+_EXPORTED = Route("torch", "torch.export of what trains: torch's operator, which all tools know")
 _ONE_STEP = Route("torch", "one step: torch's operator is one fused kernel already, and lighter")
 _TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
 AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")

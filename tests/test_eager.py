@@ -102,6 +102,19 @@ def test_steps_that_carry_their_state(name: str, context: Callable[[], Any]) -> 
             assert not output.requires_grad
 
 
+@layers
+def test_a_sequence_without_a_batch_takes_one_step_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x, hx = make(name, num_layers=2, bidirectional=True)
+    alone = tuple(h[:, 0] for h in tensors(hx))
+    arguments = (x[:, 0], alone if name == "LSTM" else alone[0])
+    expected = long_way(module, *arguments)
+    monkeypatch.setattr(type(module), "_run", None)
+    for one, other in zip(tensors(module(*arguments)), tensors(expected), strict=True):
+        assert torch.equal(one, other)
+
+
 class _Subclass(Tensor):
     pass
 
