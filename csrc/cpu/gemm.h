@@ -120,11 +120,13 @@ void pack_backward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
 
 inline constexpr int kMaxVectors = 4, kMaxRows = 8;
 
-// Rows of a tile that is `vectors` registers wide: as many sums as the registers hold beside one
-// row of weights and a broadcast.
+// Rows of a tile that is `vectors` registers wide: as many as leave registers for the sums, the
+// smaller side of the product and one number of the other.
 constexpr int tile_rows(int vectors) {
-  const int rows = (kVectorRegisters - 1) / vectors - 1;
-  return rows < 1 ? 1 : rows > kMaxRows ? kMaxRows : rows;
+  int rows = kMaxRows;
+  while (rows > 1 && rows * vectors + (rows < vectors ? rows : vectors) + 1 > kVectorRegisters)
+    --rows;
+  return rows;
 }
 
 // Longer sums are made of blocks of this depth: their rounding error grows with the square root of
@@ -151,15 +153,32 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t w_stride, int64_t de
     const bool first = k == 0;
     Raw sum[kChains][MR][NV] = {};
     const auto step = [&](int chain, int64_t k) __attribute__((always_inline)) {
-      Raw row[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v)
-        row[v] = *reinterpret_cast<const Unaligned*>(w + k * w_stride + v * kWidth);
+      const auto factor = [&](int m) __attribute__((always_inline)) {
+        return Vec<T>(left == Left::kRows ? a[m * a_stride + k] : a[k * a_stride + m]).raw;
+      };
+      const auto weights = [&](int v) __attribute__((always_inline)) {
+        return Vec<T>::load(w + k * w_stride + v * kWidth).raw;
+      };
+      if constexpr (MR < NV) {
+        Raw column[MR];
 #pragma GCC unroll 8
-      for (int m = 0; m < MR; ++m) {
-        const T factor = left == Left::kRows ? a[m * a_stride + k] : a[k * a_stride + m];
+        for (int m = 0; m < MR; ++m) column[m] = factor(m);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[chain][m][v] += factor * row[v];
+        for (int v = 0; v < NV; ++v) {
+          const Raw row = weights(v);
+#pragma GCC unroll 8
+          for (int m = 0; m < MR; ++m) sum[chain][m][v] += column[m] * row;
+        }
+      } else {
+        Raw row[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) row[v] = weights(v);
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; ++m) {
+          const Raw number = factor(m);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) sum[chain][m][v] += number * row[v];
+        }
       }
     };
     for (; k + kChains <= end; k += kChains) {
