@@ -44,11 +44,11 @@ def test_several_chunks(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("B", "H"), [(9, 7), (3, 21), (9, 100)], ids=["tiles", "rows", "library"])
+@pytest.mark.parametrize(("B", "H"), [(9, 7), (3, 21), (9, 100), (40, 21)])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_one_step_from_states(mode: str, bidirectional: bool, B: int, H: int) -> None:
-    """With T = 1, each direction's product with h_0 is like an input projection."""
+    """With T = 1, weights are used as they stand for few rows, and packed for 40."""
     problem = Problem(mode, T=1, B=B, I=5, H=H, bidirectional=bidirectional)
     ours, theirs = problem.rnnfast(), problem.torch()
     assert_close(ours, theirs, TOLERANCE[torch.float64])
@@ -58,12 +58,11 @@ def test_one_step_from_states(mode: str, bidirectional: bool, B: int, H: int) ->
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_onednn_products(mode: str, bidirectional: bool) -> None:
-    """In float32, products of over 2^22 multiplications go to oneDNN: the error stays torch's."""
+def test_long_sums(mode: str, bidirectional: bool) -> None:
+    """Sums of 253 to 2240 products in float32: their error stays torch's."""
     problem = Problem(
         mode, T=70, B=32, I=253, H=384, bidirectional=bidirectional, dtype=torch.float32
     )
-    assert 190 * 253 * 384 > 2**24
     exact = Problem(mode, T=70, B=32, I=253, H=384, bidirectional=bidirectional)
     with torch.no_grad():
         for own, other in zip(exact.leaves, problem.leaves, strict=True):
