@@ -1,8 +1,8 @@
-"""Timing two functions against each other on a machine that is not quiet, and the statistics.
+"""Timing functions against each other on a machine that is not quiet, and the statistics.
 
-The two sides alternate in short blocks, and the order turns round after every pair (A B, B A,
-A B, ...). A neighbour's load, a change of clock or a warm cache then meets both, and the ratio of
-two adjacent blocks is worth more than the ratio of two runs minutes apart.
+The sides alternate in short blocks, and the order turns round after every round (A B, B A,
+A B, ...). A neighbour's load, a change of clock or a warm cache then meets all, and the ratio of
+two blocks of a round is worth more than the ratio of two runs minutes apart.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from functools import partial
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure one pair. All times in seconds.
+    """How long to measure the sides of one problem. All times in seconds.
 
-    total: until this is spent (both sides together); block: a block of calls lasts at least this;
-    rounds: at least and at most so many pairs of blocks, whatever `total` says;
-    lead_in: a block whose calls are shorter than this begins with one that is not timed.
+    total: until this is spent (all sides together); block: a block of calls lasts at least this;
+    rounds: at least and at most so many blocks of each side, whatever `total` says;
+    lead_in: a block whose calls are shorter than this begins with one that is not timed, and goes
+    on with such calls for `settle`, until the threads of the side before have fallen asleep.
     """
 
     total: float
@@ -29,6 +30,7 @@ class Budget:
     rounds: tuple[int, int] = (5, 200)
     warm_up: float = 0.1
     lead_in: float = 0.05
+    settle: float = 0.0
 
 
 FULL = Budget(total=2.0)
@@ -79,25 +81,45 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     stopwatch: Stopwatch | None = None,
 ) -> Pair:
-    """Warms both sides up, then times them in alternating blocks until the budget is spent.
+    """The samples of `take_turns` of two sides."""
+    return Pair(*take_turns((baseline, candidate), budget, clock, stopwatch))
 
-    stopwatch: times a block; by default with the clock, for what has run when it returns.
+
+def take_turns(
+    sides: Sequence[Callable[[], object]],
+    budget: Budget,
+    clock: Callable[[], float] = time.perf_counter,
+    stopwatch: Stopwatch | None = None,
+) -> list[tuple[float, ...]]:
+    """Warms all sides up, then times them in alternating blocks until the budget is spent.
+
+    Returns, for each side, the seconds per call of its blocks; those of the same index were taken
+    in the same round. stopwatch: times a block; by default with the clock, for what has run when it
+    returns.
     """
     stopwatch = stopwatch or partial(_block, clock=clock)
-    sides = (baseline, candidate)
     estimates = [_warm_up(side, budget, clock, stopwatch) for side in sides]
     calls = [max(1, math.ceil(budget.block / max(estimate, 1e-9))) for estimate in estimates]
-    samples: tuple[list[float], list[float]] = ([], [])
+    samples: list[list[float]] = [[] for _ in sides]
     at_least, at_most = budget.rounds
     start = clock()
     for turn in range(at_most):
         if turn >= at_least and clock() - start >= budget.total:
             break
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+        order = range(len(sides))
+        for side in order if turn % 2 == 0 else reversed(order):
             if estimates[side] < budget.lead_in:
-                sides[side]()
+                _settle(sides[side], budget.settle, clock)
             samples[side].append(stopwatch(sides[side], calls[side]))
-    return Pair(tuple(samples[0]), tuple(samples[1]))
+    return [tuple(found) for found in samples]
+
+
+def _settle(function: Callable[[], object], seconds: float, clock: Callable[[], float]) -> None:
+    """Calls at least once and until the time is over."""
+    start = clock()
+    function()
+    while clock() - start < seconds:
+        function()
 
 
 def _warm_up(

@@ -161,13 +161,23 @@ class Errors:
 
 
 def check(workload: Workload, name: str) -> Errors:
-    """Compares both sides with torch.nn in float64 on all values of pass `name`.
+    """`compare` of the candidate's values in pass `name`."""
+    return compare(
+        workload,
+        name,
+        values(workload.candidate, workload.x, workload.grad_output, name),
+        values(workload.baseline, workload.x, workload.grad_output, name),
+    )
 
-    Raises WrongValuesError where the candidate's error exceeds ERROR_FACTOR times the baseline's
-    plus ERROR_FLOOR roundings, or where a value is missing, misshapen or of another dtype.
+
+def compare(
+    workload: Workload, name: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]
+) -> Errors:
+    """Compares our values in pass `name`, and torch.nn's (theirs), with torch.nn's in float64.
+
+    Raises WrongValuesError where our error exceeds ERROR_FACTOR times torch.nn's plus ERROR_FLOOR
+    roundings, or where a value is missing, misshapen or of another dtype.
     """
-    ours = values(workload.candidate, workload.x, workload.grad_output, name)
-    theirs = values(workload.baseline, workload.x, workload.grad_output, name)
     where = f"{workload.cell} {workload.problem.name} {name}"
     if ours.keys() != theirs.keys():
         raise WrongValuesError(f"{where}: wanted {list(theirs)}, got {list(ours)}")

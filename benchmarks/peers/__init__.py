@@ -1,0 +1,1 @@
+"""rnnfast beside every other implementation of these layers on a CPU: `make bench-peers`."""
