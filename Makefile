@@ -11,6 +11,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+OTHER_SOURCES := benchmarks/micro/micro.cu $(wildcard benchmarks/peers/*.cpp) tools/layouts.cpp
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
@@ -46,12 +47,12 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) benchmarks/micro/micro.cu tools/layouts.cpp
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES) $(OTHER_SOURCES)
 
 format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CXX_SOURCES) benchmarks/micro/micro.cu tools/layouts.cpp
+	$(BIN)/clang-format -i $(CXX_SOURCES) $(OTHER_SOURCES)
 
 build: $(VENV)/built
 

@@ -189,6 +189,23 @@ def test_short_calls_are_timed_in_blocks_after_one_untimed_call() -> None:
     assert pair == timing.Pair((0.25, 0.25), (1.0, 1.0))
 
 
+def test_more_than_two_sides_take_turns_too() -> None:
+    clock = Clock()
+    budget = timing.Budget(total=0, block=1, rounds=(3, 3), warm_up=0, lead_in=0)
+    sides = [clock.worker(name, seconds) for name, seconds in (("a", 1), ("b", 2), ("c", 3))]
+    samples = timing.take_turns(sides, budget, clock)
+    assert "".join(clock.log) == "aabbcc" + "abc" + "cba" + "abc"
+    assert samples == [(1.0,) * 3, (2.0,) * 3, (3.0,) * 3]
+
+
+def test_a_short_side_settles_before_it_is_timed() -> None:
+    clock = Clock()
+    budget = timing.Budget(total=0, block=0.5, rounds=(1, 1), warm_up=0, lead_in=0.5, settle=0.75)
+    sides = [clock.worker("a", 0.25), clock.worker("b", 1.0)]
+    timing.take_turns(sides, budget, clock)
+    assert "".join(clock.log) == "aabb" + "aaa" + "aa" + "b"  # a long side needs no settling
+
+
 @pytest.mark.parametrize(("total", "expected"), [(0, 3), (12, 6), (1000, 8)])
 def test_rounds_follow_the_time_budget_within_limits(total: float, expected: int) -> None:
     clock = Clock()
@@ -381,7 +398,9 @@ def test_the_page_on_precision_has_a_block_for_the_tables() -> None:
 # ---- the README ----
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/numerics.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/numerics.md", "docs/peers.md", "CONTRIBUTING.md"]
+)
 def test_what_a_page_links_to_exists(page: str) -> None:
     path = results.REPOSITORY / page
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())

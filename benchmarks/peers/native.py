@@ -16,8 +16,9 @@ def load(source: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "library.so"
         command = ["g++", "-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
-        command += [str(Path(__file__).with_name(source)), "-o", str(library), *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command += [source, "-o", str(library), *flags]
+        here = Path(__file__).parent
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=here)
         if done.returncode:
-            raise OSError(f"{source} does not compile: {done.stderr.strip()[-500:]}")
+            raise OSError(f"{source} does not compile: {done.stderr.strip()[:500]}")
         return ctypes.CDLL(str(library))

@@ -13,7 +13,7 @@ from benchmarks.peers.bound import Bound
 from benchmarks.problems import Problem
 from benchmarks.timing import geometric_mean, summarise
 
-FORMAT = 1
+FORMAT = "peers 1"
 OURS, BASELINE = "rnnfast", "torch.nn"
 
 
@@ -78,9 +78,10 @@ def mean_lead(entries: list[Entry]) -> float:
 def write(record: Record, path: Path) -> None:
     """One entry a line. Seconds keep five digits."""
     lines = ",\n".join(json.dumps(_to_json(entry)) for entry in record.entries)
+    facts = json.dumps(record.environment, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        f'{{"format": {FORMAT},\n"environment": {json.dumps(record.environment, indent=1)},\n'
+        f'{{"format": {json.dumps(FORMAT)},\n"environment": {facts},\n'
         f'"measurements": [\n{lines}\n]}}\n'
     )
 
@@ -89,7 +90,7 @@ def read(path: Path) -> Record:
     """Reads what `write` wrote. Raises ValueError for another format."""
     data = json.loads(path.read_text())
     if data.get("format") != FORMAT:
-        raise ValueError(f"{path}: wanted format {FORMAT}, got {data.get('format')}")
+        raise ValueError(f"{path}: wanted format {FORMAT!r}, got {data.get('format')!r}")
     return Record(data["environment"], tuple(map(_from_json, data["measurements"])))
 
 

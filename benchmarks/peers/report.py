@@ -1,7 +1,7 @@
 """Tables and a plot of the JSON that `python -m benchmarks.peers` writes.
 
-python -m benchmarks.peers.report benchmarks/results/MACHINE-peers.json            the tables
-python -m benchmarks.peers.report benchmarks/results/MACHINE-peers.json --docs     docs/peers.md
+python -m benchmarks.peers.report benchmarks/results/peers/MACHINE.json            the tables
+python -m benchmarks.peers.report benchmarks/results/peers/MACHINE.json --docs     docs/peers.md
 """
 
 from __future__ import annotations
