@@ -32,9 +32,9 @@ struct Weights {
 // Rows of a times w, packed or, forward only, as it stands.
 template <class T, class Consume>
 RNNFAST_FN void multiply(const Weights<T>& w, const T* a, int64_t a_stride, Range rows,
-                         Range panel_range, bool backwards, Consume&& consume) {
+                         Range panel_range, Consume&& consume) {
   if (w.packed) {
-    multiply(w.panels, w.packed, a, a_stride, rows, panel_range, backwards, consume);
+    multiply(w.panels, w.packed, a, a_stride, rows, panel_range, consume);
   } else {
     multiply_unpacked(w.panels, w.plain, a, a_stride, rows, panel_range, consume);
   }
@@ -82,16 +82,15 @@ template <class Cell, class T>
 void project(const ForwardDirection<T>& d, Range steps, const Member& member) {
   const Range rows = rows_of(d.walk, steps), panels = member.panels(d.w_ih.panels.count());
   const auto multiply_rows = [&](Range some, Range of_panels) {
-    multiply(d.w_ih, d.x, d.input, some, of_panels, false,
-             [&](int64_t row, int64_t unit, const T* sums) {
-               T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
-               const int64_t units = d.w_ih.panels.units_from(unit);
-               for (int g = 0; g < Cell::kGates; ++g) {
-                 Vec<T> sum = Vec<T>::load(sums + g * Vec<T>::kWidth);
-                 if (d.b_ih) sum = sum + Vec<T>::load(d.b_ih + g * d.hidden + unit, units);
-                 sum.store(x_gates + g * Vec<T>::kWidth);
-               }
-             });
+    multiply(d.w_ih, d.x, d.input, some, of_panels, [&](int64_t row, int64_t unit, const T* sums) {
+      T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
+      const int64_t units = d.w_ih.panels.units_from(unit);
+      for (int g = 0; g < Cell::kGates; ++g) {
+        Vec<T> sum = Vec<T>::load(sums + g * Vec<T>::kWidth);
+        if (d.b_ih) sum = sum + Vec<T>::load(d.b_ih + g * d.hidden + unit, units);
+        sum.store(x_gates + g * Vec<T>::kWidth);
+      }
+    });
   };
   if (member.split == Split::kHidden || member.size == 1) {
     multiply_rows(rows, panels);
@@ -178,7 +177,7 @@ void forward_direction(const ForwardDirection<T>& d, int64_t chunk_steps, Member
       if (i == 0 && d.starts_with_zeros) {
         multiply_zeros(d.w_hh.panels, rows, panels, consume);
       } else {
-        multiply(d.w_hh, step.h_in, d.state_stride, rows, panels, i & 1, consume);
+        multiply(d.w_hh, step.h_in, d.state_stride, rows, panels, consume);
       }
       member.wait_for_step();
     }
@@ -286,14 +285,14 @@ void step_back(const BackwardDirection<T>& d, const Walk& back, int64_t i, int64
   if (i == 0) {
     multiply_zeros(d.w_hh.panels, rows, panels, consume);
   } else {
-    multiply(d.w_hh, d.carry[i & 1], d.gates_stride, rows, panels, i & 1, consume);
+    multiply(d.w_hh, d.carry[i & 1], d.gates_stride, rows, panels, consume);
   }
   member.wait_for_step();
   if (!d.want_h_0 || staying == batch) return;
   // Rows that began here: what reaches their h_0. The next step reads this carry too and writes the
   // other one.
   multiply(d.w_hh, carry, d.gates_stride, member.rows(back.batch_size(), staying, batch), panels,
-           false, [&](int64_t row, int64_t unit, const T* sums) {
+           [&](int64_t row, int64_t unit, const T* sums) {
              T* grad = d.grad_states[0] + row * d.state_stride + unit;
              (Vec<T>::load(grad) + Vec<T>::load(sums)).store(grad);
            });
@@ -354,7 +353,7 @@ void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps,
   if (d.grad_x)
     multiply(d.w_ih, d.grad_x_gates, d.gates_stride,
              by_rows ? member.share(count) : Range{0, count},
-             by_rows ? all_panels : member.share(all_panels.end), false,
+             by_rows ? all_panels : member.share(all_panels.end),
              [&](int64_t row, int64_t unit, const T* sums) {
                Vec<T>::load(sums).store(d.grad_x + (rows.begin + row) * d.input + unit,
                                         d.w_ih.panels.units_from(unit));

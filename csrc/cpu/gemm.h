@@ -230,15 +230,12 @@ inline int even_tile(int64_t rows, int most) {
 }
 
 // Multiplies rows of a [*, K] by panels [panel_range) of w and hands every row and group of units
-// to consume(row, first unit, sums): gate by gate a register of sums. `backwards` goes through the
-// panels from the last to the first: a loop that turns round every time finds in the nearest cache
-// what it used last.
+// to consume(row, first unit, sums): gate by gate a register of sums.
 template <class T, class Consume>
 RNNFAST_FN void multiply(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
-                         Range rows, Range panel_range, bool backwards, Consume&& consume) {
+                         Range rows, Range panel_range, Consume&& consume) {
   TileSums<T> sums;
-  for (int64_t i = panel_range.begin; i < panel_range.end; ++i) {
-    const int64_t panel = backwards ? panel_range.end - 1 - (i - panel_range.begin) : i;
+  for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
     const int groups = panels.groups_in(panel), vectors = groups * panels.gates;
     for (int64_t row = rows.begin; row < rows.end;) {
       const int count = even_tile(rows.end - row, tile_rows(vectors));
