@@ -81,11 +81,20 @@ RNNFAST_FN T power_of_two(T rounded) {
   return result;
 }
 
-// Keeps NaN, as every comparison with it is false.
+// The smaller and the larger of two numbers; b where one is NaN.
+template <class V>
+RNNFAST_FN V smaller(V a, V b) {
+  return select(a < b, a, b);
+}
+template <class V>
+RNNFAST_FN V larger(V a, V b) {
+  return select(a > b, a, b);
+}
+
+// Keeps NaN.
 template <class V>
 RNNFAST_FN V clamp(V x, typename ScalarOf<V>::type limit) {
-  x = select(x > V(limit), V(limit), x);
-  return select(x < V(-limit), V(-limit), x);
+  return larger(V(-limit), smaller(V(limit), x));
 }
 
 // The polynomial of ExpConstants at r, whose first i terms have come to p.
@@ -133,7 +142,7 @@ template <class V>
 RNNFAST_FN V tanh(V x) {
   const auto negative = x < V(0);
   V size = select(negative, V(0) - x, x);
-  size = clamp(size, ExpConstants<typename ScalarOf<V>::type>::kTanhIsOne);
+  size = smaller(V(ExpConstants<typename ScalarOf<V>::type>::kTanhIsOne), size);
   V scale, excess;
   split_exp(size + size, scale, excess);
   const V e = fma(scale, excess, scale - V(1));
