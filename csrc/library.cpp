@@ -47,6 +47,15 @@ py::dict build_info() {
   return info;
 }
 
+// What torch's capability AVX512 leaves open.
+bool has_bfloat16_products() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 py::list cells() {
   py::list result;
   for (const CellFacts& cell : kCells) {
@@ -138,6 +147,8 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &rnnfast::build_info, "Facts about this build.");
+  m.def("has_bfloat16_products", &rnnfast::has_bfloat16_products,
+        "Whether this CPU has the dot products of AVX512-BF16.");
   m.def("cells", &rnnfast::cells, "The table of cells.");
   m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),

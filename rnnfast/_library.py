@@ -1,11 +1,14 @@
 """Loads the compiled libraries: the schemas and facts, and the kernels that fit this machine.
 
 Importing this module registers ``torch.ops.rnnfast.layer`` and ``layer_backward`` with kernels for
-the CPU (one library per instruction set, chosen as torch chooses its own, so that
-``ATEN_CPU_CAPABILITY`` is honoured) and, where they were built, for CUDA.
+the CPU and, where they were built, for CUDA. Of the CPU's there is one library per instruction set,
+chosen as torch chooses its own, so that ``ATEN_CPU_CAPABILITY`` is honoured. torch's capability
+says nothing about products of bfloat16: AVX512 comes with them where the CPU has them, unless it
+was asked for by name.
 """
 
 import importlib
+import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -14,7 +17,10 @@ import torch
 _FOLDER = Path(__file__).parent
 _INSTALL = "pip install --no-build-isolation ."
 # Best first: what a CPU of that capability can run.
-_INSTRUCTION_SETS = {"AVX512": ("avx512", "avx2", "default"), "AVX2": ("avx2", "default")}
+_INSTRUCTION_SETS = {
+    "AVX512": ("avx512bf16", "avx512", "avx2", "default"),
+    "AVX2": ("avx2", "default"),
+}
 
 
 def _minor(version: str) -> str:
@@ -48,11 +54,18 @@ def _load(path: Path) -> None:
     torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
 
 
+def _runs_here(name: str) -> bool:
+    """Whether a library may be loaded that fits torch's capability."""
+    if name != "avx512bf16":
+        return True
+    return "ATEN_CPU_CAPABILITY" not in os.environ and _C.has_bfloat16_products()
+
+
 def _load_cpu() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     for name in _INSTRUCTION_SETS.get(capability, ("default",)):
         path = _find(f"_cpu_{name}")
-        if path is not None:
+        if path is not None and _runs_here(name):
             _load(path)
             return name
     raise ImportError(f"rnnfast holds no CPU kernels: run `{_INSTALL}` again in its source folder")
@@ -71,7 +84,7 @@ _check_build()
 from rnnfast import _C  # noqa: E402  (only after the check)
 
 INSTRUCTION_SET = _load_cpu()
-"""Which of ``avx512``, ``avx2`` and ``default`` the loaded CPU kernels were compiled for."""
+"""What the CPU kernels were compiled for: ``avx512bf16``, ``avx512``, ``avx2`` or ``default``."""
 
 HAS_CUDA = _load_cuda()
 """Whether CUDA kernels were built and loaded. Says nothing about a GPU being there."""

@@ -1,6 +1,7 @@
 """Every instruction set that was built: parity, edges and gradients, each in its own process.
 
-torch chooses by ``ATEN_CPU_CAPABILITY`` at its start, and so do we. Catches a library that only
+torch chooses by ``ATEN_CPU_CAPABILITY`` at its start, and so do we; left to itself, AVX-512 comes
+with products of bfloat16 where the CPU has them. Catches a library that only
 works at one width, and a choice that does not follow torch's.
 """
 
@@ -14,7 +15,7 @@ import torch
 
 from rnnfast import _library
 
-ORDER = ("default", "avx2", "avx512")
+ORDER = ("default", "avx2", "avx512", "avx512bf16")
 BEST = _library.INSTRUCTION_SET
 CORE = [
     "test_functional.py::test_edges_match_torch",
@@ -23,6 +24,7 @@ CORE = [
     "test_ops.py::test_backward_gives_what_is_needed",
     "test_numerics.py::test_saturated_gates_stay_finite",
     "test_numerics.py::test_nan_and_infinity_pass_as_in_torch",
+    "test_bfloat16.py",
     "test_isa.py::test_library_follows_torch",
 ]
 
@@ -33,6 +35,8 @@ def test_library_follows_torch() -> None:
     if wanted is not None:
         assert capability == wanted
     expected = capability if capability in ORDER else "default"
+    if expected == "avx512" and wanted is None and torch.cpu._is_avx512_bf16_supported():
+        expected = "avx512bf16"
     assert expected == _library.INSTRUCTION_SET
 
 

@@ -41,12 +41,15 @@ def test_an_unbuilt_package_says_how_to_build(monkeypatch: pytest.MonkeyPatch) -
         _library._check_build()
 
 
+ALL = {"avx512bf16", "avx512", "avx2", "default"}
+
+
 @pytest.mark.parametrize(
     ("capability", "built", "loaded"),
     [
-        ("AVX512", {"avx512", "avx2", "default"}, "avx512"),
+        ("AVX512", ALL, "avx512"),
         ("AVX512", {"avx2", "default"}, "avx2"),
-        ("AVX2", {"avx512", "avx2", "default"}, "avx2"),
+        ("AVX2", ALL, "avx2"),
         ("AVX2", {"default"}, "default"),
         ("DEFAULT", {"avx2", "default"}, "default"),
         ("SVE256", {"default"}, "default"),
@@ -56,14 +59,52 @@ def test_an_unbuilt_package_says_how_to_build(monkeypatch: pytest.MonkeyPatch) -
 def test_the_best_library_that_was_built_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capability: str, built: set[str], loaded: str
 ) -> None:
+    paths = pretend(monkeypatch, capability, built, products=False)
+    assert _library._load_cpu() == loaded
+    assert paths == [Path(f"_cpu_{loaded}")]
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted", "products", "loaded"),
+    [
+        ("AVX512", None, True, "avx512bf16"),
+        ("AVX512", None, False, "avx512"),
+        ("AVX512", "avx512", True, "avx512"),
+        ("AVX2", None, True, "avx2"),
+        ("AVX2", "avx2", True, "avx2"),
+        ("DEFAULT", "default", True, "default"),
+    ],
+)
+def test_products_of_bfloat16_are_taken_where_nothing_else_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    wanted: str | None,
+    products: bool,
+    loaded: str,
+) -> None:
+    pretend(monkeypatch, capability, ALL, products)
+    if wanted is not None:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", wanted)
+    assert _library._load_cpu() == loaded
+
+
+def test_the_cpu_is_asked_as_torch_asks_it() -> None:
+    assert _library._C.has_bfloat16_products() == torch.cpu._is_avx512_bf16_supported()
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, capability: str, built: set[str], products: bool
+) -> list[Path]:
+    """Another CPU and another build; gives the list of what would be loaded."""
     paths: list[Path] = []
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(_library._C, "has_bfloat16_products", lambda: products)
     monkeypatch.setattr(
         _library, "_find", lambda name: Path(name) if name.removeprefix("_cpu_") in built else None
     )
     monkeypatch.setattr(_library, "_load", paths.append)
-    assert _library._load_cpu() == loaded
-    assert paths == [Path(f"_cpu_{loaded}")]
+    return paths
 
 
 def test_no_kernels_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

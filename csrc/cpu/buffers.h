@@ -29,11 +29,25 @@ int64_t padded(int64_t columns) {
   return whole_registers<T>(columns) + Vec<T>::kWidth;
 }
 
-// t in the compute type, contiguous: as it is where it can be, for every call of an op has its
-// price.
-template <class T>
+// torch's name of S.
+template <class S>
+inline constexpr at::ScalarType kScalarType = c10::CppTypeToScalarType<S>::value;
+template <>
+inline constexpr at::ScalarType kScalarType<Bfloat16> = at::kBFloat16;
+
+template <class S>
+const S* const_data(const Tensor& t) {
+  return static_cast<const S*>(t.const_data_ptr());
+}
+template <class S>
+S* mutable_data(const Tensor& t) {
+  return static_cast<S*>(t.mutable_data_ptr());
+}
+
+// t stored as S, contiguous: as it is where it can be, for every call of an op has its price.
+template <class S>
 Tensor operand(const Tensor& t) {
-  constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
+  constexpr at::ScalarType kType = kScalarType<S>;
   return t.scalar_type() == kType && t.is_contiguous() ? t : t.to(kType).contiguous();
 }
 
@@ -57,7 +71,7 @@ class Scratch {
 template <class T>
 Scratch<T> zero_scratch(int64_t size) {
   Scratch<T> result(size);
-  std::fill_n(result.data(), size, T(0));
+  std::fill_n(result.data(), size, T{});
   return result;
 }
 
@@ -69,8 +83,8 @@ Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return result;
 }
 
-template <class T>
-void copy_rows(const T* src, int64_t src_stride, T* dst, int64_t dst_stride, int64_t rows,
+template <class From, class To>
+void copy_rows(const From* src, int64_t src_stride, To* dst, int64_t dst_stride, int64_t rows,
                int64_t columns) {
   for (int64_t r = 0; r < rows; ++r)
     std::copy_n(src + r * src_stride, columns, dst + r * dst_stride);

@@ -14,11 +14,11 @@
 namespace rnnfast {
 
 // A weight matrix as a thread multiplies with it.
-template <class T>
+template <class S>
 struct Weights {
-  Panels<T> panels;
-  const T* plain;  // as the tensor has it
-  T* packed;       // memory for the panels; null: multiplied as it stands, or not at all
+  Panels<S> panels;
+  const S* plain;  // as the tensor has it
+  S* packed;       // memory for the panels; null: multiplied as it stands, or not at all
 
   template <class Pack>
   void pack(const Member& member, const Pack& pack_panel) const {
@@ -30,8 +30,8 @@ struct Weights {
 };
 
 // Rows of a times w, packed or, forward only, as it stands.
-template <class T, class Consume>
-RNNFAST_FN void multiply(const Weights<T>& w, const T* a, int64_t a_stride, Range rows,
+template <class S, class Consume>
+RNNFAST_FN void multiply(const Weights<S>& w, const S* a, int64_t a_stride, Range rows,
                          Range panel_range, Consume&& consume) {
   if (w.packed) {
     multiply(w.panels, w.packed, a, a_stride, rows, panel_range, consume);
@@ -54,43 +54,49 @@ void for_chunks(int64_t steps, int64_t count, const Body& body) {
     body(Range{begin, begin + count < steps ? begin + count : steps});
 }
 
-// One direction of a layer, forward.
-template <class T>
+// One direction of a layer, forward. S: the type of the tensors and of what is multiplied; sums,
+// gates and states are kept as T.
+template <class S>
 struct ForwardDirection {
+  using T = Compute<S>;
   Walk walk;
   int64_t hidden, input;  // H, I
-  const T* x;             // [rows, I]
-  Weights<T> w_ih, w_hh;
-  const T *b_ih, *b_hh;    // [G*H] or null
+  const S* x;             // [rows, I]
+  Weights<S> w_ih, w_hh;
+  const S *b_ih, *b_hh;    // [G*H] or null
   bool starts_with_zeros;  // h_0 is zero: the first step needs no product
   T* x_gates;  // [rows of a chunk, x_gates_stride] W_ih x + b_ih, register by register as
                // `multiply` gives it
   int64_t x_gates_stride;
   T* h[2];  // [B, state_stride] h by the parity of the step: read from one, written to the other
-  T* c;     // [B, state_stride] the second state, in place; null if the cell has none
-  int64_t state_stride;      // padded to whole registers
-  T* output;                 // [rows, output_stride], from the first column of this direction
-  int64_t output_stride;     // D*H
-  T* states_n[kMaxStates];   // [B, H]
+  S* h_operand[2];        // h as the product reads it: h itself, or its copy in S
+  T* c;                   // [B, state_stride] the second state, in place; null if the cell has none
+  int64_t state_stride;   // padded to whole registers
+  S* output;              // [rows, output_stride], from the first column of this direction
+  int64_t output_stride;  // D*H
+  S* states_n[kMaxStates];   // [B, H]
   T* timelines[kMaxStates];  // [rows + B, H] per state, initial states filled in, or null:
                              // inference
   T* gates;                  // [rows, reserve*H] or null: inference, or a cell without
 };
 
 // The x_gates of a chunk of steps, those parts of them that this thread will read.
-template <class Cell, class T>
-void project(const ForwardDirection<T>& d, Range steps, const Member& member) {
+template <class Cell, class S>
+void project(const ForwardDirection<S>& d, Range steps, const Member& member) {
+  using T = Compute<S>;
+  using V = Vec<S>;
   const Range rows = rows_of(d.walk, steps), panels = member.panels(d.w_ih.panels.count());
   const auto multiply_rows = [&](Range some, Range of_panels) {
-    multiply(d.w_ih, d.x, d.input, some, of_panels, [&](int64_t row, int64_t unit, const T* sums) {
-      T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
-      const int64_t units = d.w_ih.panels.units_from(unit);
-      for (int g = 0; g < Cell::kGates; ++g) {
-        Vec<T> sum = Vec<T>::load(sums + g * Vec<T>::kWidth);
-        if (d.b_ih) sum = sum + Vec<T>::load(d.b_ih + g * d.hidden + unit, units);
-        sum.store(x_gates + g * Vec<T>::kWidth);
-      }
-    });
+    multiply(d.w_ih, d.x, d.input, some, of_panels,
+             [&](int64_t row, int64_t unit, const T* sums) {
+               T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
+               const int64_t units = d.w_ih.panels.units_from(unit);
+               for (int g = 0; g < Cell::kGates; ++g) {
+                 V sum = V::load(sums + g * V::kWidth);
+                 if (d.b_ih) sum = sum + V::load(d.b_ih + g * d.hidden + unit, units);
+                 sum.store(x_gates + g * V::kWidth);
+               }
+             });
   };
   if (member.split == Split::kHidden || member.size == 1) {
     multiply_rows(rows, panels);
@@ -108,19 +114,25 @@ template <class Cell>
 inline constexpr int kReserveSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
 
 // Where the rows of one step stand.
-template <class T>
+template <class S>
 struct ForwardStep {
+  using T = Compute<S>;
   const T *x_gates, *h_in;
-  T *h_out, *output, *gates, *after[kMaxStates];
+  const S* operand_in;
+  T* h_out;
+  S *operand_out, *output;
+  T *gates, *after[kMaxStates];
   int64_t staying;  // from this row on, rows end here
 };
 
-template <class Cell, class T>
-ForwardStep<T> forward_step(const ForwardDirection<T>& d, int64_t i, int64_t first_row) {
+template <class Cell, class S>
+ForwardStep<S> forward_step(const ForwardDirection<S>& d, int64_t i, int64_t first_row) {
   const int64_t t = d.walk.time(i), at = d.walk.steps.offset_at(t), H = d.hidden;
-  ForwardStep<T> step{d.x_gates + (at - first_row) * d.x_gates_stride,
+  ForwardStep<S> step{d.x_gates + (at - first_row) * d.x_gates_stride,
                       d.h[i & 1],
+                      d.h_operand[i & 1],
                       d.h[1 - (i & 1)],
+                      d.h_operand[1 - (i & 1)],
                       d.output + at * d.output_stride,
                       d.gates ? d.gates + at * Cell::kReserve * H : nullptr,
                       {},
@@ -131,10 +143,11 @@ ForwardStep<T> forward_step(const ForwardDirection<T>& d, int64_t i, int64_t fir
 }
 
 // The cell for one register of units of one row: sums are W_hh h, gate by gate.
-template <class Cell, class T>
-RNNFAST_FN void forward_units(const ForwardDirection<T>& d, const ForwardStep<T>& step, int64_t row,
-                              int64_t unit, const T* sums) {
-  using V = Vec<T>;
+template <class Cell, class S>
+RNNFAST_FN void forward_units(const ForwardDirection<S>& d, const ForwardStep<S>& step, int64_t row,
+                              int64_t unit, const Compute<S>* sums) {
+  using T = Compute<S>;
+  using V = Vec<S>;
   const int64_t H = d.hidden, units = d.w_hh.panels.units_from(unit),
                 state = row * d.state_stride + unit;
   V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
@@ -148,6 +161,7 @@ RNNFAST_FN void forward_units(const ForwardDirection<T>& d, const ForwardStep<T>
   if constexpr (Cell::kStates > 1) s[1] = V::load(d.c + state);
   Cell::forward(x, h, s, q);
   s[0].store(step.h_out + state);
+  if constexpr (!std::is_same_v<S, T>) s[0].store(step.operand_out + state, units);
   if constexpr (Cell::kStates > 1) s[1].store(d.c + state);
   s[0].store(step.output + row * d.output_stride + unit, units);
   for (int k = 0; k < Cell::kStates; ++k) {
@@ -159,25 +173,25 @@ RNNFAST_FN void forward_units(const ForwardDirection<T>& d, const ForwardStep<T>
       q[k].store(step.gates + (row * Cell::kReserve + k) * H + unit, units);
 }
 
-template <class Cell, class T>
-void forward_direction(const ForwardDirection<T>& d, int64_t chunk_steps, Member member) {
-  d.w_ih.pack(member, pack_forward<T>);
-  d.w_hh.pack(member, pack_forward<T>);
+template <class Cell, class S>
+void forward_direction(const ForwardDirection<S>& d, int64_t chunk_steps, Member member) {
+  d.w_ih.pack(member, pack_forward<S>);
+  d.w_hh.pack(member, pack_forward<S>);
   member.wait();
   const Range panels = member.panels(d.w_hh.panels.count());
   for_chunks(d.walk.steps.count, chunk_steps, [&](Range steps) {
     project<Cell>(d, steps, member);
     const int64_t first_row = rows_of(d.walk, steps).begin;
     for (int64_t i = steps.begin; i < steps.end; ++i) {
-      const ForwardStep<T> step = forward_step<Cell>(d, i, first_row);
+      const ForwardStep<S> step = forward_step<Cell>(d, i, first_row);
       const Range rows = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch_at(d.walk.time(i)));
-      const auto consume = [&](int64_t row, int64_t unit, const T* sums) {
+      const auto consume = [&](int64_t row, int64_t unit, const Compute<S>* sums) {
         forward_units<Cell>(d, step, row, unit, sums);
       };
       if (i == 0 && d.starts_with_zeros) {
         multiply_zeros(d.w_hh.panels, rows, panels, consume);
       } else {
-        multiply(d.w_hh, step.h_in, d.state_stride, rows, panels, consume);
+        multiply(d.w_hh, step.operand_in, d.state_stride, rows, panels, consume);
       }
       member.wait_for_step();
     }

@@ -7,18 +7,22 @@
 
 namespace rnnfast {
 
-template <class Cell, class T>
+// S: what the tensors are stored as, or widened to.
+template <class Cell, class S>
 struct LayerForward {
+  using T = Compute<S>;
   const Layer& layer;
   const Plan plan;
   Tensors weights, states;
   Tensor x, output;
   Tensors states_n, reserve;
-  Scratch<T> buffers, packed, x_gates;
-  ForwardDirection<T> directions[2];
-  Panels<T> x_panels, h_panels;
+  Scratch<T> buffers, x_gates;
+  Scratch<S> packed, operands;
+  ForwardDirection<S> directions[2];
+  Panels<S> x_panels, h_panels;
 
   static constexpr int kGates = Cell::kGates;
+  static constexpr bool kCopyH = !std::is_same_v<S, T>;  // h, kept as T, is multiplied as S
 
   LayerForward(const Layer& l, const Tensor& input, at::TensorList initial,
                at::TensorList all_weights, bool train)
@@ -26,9 +30,9 @@ struct LayerForward {
         plan(plan_for<T>(l)),
         x_panels{l.H, l.I, kGates, kGates > 1 ? 1 : plan.group},
         h_panels{l.H, l.H, kGates, kGates > 1 ? 1 : plan.group} {
-    x = operand<T>(input);
-    for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
-    for (const Tensor& s : initial) states.push_back(operand<T>(s));
+    x = operand<S>(input);
+    for (const Tensor& w : all_weights) weights.push_back(operand<S>(w));
+    for (const Tensor& s : initial) states.push_back(operand<S>(s));
     const auto options = x.options();
     output = at::empty(layer.shape(layer.D * layer.H), options);
     for (int k = 0; k < Cell::kStates; ++k)
@@ -36,7 +40,8 @@ struct LayerForward {
     if (train)
       for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
     buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
-    packed = Scratch<T>(layer.D * packed_size());
+    if (kCopyH) operands = zero_scratch<S>(layer.D * 2 * layer.B * padded<T>(layer.H));
+    packed = Scratch<S>(layer.D * packed_size());
     x_gates = Scratch<T>(layer.D * chunk_rows() * x_gates_stride());
   }
 
@@ -51,51 +56,59 @@ struct LayerForward {
   int64_t chunk_rows() const { return layer.offset[plan.chunk_steps]; }  // of the longest chunk
   int64_t x_gates_stride() const { return padded<T>(kGates * whole_registers<T>(layer.H)); }
 
-  ForwardDirection<T> direction(int64_t d) {
+  ForwardDirection<S> direction(int64_t d) {
     const int64_t B = layer.B, H = layer.H, stride = padded<T>(H);
     T* buffer = buffers.data() + d * (Cell::kStates + 1) * B * stride;
-    ForwardDirection<T> f{};
+    ForwardDirection<S> f{};
     f.walk = layer.walk(d), f.hidden = H, f.input = layer.I;
-    f.x = x.const_data_ptr<T>();
-    T* panels = packed.data() + d * packed_size();
-    f.w_ih = {x_panels, weight(d, 0).template const_data_ptr<T>(), plan.packed ? panels : nullptr};
-    f.w_hh = {h_panels, weight(d, 1).template const_data_ptr<T>(),
+    f.x = const_data<S>(x);
+    S* panels = packed.data() + d * packed_size();
+    f.w_ih = {x_panels, const_data<S>(weight(d, 0)), plan.packed ? panels : nullptr};
+    f.w_hh = {h_panels, const_data<S>(weight(d, 1)),
               pack_w_hh() ? panels + x_panels.size() : nullptr};
     if (layer.has_biases) {
-      f.b_ih = weight(d, 2).template const_data_ptr<T>();
-      f.b_hh = weight(d, 3).template const_data_ptr<T>();
+      f.b_ih = const_data<S>(weight(d, 2));
+      f.b_hh = const_data<S>(weight(d, 3));
     }
     f.starts_with_zeros = starts_with_zeros();
     f.x_gates = x_gates.data() + d * chunk_rows() * x_gates_stride();
     f.x_gates_stride = x_gates_stride();
     f.state_stride = stride;
-    f.h[0] = buffer, f.h[1] = buffer + B * stride;
+    for (int parity = 0; parity < 2; ++parity) {
+      f.h[parity] = buffer + parity * B * stride;
+      if constexpr (kCopyH) {
+        f.h_operand[parity] = operands.data() + (d * 2 + parity) * B * stride;
+      } else {
+        f.h_operand[parity] = f.h[parity];
+      }
+    }
     if (Cell::kStates > 1) f.c = buffer + 2 * B * stride;
-    f.output = output.mutable_data_ptr<T>() + d * H, f.output_stride = layer.D * H;
+    f.output = mutable_data<S>(output) + d * H, f.output_stride = layer.D * H;
     for (int k = 0; k < Cell::kStates; ++k) {
-      f.states_n[k] = states_n[k].template mutable_data_ptr<T>() + d * B * H;
-      if (!reserve.empty())
-        f.timelines[k] = reserve[k].template mutable_data_ptr<T>() + d * (layer.rows + B) * H;
+      f.states_n[k] = mutable_data<S>(states_n[k]) + d * B * H;
+      if (!reserve.empty()) f.timelines[k] = mutable_data<T>(reserve[k]) + d * (layer.rows + B) * H;
       fill_initial(f, k, d);
     }
     if (Cell::kReserve && !reserve.empty())
-      f.gates = reserve[Cell::kStates].template mutable_data_ptr<T>() +
-                d * layer.rows * Cell::kReserve * H;
+      f.gates = mutable_data<T>(reserve[Cell::kStates]) + d * layer.rows * Cell::kReserve * H;
     return f;
   }
 
   // h goes into both of its buffers: rows that come alive late find it in whichever is read then.
-  void fill_initial(ForwardDirection<T>& f, int k, int64_t d) {
+  void fill_initial(ForwardDirection<S>& f, int k, int64_t d) {
     const int64_t B = layer.B, H = layer.H;
     T* timeline = f.timelines[k] ? f.timelines[k] + f.walk.initial(0) * H : nullptr;
     if (states.empty()) {
       if (timeline) std::fill_n(timeline, B * H, T(0));
       return;
     }
-    const T* initial = states[k].template const_data_ptr<T>() + d * B * H;
+    const S* initial = const_data<S>(states[k]) + d * B * H;
     if (timeline) std::copy_n(initial, B * H, timeline);
-    copy_rows(initial, H, k == 0 ? f.h[0] : f.c, f.state_stride, B, H);
-    if (k == 0) copy_rows(initial, H, f.h[1], f.state_stride, B, H);
+    if (k == 1) return copy_rows(initial, H, f.c, f.state_stride, B, H);
+    for (int parity = 0; parity < 2; ++parity) {
+      copy_rows(initial, H, f.h[parity], f.state_stride, B, H);
+      if (kCopyH) copy_rows(initial, H, f.h_operand[parity], f.state_stride, B, H);
+    }
   }
 
   void run() {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "vec.h"
+#include "cpu/operands.h"
 
 namespace rnnfast {
 
@@ -23,19 +23,22 @@ constexpr int64_t whole_registers(int64_t columns) {
 // Weights [K, columns] packed for the tiles. The H units stand in groups of one register; a panel
 // is `group` of these side by side (the last may be narrower), and for each of the K rows it holds,
 // contiguously, `gates` registers per group: the columns of one unit's gates lie in the same panel,
-// so that one tile sees all a cell needs. Units past H are zero columns.
-template <class T>
+// so that one tile sees all a cell needs. Units past H are zero columns. Where a lane of a register
+// holds kPerLane numbers, they are of so many rows of K.
+template <class S>
 struct Panels {
-  static constexpr int64_t kWidth = Vec<T>::kWidth;
-  int64_t hidden;  // H
-  int64_t depth;   // K
-  int gates;       // registers per group of units: G forward, 1 backward
-  int group;       // groups per panel
+  static constexpr int64_t kWidth = Vec<S>::kWidth, kPerLane = Operands<S>::kPerLane;
+  static constexpr int64_t kRegister = kWidth * kPerLane;  // numbers
+  int64_t hidden;                                          // H
+  int64_t depth;                                           // K
+  int gates;  // registers per group of units: G forward, 1 backward
+  int group;  // groups per panel
 
   int64_t groups() const { return (hidden + kWidth - 1) / kWidth; }
   int64_t count() const { return (groups() + group - 1) / group; }
-  int64_t size() const { return groups() * gates * kWidth * depth; }
-  int64_t offset(int64_t panel) const { return panel * group * gates * kWidth * depth; }
+  int64_t registers() const { return (depth + kPerLane - 1) / kPerLane; }  // of a column
+  int64_t size() const { return groups() * gates * registers() * kRegister; }
+  int64_t offset(int64_t panel) const { return panel * group * gates * registers() * kRegister; }
   int groups_in(int64_t panel) const {
     const int64_t left = groups() - panel * group;
     return static_cast<int>(left < group ? left : group);
@@ -84,24 +87,25 @@ RNNFAST_FN void transpose(typename Vec<T>::Raw* square) {
 }
 
 // One panel of w [gates*H, K] for a product with w transposed: x w_ih^T and h w_hh^T.
-template <class T>
-void pack_forward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
-  using Raw = typename Vec<T>::Raw;
-  constexpr int64_t kWidth = Panels<T>::kWidth;
+template <class S>
+void pack_forward(const S* w, const Panels<S>& panels, int64_t panel, S* dst) {
+  using Raw = typename Operands<S>::Raw;
+  constexpr int64_t kWidth = Panels<S>::kWidth, kRegister = Panels<S>::kRegister;
   const int64_t depth = panels.depth,
-                row_size = int64_t{panels.groups_in(panel)} * panels.gates * kWidth;
+                row_size = int64_t{panels.groups_in(panel)} * panels.gates * kRegister;
   for (int g = 0; g < panels.groups_in(panel); ++g) {
     const int64_t unit = panels.first_unit(panel, g), units = panels.units_from(unit);
-    for (int gate = 0; gate < panels.gates; ++gate, dst += kWidth) {
-      const T* src = w + (gate * panels.hidden + unit) * depth;
-      for (int64_t k = 0; k < depth; k += kWidth) {
-        const int64_t count = depth - k < kWidth ? depth - k : kWidth;
-        typename Vec<T>::Raw square[kWidth];
+    for (int gate = 0; gate < panels.gates; ++gate, dst += kRegister) {
+      const S* src = w + (gate * panels.hidden + unit) * depth;
+      for (int64_t k = 0; k < depth; k += kRegister) {
+        const int64_t count = depth - k < kRegister ? depth - k : kRegister;
+        Raw square[kWidth];
 #pragma GCC unroll 16
         for (int i = 0; i < kWidth; ++i)
-          square[i] = i < units ? Vec<T>::load(src + i * depth + k, count).raw : Raw{};
-        transpose<T>(square);
-        for (int64_t i = 0; i < count; ++i) Vec<T>(square[i]).store(dst + (k + i) * row_size);
+          square[i] = i < units ? Operands<S>::load(src + i * depth + k, count) : Raw{};
+        transpose<Compute<S>>(square);
+        for (int64_t i = 0; i * Panels<S>::kPerLane < count; ++i)
+          Operands<S>::store(dst + (k / Panels<S>::kPerLane + i) * row_size, square[i]);
       }
     }
   }
@@ -138,54 +142,62 @@ enum class Left { kRows, kColumns };
 
 // sums[m][v] = sum over k of a[m, k] * w[k][v], for MR rows of a and NV registers of columns; the
 // rows of w are w_stride apart.
-template <class T, Left left, int MR, int NV>
-void tile(const T* a, int64_t a_stride, const T* w, int64_t w_stride, int64_t depth, T* sums) {
-  using Raw = typename Vec<T>::Raw;
-  using Unaligned = typename Vec<T>::Unaligned;
-  constexpr int kWidth = Vec<T>::kWidth;
+template <class S, Left left, int MR, int NV>
+void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t depth,
+          Compute<S>* sums) {
+  using Raw = typename Operands<S>::Raw;
+  using Unaligned = typename Vec<S>::Unaligned;
+  constexpr int kWidth = Vec<S>::kWidth, kPerLane = Operands<S>::kPerLane;
   // A single row sums alternating k apart: eight independent chains hide the latency of the
   // multiply-add. No plan makes a single row of one among several, so that no result depends on the
   // number of threads.
   constexpr int kChains = left == Left::kRows && MR == 1 ? (7 + NV) / NV : 1;
+  const int64_t lanes = depth / kPerLane;
   int64_t k = 0;
   do {
-    const int64_t end = depth - k < kBlockDepth ? depth : k + kBlockDepth;
+    const int64_t end = lanes - k < kBlockDepth ? lanes : k + kBlockDepth;
     const bool first = k == 0;
     Raw sum[kChains][MR][NV] = {};
-    const auto step = [&](int chain, int64_t k) __attribute__((always_inline)) {
-      const auto factor = [&](int m) __attribute__((always_inline)) {
-        return Vec<T>(left == Left::kRows ? a[m * a_stride + k] : a[k * a_stride + m]).raw;
-      };
-      const auto weights = [&](int v) __attribute__((always_inline)) {
-        return Vec<T>::load(w + k * w_stride + v * kWidth).raw;
-      };
-      if constexpr (MR < NV) {
-        Raw column[MR];
+    const auto step = [&](int chain, int64_t k, const auto& broadcast)
+                          __attribute__((always_inline)) {
+                            const auto factor = [&](int m) __attribute__((always_inline)) {
+                              return broadcast(left == Left::kRows ? a + m * a_stride + k * kPerLane
+                                                                   : a + k * a_stride + m);
+                            };
+                            const auto weights = [&](int v) __attribute__((always_inline)) {
+                              return Operands<S>::load(w + k * w_stride + v * kWidth * kPerLane);
+                            };
+                            if constexpr (MR < NV) {
+                              Raw column[MR];
 #pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) column[m] = factor(m);
+                              for (int m = 0; m < MR; ++m) column[m] = factor(m);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-          const Raw row = weights(v);
+                              for (int v = 0; v < NV; ++v) {
+                                const Raw row = weights(v);
 #pragma GCC unroll 8
-          for (int m = 0; m < MR; ++m) sum[chain][m][v] += column[m] * row;
-        }
-      } else {
-        Raw row[NV];
+                                for (int m = 0; m < MR; ++m)
+                                  Operands<S>::add_products(sum[chain][m][v], column[m], row);
+                              }
+                            } else {
+                              Raw row[NV];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) row[v] = weights(v);
+                              for (int v = 0; v < NV; ++v) row[v] = weights(v);
 #pragma GCC unroll 8
-        for (int m = 0; m < MR; ++m) {
-          const Raw number = factor(m);
+                              for (int m = 0; m < MR; ++m) {
+                                const Raw number = factor(m);
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) sum[chain][m][v] += number * row[v];
-        }
-      }
-    };
+                                for (int v = 0; v < NV; ++v)
+                                  Operands<S>::add_products(sum[chain][m][v], number, row[v]);
+                              }
+                            }
+                          };
     for (; k + kChains <= end; k += kChains) {
 #pragma GCC unroll 8
-      for (int chain = 0; chain < kChains; ++chain) step(chain, k + chain);
+      for (int chain = 0; chain < kChains; ++chain) step(chain, k + chain, Operands<S>::broadcast);
     }
-    for (; k < end; ++k) step(0, k);
+    for (; k < end; ++k) step(0, k, Operands<S>::broadcast);
+    if constexpr (kPerLane > 1)
+      if (k == lanes && depth % kPerLane) step(0, k, Operands<S>::broadcast_last);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
 #pragma GCC unroll 4
@@ -197,23 +209,23 @@ void tile(const T* a, int64_t a_stride, const T* w, int64_t w_stride, int64_t de
         result = first ? total : result + total;
       }
     }
-  } while (k < depth);
+  } while (k < lanes);
 }
 
-template <class T>
-using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*);
+template <class S>
+using TileFunction = void (*)(const S*, int64_t, const S*, int64_t, int64_t, Compute<S>*);
 
-template <class T, Left left, int NV, int... M>
-constexpr std::array<TileFunction<T>, kMaxRows> tiles_of_width(std::integer_sequence<int, M...>) {
-  return {(M < tile_rows(NV) ? tile<T, left, (M < tile_rows(NV) ? M + 1 : 1), NV> : nullptr)...};
+template <class S, Left left, int NV, int... M>
+constexpr std::array<TileFunction<S>, kMaxRows> tiles_of_width(std::integer_sequence<int, M...>) {
+  return {(M < tile_rows(NV) ? tile<S, left, (M < tile_rows(NV) ? M + 1 : 1), NV> : nullptr)...};
 }
 
-template <class T, Left left>
-TileFunction<T> tile_function(int rows, int vectors) {
+template <class S, Left left>
+TileFunction<S> tile_function(int rows, int vectors) {
   using Rows = std::make_integer_sequence<int, kMaxRows>;
-  static constexpr std::array<TileFunction<T>, kMaxRows> kTiles[kMaxVectors] = {
-      tiles_of_width<T, left, 1>(Rows{}), tiles_of_width<T, left, 2>(Rows{}),
-      tiles_of_width<T, left, 3>(Rows{}), tiles_of_width<T, left, 4>(Rows{})};
+  static constexpr std::array<TileFunction<S>, kMaxRows> kTiles[kMaxVectors] = {
+      tiles_of_width<S, left, 1>(Rows{}), tiles_of_width<S, left, 2>(Rows{}),
+      tiles_of_width<S, left, 3>(Rows{}), tiles_of_width<S, left, 4>(Rows{})};
   return kTiles[vectors - 1][rows - 1];
 }
 
@@ -231,21 +243,21 @@ inline int even_tile(int64_t rows, int most) {
 
 // Multiplies rows of a [*, K] by panels [panel_range) of w and hands every row and group of units
 // to consume(row, first unit, sums): gate by gate a register of sums.
-template <class T, class Consume>
-RNNFAST_FN void multiply(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
+template <class S, class Consume>
+RNNFAST_FN void multiply(const Panels<S>& panels, const S* w, const S* a, int64_t a_stride,
                          Range rows, Range panel_range, Consume&& consume) {
-  TileSums<T> sums;
+  TileSums<Compute<S>> sums;
   for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
     const int groups = panels.groups_in(panel), vectors = groups * panels.gates;
     for (int64_t row = rows.begin; row < rows.end;) {
       const int count = even_tile(rows.end - row, tile_rows(vectors));
-      tile_function<T, Left::kRows>(count, vectors)(
-          a + row * a_stride, a_stride, w + panels.offset(panel), vectors * Vec<T>::kWidth,
+      tile_function<S, Left::kRows>(count, vectors)(
+          a + row * a_stride, a_stride, w + panels.offset(panel), vectors * Panels<S>::kRegister,
           panels.depth, sums.values);
       for (int m = 0; m < count; ++m)
         for (int g = 0; g < groups; ++g)
           consume(row + m, panels.first_unit(panel, g),
-                  sums.values + (m * vectors + g * panels.gates) * Vec<T>::kWidth);
+                  sums.values + (m * vectors + g * panels.gates) * Vec<S>::kWidth);
       row += count;
     }
   }
@@ -271,45 +283,46 @@ RNNFAST_FN typename Vec<T>::Raw lane_sums(typename Vec<T>::Raw* registers,
 // fit the registers.
 inline constexpr int kMaxUnpackedRows = 3;
 
-// part[m][c] += lane by lane, `lanes` numbers of row m of a times as many of row c of w.
-template <class T, int MR, int kColumns, bool whole>
-RNNFAST_FN void add_products(const T* a, int64_t a_stride, const T* const* w, int64_t k,
-                             int64_t lanes, typename Vec<T>::Raw (&part)[MR][kColumns]) {
-  const auto load = [&](const T* p) __attribute__((always_inline)) {
-    return whole ? Vec<T>::load(p + k) : Vec<T>::load(p + k, lanes);
+// part[m][c] += lane by lane, `count` numbers of row m of a times as many of row c of w.
+template <class S, int MR, int kColumns, bool whole>
+RNNFAST_FN void add_products(const S* a, int64_t a_stride, const S* const* w, int64_t k,
+                             int64_t count, typename Operands<S>::Raw (&part)[MR][kColumns]) {
+  const auto load = [&](const S* p) __attribute__((always_inline)) {
+    return whole ? Operands<S>::load(p + k) : Operands<S>::load(p + k, count);
   };
-  typename Vec<T>::Raw factors[MR];
+  typename Operands<S>::Raw factors[MR];
 #pragma GCC unroll 3
-  for (int m = 0; m < MR; ++m) factors[m] = load(a + m * a_stride).raw;
+  for (int m = 0; m < MR; ++m) factors[m] = load(a + m * a_stride);
 #pragma GCC unroll 16
   for (int c = 0; c < kColumns; ++c) {
-    const typename Vec<T>::Raw weights = load(w[c]).raw;
+    const typename Operands<S>::Raw weights = load(w[c]);
 #pragma GCC unroll 3
-    for (int m = 0; m < MR; ++m) part[m][c] += factors[m] * weights;
+    for (int m = 0; m < MR; ++m) Operands<S>::add_products(part[m][c], factors[m], weights);
   }
 }
 
 // MR rows of a [*, K] times `count` rows of w [*, K], count at most kWidth: row m of sums,
 // sums_stride apart, holds what row m of a makes with each row of w; the lanes past `count` hold
 // what nobody needs. Products are summed lane by lane along K, and the lanes at the end.
-template <class T, int MR>
-void multiply_rows(const T* a, int64_t a_stride, const T* w, int64_t count, int64_t depth, T* sums,
-                   int64_t sums_stride) {
-  using Raw = typename Vec<T>::Raw;
-  constexpr int kWidth = Vec<T>::kWidth, kColumns = MR == 1 ? kWidth : kWidth / 2;
-  for (int64_t begin = 0; begin < depth || begin == 0; begin += kBlockDepth * kWidth) {
-    const int64_t end = depth - begin < kBlockDepth * kWidth ? depth : begin + kBlockDepth * kWidth;
+template <class S, int MR>
+void multiply_rows(const S* a, int64_t a_stride, const S* w, int64_t count, int64_t depth,
+                   Compute<S>* sums, int64_t sums_stride) {
+  using Raw = typename Operands<S>::Raw;
+  constexpr int kWidth = Vec<S>::kWidth, kColumns = MR == 1 ? kWidth : kWidth / 2;
+  constexpr int64_t kRegister = Panels<S>::kRegister, kBlock = kBlockDepth * kRegister;
+  for (int64_t begin = 0; begin < depth || begin == 0; begin += kBlock) {
+    const int64_t end = depth - begin < kBlock ? depth : begin + kBlock;
     Raw sum[MR][kWidth];
 #pragma GCC unroll 2
     for (int first = 0; first < kWidth; first += kColumns) {
-      const T* rows[kColumns];
+      const S* rows[kColumns];
 #pragma GCC unroll 16
       for (int c = 0; c < kColumns; ++c) rows[c] = w + (first + c < count ? first + c : 0) * depth;
       Raw part[MR][kColumns] = {};
       int64_t k = begin;
-      for (; k + kWidth <= end; k += kWidth)
-        add_products<T, MR, kColumns, true>(a, a_stride, rows, k, kWidth, part);
-      if (k < end) add_products<T, MR, kColumns, false>(a, a_stride, rows, k, end - k, part);
+      for (; k + kRegister <= end; k += kRegister)
+        add_products<S, MR, kColumns, true>(a, a_stride, rows, k, kRegister, part);
+      if (k < end) add_products<S, MR, kColumns, false>(a, a_stride, rows, k, end - k, part);
 #pragma GCC unroll 3
       for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 16
@@ -317,29 +330,29 @@ void multiply_rows(const T* a, int64_t a_stride, const T* w, int64_t count, int6
     }
 #pragma GCC unroll 3
     for (int m = 0; m < MR; ++m) {
-      Vec<T> total(lane_sums<T>(sum[m], std::make_integer_sequence<int, kWidth>{}));
-      if (begin) total = total + Vec<T>::load(sums + m * sums_stride);
+      Vec<S> total(lane_sums<Compute<S>>(sum[m], std::make_integer_sequence<int, kWidth>{}));
+      if (begin) total = total + Vec<S>::load(sums + m * sums_stride);
       total.store(sums + m * sums_stride);
     }
   }
 }
 
 // The product of `multiply` with w [gates*H, K] as it stands: where packing it would take longer.
-template <class T, class Consume>
-RNNFAST_FN void multiply_unpacked(const Panels<T>& panels, const T* w, const T* a, int64_t a_stride,
+template <class S, class Consume>
+RNNFAST_FN void multiply_unpacked(const Panels<S>& panels, const S* w, const S* a, int64_t a_stride,
                                   Range rows, Range panel_range, Consume&& consume) {
-  TileSums<T> sums;
-  const int64_t stride = panels.gates * Vec<T>::kWidth, depth = panels.depth;
+  TileSums<Compute<S>> sums;
+  const int64_t stride = panels.gates * Vec<S>::kWidth, depth = panels.depth;
   const auto multiply_tile = [&](int64_t row, int count, int64_t unit, int64_t units) {
     for (int gate = 0; gate < panels.gates; ++gate) {
-      const T* w_gate = w + (gate * panels.hidden + unit) * depth;
-      T* to = sums.values + gate * Vec<T>::kWidth;
+      const S* w_gate = w + (gate * panels.hidden + unit) * depth;
+      Compute<S>* to = sums.values + gate * Vec<S>::kWidth;
       if (count == 1)
-        multiply_rows<T, 1>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
+        multiply_rows<S, 1>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
       if (count == 2)
-        multiply_rows<T, 2>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
+        multiply_rows<S, 2>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
       if (count == 3)
-        multiply_rows<T, 3>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
+        multiply_rows<S, 3>(a + row * a_stride, a_stride, w_gate, units, depth, to, stride);
     }
   };
   for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel)
@@ -355,10 +368,10 @@ RNNFAST_FN void multiply_unpacked(const Panels<T>& panels, const T* w, const T* 
 }
 
 // What the products give for rows of zeros.
-template <class T, class Consume>
-RNNFAST_FN void multiply_zeros(const Panels<T>& panels, Range rows, Range panel_range,
+template <class S, class Consume>
+RNNFAST_FN void multiply_zeros(const Panels<S>& panels, Range rows, Range panel_range,
                                Consume&& consume) {
-  const TileSums<T> sums{};
+  const TileSums<Compute<S>> sums{};
   for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel)
     for (int g = 0; g < panels.groups_in(panel); ++g)
       for (int64_t row = rows.begin; row < rows.end; ++row)

@@ -9,14 +9,23 @@
 
 namespace rnnfast {
 
+// Calls f with the cell, and with what its numbers are multiplied as: half types are widened, but
+// for inference in bfloat16 where this library has products of it.
 template <class F>
-void dispatch_cell_and_type(const Layer& layer, F&& f) {
+void dispatch_forward(const Layer& layer, bool train, F&& f) {
   dispatch_cell(layer.cell.name, [&](auto cell) {
-    if (layer.dtype == at::kDouble) {
-      f(cell, double{});
-    } else {
-      f(cell, float{});
-    }
+    if constexpr (kBfloat16Products)
+      if (layer.dtype == at::kBFloat16 && !train) return f(cell, Bfloat16{});
+    if (layer.dtype == at::kDouble) return f(cell, double{});
+    f(cell, float{});
+  });
+}
+
+template <class F>
+void dispatch_backward(const Layer& layer, F&& f) {
+  dispatch_cell(layer.cell.name, [&](auto cell) {
+    if (layer.dtype == at::kDouble) return f(cell, double{});
+    f(cell, float{});
   });
 }
 
@@ -28,7 +37,7 @@ inline LayerResult layer_cpu(std::string_view cell, const Tensor& x,
   check_states("rnnfast::layer", x, states, layer);
   if (is_empty(layer)) return empty_layer(layer, x, states, train, compute_type(layer.dtype));
   LayerResult result;
-  dispatch_cell_and_type(layer, [&](auto c, auto zero) {
+  dispatch_forward(layer, train, [&](auto c, auto zero) {
     LayerForward<decltype(c), decltype(zero)> forward(layer, x, states, weights, train);
     forward.run();
     for (Tensor& s : forward.states_n) s = in_dtype(s, layer.dtype);
@@ -60,7 +69,7 @@ inline Tensors layer_backward_cpu(std::string_view cell, const std::optional<Ten
   check_backward(layer, x, weights, reserve, compute_type(layer.dtype), arguments);
   if (is_empty(layer)) return empty_gradients(layer, x, weights, arguments);
   Tensors result;
-  dispatch_cell_and_type(layer, [&](auto c, auto zero) {
+  dispatch_backward(layer, [&](auto c, auto zero) {
     result = backward_gradients<decltype(c), decltype(zero)>(layer, x, weights, reserve, arguments);
   });
   return result;

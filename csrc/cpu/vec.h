@@ -1,4 +1,4 @@
-// Vec<T>: one SIMD register of T, as wide as the instruction set this library is built for, by the
+// Vec<S>: one SIMD register, as wide as the instruction set this library is built for, by the
 // compiler's vector extensions. Intrinsics only for what these cannot say: loads and stores of the
 // first n elements.
 #pragma once
@@ -24,6 +24,37 @@ inline constexpr int kVectorBytes = 16, kVectorRegisters = 32;
 inline constexpr int kVectorBytes = 16, kVectorRegisters = 16;
 #endif
 
+// Whether this library multiplies bfloat16 as it stands; otherwise the binder widens it.
+#if defined(__AVX512BF16__)
+inline constexpr bool kBfloat16Products = true;
+#else
+inline constexpr bool kBfloat16Products = false;
+#endif
+
+// The upper half of a float32.
+struct Bfloat16 {
+  uint16_t bits;
+
+  operator float() const {
+    const uint32_t wide = uint32_t{bits} << 16;
+    float result;
+    std::memcpy(&result, &wide, sizeof result);
+    return result;
+  }
+};
+
+// What numbers stored as S are calculated in.
+template <class S>
+struct ComputeOf {
+  using type = S;
+};
+template <>
+struct ComputeOf<Bfloat16> {
+  using type = float;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+
 // Spelled out per type: GCC 12 drops these attributes from a typedef of a dependent type.
 template <class T>
 struct Register;
@@ -42,8 +73,10 @@ struct Register<double> {
   typedef uint64_t Bits __attribute__((vector_size(kVectorBytes)));
 };
 
-template <class T>
+// Of numbers that are stored as S.
+template <class S>
 struct Vec {
+  using T = Compute<S>;
   static constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
   using Raw = typename Register<T>::Raw;
   using Unaligned = typename Register<T>::Unaligned;
@@ -65,6 +98,10 @@ struct Vec {
   static RNNFAST_FN Vec load_first(const T* p, int64_t n);
   RNNFAST_FN void store_first(T* p, int64_t n) const;
 
+  // The same of a Vec<Bfloat16> in memory; store rounds to the nearest, ties to even.
+  static RNNFAST_FN Vec load(const Bfloat16* p, int64_t n);
+  RNNFAST_FN void store(Bfloat16* p, int64_t n) const;
+
   friend RNNFAST_FN Vec operator+(Vec a, Vec b) { return a.raw + b.raw; }
   friend RNNFAST_FN Vec operator-(Vec a, Vec b) { return a.raw - b.raw; }
   friend RNNFAST_FN Vec operator*(Vec a, Vec b) { return a.raw * b.raw; }
@@ -74,25 +111,26 @@ struct Vec {
   friend RNNFAST_FN auto operator<=(Vec a, Vec b) { return a.raw <= b.raw; }
 };
 
-template <class T>
-struct ScalarOf<Vec<T>> {
-  using type = T;
+template <class S>
+struct ScalarOf<Vec<S>> {
+  using type = Compute<S>;
 };
 
-template <class T>
-RNNFAST_FN Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+template <class S>
+RNNFAST_FN Vec<S> fma(Vec<S> a, Vec<S> b, Vec<S> c) {
   return a.raw * b.raw + c.raw;  // contracted, see -ffp-contract in setup.py
 }
 
-template <class T, class Mask>
-RNNFAST_FN Vec<T> select(Mask mask, Vec<T> a, Vec<T> b) {
-  return typename Vec<T>::Raw(mask ? a.raw : b.raw);
+template <class S, class Mask>
+RNNFAST_FN Vec<S> select(Mask mask, Vec<S> a, Vec<S> b) {
+  return typename Vec<S>::Raw(mask ? a.raw : b.raw);
 }
 
-template <class T>
-RNNFAST_FN Vec<T> power_of_two(Vec<T> rounded) {
-  using C = ExpConstants<T>;
-  return typename Vec<T>::Raw(((typename Register<T>::Bits)rounded.raw + C::kBias) << C::kMantissa);
+template <class S>
+RNNFAST_FN Vec<S> power_of_two(Vec<S> rounded) {
+  using C = ExpConstants<Compute<S>>;
+  return typename Vec<S>::Raw(((typename Register<Compute<S>>::Bits)rounded.raw + C::kBias)
+                              << C::kMantissa);
 }
 
 // As one instruction, which compilers do not see in the select. (All lanes of a mask: GCC's headers
@@ -159,14 +197,14 @@ RNNFAST_FN void Vec<double>::store_first(double* p, int64_t n) const {
   _mm256_maskstore_pd(p, first_lanes(n, 0.), raw);
 }
 #else
-template <class T>
-RNNFAST_FN Vec<T> Vec<T>::load_first(const T* p, int64_t n) {
+template <class S>
+RNNFAST_FN Vec<S> Vec<S>::load_first(const T* p, int64_t n) {
   Raw r{};
   for (int64_t i = 0; i < n; ++i) r[i] = p[i];
   return r;
 }
-template <class T>
-RNNFAST_FN void Vec<T>::store_first(T* p, int64_t n) const {
+template <class S>
+RNNFAST_FN void Vec<S>::store_first(T* p, int64_t n) const {
   for (int64_t i = 0; i < n; ++i) p[i] = raw[i];
 }
 #endif
