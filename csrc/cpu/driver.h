@@ -87,16 +87,15 @@ void project(const ForwardDirection<S>& d, Range steps, const Member& member) {
   using V = Vec<S>;
   const Range rows = rows_of(d.walk, steps), panels = member.panels(d.w_ih.panels.count());
   const auto multiply_rows = [&](Range some, Range of_panels) {
-    multiply(d.w_ih, d.x, d.input, some, of_panels,
-             [&](int64_t row, int64_t unit, const T* sums) {
-               T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
-               const int64_t units = d.w_ih.panels.units_from(unit);
-               for (int g = 0; g < Cell::kGates; ++g) {
-                 V sum = V::load(sums + g * V::kWidth);
-                 if (d.b_ih) sum = sum + V::load(d.b_ih + g * d.hidden + unit, units);
-                 sum.store(x_gates + g * V::kWidth);
-               }
-             });
+    multiply(d.w_ih, d.x, d.input, some, of_panels, [&](int64_t row, int64_t unit, const T* sums) {
+      T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
+      const int64_t units = d.w_ih.panels.units_from(unit);
+      for (int g = 0; g < Cell::kGates; ++g) {
+        V sum = V::load(sums + g * V::kWidth);
+        if (d.b_ih) sum = sum + V::load(d.b_ih + g * d.hidden + unit, units);
+        sum.store(x_gates + g * V::kWidth);
+      }
+    });
   };
   if (member.split == Split::kHidden || member.size == 1) {
     multiply_rows(rows, panels);
