@@ -53,8 +53,8 @@ def of_layer(function: str, x: Tensor) -> Tensor:
 def inputs(dtype: torch.dtype) -> Tensor:
     """`[n]`: every finite number of a 16-bit dtype, else 2^21 numbers: half of them evenly spread
     over [-20, 20], half of them with random bits. None is above the largest exponent that sigmoid
-    promises to follow (87; in float64, 708), nor of bfloat16 below its normal numbers, which CPUs
-    that multiply it take for zero.
+    promises to follow (87; in float64, 708), nor, in bfloat16, where the result may be below the
+    normal numbers: CPUs that multiply it take these for zero.
     """
     limit = 708.0 if dtype == torch.float64 else 87.0
     if dtype.itemsize == 2:
@@ -68,7 +68,7 @@ def inputs(dtype: torch.dtype) -> Tensor:
         x = torch.cat([spread, bits.view(dtype)])
     x = x[x.abs() <= limit]  # also drops NaN
     if dtype == torch.bfloat16:
-        x = x[(x == 0) | (x.abs() >= torch.finfo(dtype).tiny)]
+        x = x[(x == 0) | (x.abs() >= 2 * torch.finfo(dtype).tiny)]
     return x
 
 
