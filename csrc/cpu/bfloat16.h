@@ -35,6 +35,13 @@ RNNFAST_FN void BfloatVec::store(Bfloat16* p, int64_t n) const {
   }
 }
 
+RNNFAST_FN BfloatVec smaller(BfloatVec a, BfloatVec b) {
+  return smaller(Vec<float>(a.raw), Vec<float>(b.raw)).raw;
+}
+RNNFAST_FN BfloatVec larger(BfloatVec a, BfloatVec b) {
+  return larger(Vec<float>(a.raw), Vec<float>(b.raw)).raw;
+}
+
 // 1 / x for positive x, within 2^-14 of it: a 32nd of what rounding to bfloat16 takes.
 RNNFAST_FN BfloatVec reciprocal(BfloatVec x) { return _mm512_maskz_rcp14_ps(0xffff, x.raw); }
 
@@ -43,8 +50,7 @@ RNNFAST_FN BfloatVec reciprocal(BfloatVec x) { return _mm512_maskz_rcp14_ps(0xff
 // near zero `excess` is within 3.4e-5 of itself.
 RNNFAST_FN void split_power_of_two(BfloatVec x, float limit, BfloatVec& scale, BfloatVec& excess) {
   using V = BfloatVec;
-  // Of two numbers one of which is NaN these take the second.
-  x = _mm512_maskz_max_ps(0xffff, V(-limit).raw, _mm512_maskz_min_ps(0xffff, V(limit).raw, x.raw));
+  x = clamp(x, limit);
   const V rounded = x + V(ExpConstants<float>::kRound);
   const V f = x - (rounded - V(ExpConstants<float>::kRound));
   V p = fma(f, V(9.58285e-3f), V(5.590643e-2f));
