@@ -45,10 +45,13 @@ inline constexpr double kWake = 2000, kCallHandOvers = 50, kStepHandOvers = 2, k
 // nothing.
 inline constexpr int64_t kRowsForFullTiles = 8;
 // Up to so many rows in the whole call, packing the weights costs more than it saves.
-inline constexpr int64_t kFewRows = 32;
+inline constexpr int64_t kFewRows = 20;
+// Up to so many, packing is a large part of the call: threads that split the units pack for
+// themselves alone, and hand nothing from core to core.
+inline constexpr int64_t kShortRows = 64;
 // x_gates of a chunk stay in the cache between the projection and the recurrence; but a chunk holds
-// rows enough for a product that reads all of w_ih. The rows of a chunk backward: a pass over the
-// gradients of the weights for so many.
+// rows enough for a product that reads all of w_ih: I / 2 of them are written and read again for as
+// many bytes. The rows of a chunk backward: a pass over the gradients of the weights for so many.
 inline constexpr int64_t kChunkBytes = int64_t{1} << 20, kChunkRows = 64, kGradChunkRows = 256;
 
 // Steps of B rows that come to `rows` at least.
@@ -60,6 +63,8 @@ constexpr int64_t steps_of(int64_t rows, int64_t B, int64_t T) {
 inline Split split_of(const Problem& p, int threads) {
   const int64_t rows = ceil_div(p.B, threads);
   const bool even = rows * threads <= p.B + p.B / 8;
+  const int64_t groups = ceil_div(p.H, p.vector_width);
+  if (p.T * p.B <= kShortRows && groups % threads == 0) return Split::kHidden;
   return p.uniform && even && rows >= kRowsForFullTiles ? Split::kBatch : Split::kHidden;
 }
 
@@ -95,7 +100,7 @@ inline Plan plan(const Problem& p) {
 
   const int64_t step_bytes = p.B * p.gates * p.H * p.element_bytes,
                 by_bytes = step_bytes > 0 ? kChunkBytes / step_bytes : p.T,
-                by_rows = steps_of(kChunkRows, p.B, p.T);
+                by_rows = steps_of(p.I / 2 > kChunkRows ? p.I / 2 : kChunkRows, p.B, p.T);
   result.chunk_steps = by_bytes > p.T ? p.T : by_bytes > by_rows ? by_bytes : by_rows;
   result.grad_chunk_steps = steps_of(kGradChunkRows, p.B, p.T);
   return result;

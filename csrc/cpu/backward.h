@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/List.h>
-#include <ATen/ops/empty.h>
 
 #include "cpu/buffers.h"
 
@@ -33,12 +32,12 @@ struct LayerBackward {
     const auto options = reserve[0].options();
     for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
     for (const auto i : c10::irange(weights.size()))
-      grad_weights.push_back(a.needs[kFirstWeight + i] ? at::empty(weights[i].sizes(), options)
+      grad_weights.push_back(a.needs[kFirstWeight + i] ? empty(weights[i].sizes(), options)
                                                        : Tensor());
     x = operand<T>(input);
     if (a.grad_output.defined()) grad_output = operand<T>(a.grad_output);
     grad_states = zeros<T>({layer.D, Cell::kStates, layer.B, padded<T>(layer.H)}, options);
-    if (a.needs[0]) grad_x = at::empty({layer.D, layer.rows, layer.I}, options);
+    if (a.needs[0]) grad_x = empty({layer.D, layer.rows, layer.I}, options);
     carry = zero_scratch<T>(layer.D * 2 * layer.B * gates_stride());
     packed = Scratch<T>(layer.D * packed_size());
     gate_gradients = Scratch<T>(layer.D * 2 * chunk_rows() * gates_stride());
@@ -67,7 +66,6 @@ struct LayerBackward {
     return grad.defined() ? grad.template mutable_data_ptr<T>() : nullptr;
   }
 
-  // Where a sequence of one step began with zeros, the gradient of w_hh is zero.
   bool began_with_zeros(const BackwardDirection<T>& b) const {
     const T* h_0 = b.timelines[0] + b.walk.initial(0) * layer.H;
     return layer.T == 1 && std::all_of(h_0, h_0 + layer.B * layer.H, [](T h) { return h == T(0); });
@@ -76,10 +74,7 @@ struct LayerBackward {
   void set_gradients(BackwardDirection<T>& b, int64_t d) {
     b.grad_w_ih = grad_weight(d, 0), b.grad_w_hh = grad_weight(d, 1);
     b.grad_b_ih = grad_weight(d, 2), b.grad_b_hh = grad_weight(d, 3);
-    if (b.grad_w_hh && began_with_zeros(b)) {
-      std::fill_n(b.grad_w_hh, kGates * layer.H * layer.H, T(0));
-      b.grad_w_hh = nullptr;
-    }
+    b.began_with_zeros = began_with_zeros(b);
     if (grad_x.defined()) b.grad_x = grad_x.mutable_data_ptr<T>() + d * layer.rows * layer.I;
     b.want_h_0 = want_h_0();
   }

@@ -176,7 +176,7 @@ template <class Cell, class S>
 void forward_direction(const ForwardDirection<S>& d, int64_t chunk_steps, Member member) {
   d.w_ih.pack(member, pack_forward<S>);
   d.w_hh.pack(member, pack_forward<S>);
-  member.wait();
+  if (member.split == Split::kBatch) member.wait();  // otherwise each has packed what it will read
   const Range panels = member.panels(d.w_hh.panels.count());
   for_chunks(d.walk.steps.count, chunk_steps, [&](Range steps) {
     project<Cell>(d, steps, member);
@@ -221,6 +221,7 @@ struct BackwardDirection {
   T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
   T *grad_b_ih, *grad_b_hh;  // [G*H]
   T* grad_x;                 // [rows, I]
+  bool began_with_zeros;     // one step, from a state of zeros: the gradient of w_hh is zero
   bool want_h_0;  // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
 };
 
@@ -328,7 +329,7 @@ void copy_operands(const BackwardDirection<T>& d, Range rows, Range steps, const
       std::copy_n(d.x + row * d.input, d.input,
                   d.x_rows + (row - rows.begin) * whole_registers<T>(d.input));
     }
-  if (!d.h_rows || !d.grad_w_hh) return;
+  if (!d.h_rows || !d.grad_w_hh || d.began_with_zeros) return;
   for (int64_t i = steps.begin + member.rank; i < steps.end; i += member.size) {
     const int64_t t = back.time(i), at = back.steps.offset_at(t) - rows.begin;
     for (int64_t b = 0; b < back.steps.batch_at(t); ++b)
@@ -346,21 +347,24 @@ void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps,
   member.wait();
   const Range gates = member.share(Cell::kGates * d.hidden, kMaxRows);
   const int64_t count = rows.end - rows.begin;
+  const bool fresh = steps.begin == 0;
   const T* h_gates = d.grad_h_gates ? d.grad_h_gates : d.grad_x_gates;
   if (d.grad_w_ih) {
     const Rows<T> x = d.x_rows ? Rows<T>{d.x_rows, whole_registers<T>(d.input)}
                                : Rows<T>{d.x + rows.begin * d.input, d.input};
-    add_outer(d.grad_x_gates, d.gates_stride, gates, x.data, x.stride, d.input, count, d.grad_w_ih);
+    add_outer(d.grad_x_gates, d.gates_stride, gates, x.data, x.stride, d.input, count, d.grad_w_ih,
+              fresh);
   }
-  if (d.grad_w_hh) {
+  if (d.grad_w_hh && !d.began_with_zeros) {
     const int64_t first = back.time(back.reverse ? steps.end - 1 : steps.begin);
     const Rows<T> h = d.h_rows
                           ? Rows<T>{d.h_rows, whole_registers<T>(d.hidden)}
                           : Rows<T>{d.timelines[0] + d.walk.before(first, 0) * d.hidden, d.hidden};
-    add_outer(h_gates, d.gates_stride, gates, h.data, h.stride, d.hidden, count, d.grad_w_hh);
+    add_outer(h_gates, d.gates_stride, gates, h.data, h.stride, d.hidden, count, d.grad_w_hh,
+              fresh);
   }
-  if (d.grad_b_ih) add_rows(d.grad_x_gates, d.gates_stride, gates, count, d.grad_b_ih);
-  if (d.grad_b_hh) add_rows(h_gates, d.gates_stride, gates, count, d.grad_b_hh);
+  if (d.grad_b_ih) add_rows(d.grad_x_gates, d.gates_stride, gates, count, d.grad_b_ih, fresh);
+  if (d.grad_b_hh) add_rows(h_gates, d.gates_stride, gates, count, d.grad_b_hh, fresh);
   const bool by_rows = count >= member.size * kRowsForFullTiles;
   const Range all_panels{0, d.w_ih.panels.count()};
   if (d.grad_x)
@@ -374,21 +378,14 @@ void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps,
   member.wait();
 }
 
-template <class T>
-void zero_gradients(const BackwardDirection<T>& d, int64_t gates, const Member& member) {
-  const Range mine = member.share(gates, kMaxRows);
-  const auto zero = [&](T* grad, int64_t columns) {
-    if (grad) std::fill(grad + mine.begin * columns, grad + mine.end * columns, T(0));
-  };
-  zero(d.grad_w_ih, d.input), zero(d.grad_w_hh, d.hidden);
-  zero(d.grad_b_ih, 1), zero(d.grad_b_hh, 1);
-}
-
 template <class Cell, class T>
 void backward_direction(const BackwardDirection<T>& d, int64_t chunk_steps, Member member) {
   d.w_hh.pack(member, pack_backward<T>);
   d.w_ih.pack(member, pack_backward<T>);
-  zero_gradients(d, Cell::kGates * d.hidden, member);
+  if (d.grad_w_hh && d.began_with_zeros) {
+    const Range mine = member.share(Cell::kGates * d.hidden * d.hidden);
+    std::fill(d.grad_w_hh + mine.begin, d.grad_w_hh + mine.end, T(0));
+  }
   member.wait();
   const Walk back{d.walk.steps, !d.walk.reverse};
   const Range panels = member.panels(d.w_hh.panels.count());

@@ -1,8 +1,6 @@
 // One layer forward: allocates, and hands each direction to its team.
 #pragma once
 
-#include <ATen/ops/empty.h>
-
 #include "cpu/buffers.h"
 
 namespace rnnfast {
@@ -34,11 +32,11 @@ struct LayerForward {
     for (const Tensor& w : all_weights) weights.push_back(operand<S>(w));
     for (const Tensor& s : initial) states.push_back(operand<S>(s));
     const auto options = x.options();
-    output = at::empty(layer.shape(layer.D * layer.H), options);
+    output = empty(layer.shape(layer.D * layer.H), options);
     for (int k = 0; k < Cell::kStates; ++k)
-      states_n.push_back(at::empty({layer.D, layer.B, layer.H}, options));
+      states_n.push_back(empty({layer.D, layer.B, layer.H}, options));
     if (train)
-      for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
+      for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(empty(sizes, options));
     buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
     if (kCopyH) operands = zero_scratch<S>(layer.D * 2 * layer.B * padded<T>(layer.H));
     packed = Scratch<S>(layer.D * packed_size());

@@ -152,7 +152,10 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
   // multiply-add. No plan makes a single row of one among several, so that no result depends on the
   // number of threads.
   constexpr int kChains = left == Left::kRows && MR == 1 ? (7 + NV) / NV : 1;
-  const int64_t lanes = depth / kPerLane;
+  // The panel after this one, into L2: a tile of many rows leaves the time. Past the last panel the
+  // address means nothing, and does no harm.
+  constexpr bool kFetchAhead = left == Left::kRows && MR >= 4;
+  const int64_t lanes = depth / kPerLane, w_size = lanes * w_stride;
   int64_t k = 0;
   do {
     const int64_t end = lanes - k < kBlockDepth ? lanes : k + kBlockDepth;
@@ -165,7 +168,9 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
                                                                    : a + k * a_stride + m);
                             };
                             const auto weights = [&](int v) __attribute__((always_inline)) {
-                              return Operands<S>::load(w + k * w_stride + v * kWidth * kPerLane);
+                              const S* row = w + k * w_stride + v * kWidth * kPerLane;
+                              if constexpr (kFetchAhead) __builtin_prefetch(row + w_size, 0, 2);
+                              return Operands<S>::load(row);
                             };
                             if constexpr (MR < NV) {
                               Raw column[MR];
@@ -382,13 +387,14 @@ RNNFAST_FN void multiply_zeros(const Panels<S>& panels, Range rows, Range panel_
 inline constexpr int kOuterVectors = kVectorRegisters >= 32 ? 3 : 2;
 
 // dst [N, K] += a [rows, N] transposed times x [rows, K], for columns [columns) of a, in blocks of
-// kBlockDepth rows. The rows of x are readable up to whole registers.
+// kBlockDepth rows; fresh: dst holds nothing yet. The rows of x are readable up to whole registers.
 template <class T>
 void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t x_stride, int64_t K,
-               int64_t rows, T* dst) {
+               int64_t rows, T* dst, bool fresh) {
   constexpr int64_t kWidth = Vec<T>::kWidth;
   TileSums<T> sums;
   for (int64_t row = 0; row < rows; row += kBlockDepth) {
+    const bool first = fresh && row == 0;
     const int64_t depth = rows - row < kBlockDepth ? rows - row : kBlockDepth;
     for (int64_t k = 0; k < K; k += kOuterVectors * kWidth) {
       const int64_t width = K - k < kOuterVectors * kWidth ? K - k : kOuterVectors * kWidth;
@@ -401,8 +407,8 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
           for (int v = 0; v < vectors; ++v) {
             const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;
             T* to = dst + (n + m) * K + k + v * kWidth;
-            (Vec<T>::load(to, lanes) + Vec<T>::load(sums.values + (m * vectors + v) * kWidth))
-                .store(to, lanes);
+            const Vec<T> sum = Vec<T>::load(sums.values + (m * vectors + v) * kWidth);
+            (first ? sum : Vec<T>::load(to, lanes) + sum).store(to, lanes);
           }
         n += count;
       }
@@ -411,13 +417,13 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
 }
 
 // dst [N] += the sum over the rows of a [rows, N], for columns [columns), in blocks of kBlockDepth
-// rows and kChains sums apart.
+// rows and kChains sums apart; fresh: dst holds nothing yet.
 template <class T>
-void add_rows(const T* a, int64_t a_stride, Range columns, int64_t rows, T* dst) {
+void add_rows(const T* a, int64_t a_stride, Range columns, int64_t rows, T* dst, bool fresh) {
   constexpr int64_t kWidth = Vec<T>::kWidth, kChains = 4;
   for (int64_t n = columns.begin; n < columns.end; n += kWidth) {
     const int64_t lanes = columns.end - n < kWidth ? columns.end - n : kWidth;
-    Vec<T> total = Vec<T>::load(dst + n, lanes);
+    Vec<T> total = fresh ? Vec<T>(0) : Vec<T>::load(dst + n, lanes);
     for (int64_t row = 0; row < rows;) {
       const int64_t end = rows - row < kBlockDepth ? rows : row + kBlockDepth;
       typename Vec<T>::Raw sums[kChains] = {};
