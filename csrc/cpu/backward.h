@@ -29,15 +29,15 @@ struct LayerBackward {
         reserve(kept.vec()),
         h_panels{l.H, kGates * l.H, 1, plan.group},
         x_panels{l.I, kGates * l.H, 1, kMaxVectors} {
-    const auto options = reserve[0].options();
+    const at::ScalarType dtype = reserve[0].scalar_type();
     for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
     for (const auto i : c10::irange(weights.size()))
-      grad_weights.push_back(a.needs[kFirstWeight + i] ? empty(weights[i].sizes(), options)
+      grad_weights.push_back(a.needs[kFirstWeight + i] ? empty(weights[i].sizes(), dtype)
                                                        : Tensor());
     x = operand<T>(input);
     if (a.grad_output.defined()) grad_output = operand<T>(a.grad_output);
-    grad_states = zeros<T>({layer.D, Cell::kStates, layer.B, padded<T>(layer.H)}, options);
-    if (a.needs[0]) grad_x = empty({layer.D, layer.rows, layer.I}, options);
+    grad_states = zeros<T>({layer.D, Cell::kStates, layer.B, padded<T>(layer.H)}, dtype);
+    if (a.needs[0]) grad_x = empty({layer.D, layer.rows, layer.I}, dtype);
     carry = zero_scratch<T>(layer.D * 2 * layer.B * gates_stride());
     packed = Scratch<T>(layer.D * packed_size());
     gate_gradients = Scratch<T>(layer.D * 2 * chunk_rows() * gates_stride());

@@ -2,18 +2,13 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "binder.h"
 #include "cpu/driver.h"
+#include "cpu/memory.h"
 
 namespace rnnfast {
 
@@ -59,51 +54,10 @@ inline Tensor in_dtype(const Tensor& t, at::ScalarType dtype) {
   return t.scalar_type() == dtype ? t : t.to(dtype);
 }
 
-// Memory so large comes fresh from the system with every call, and to touch it first costs a
-// microsecond a page: large pages make that a fraction. A wish only; numpy has it from this size
-// on.
-inline void prefer_huge_pages(void* data, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr size_t kLarge = size_t{4} << 20, kPage = 4096;
-  if (bytes < kLarge) return;
-  char* first = static_cast<char*>(data);
-  first += (kPage - reinterpret_cast<uintptr_t>(first) % kPage) % kPage;
-  madvise(first, (static_cast<char*>(data) + bytes - first) / kPage * kPage, MADV_HUGEPAGE);
-#endif
-}
-
-inline Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  Tensor result = at::empty(sizes, options);
-  prefer_huge_pages(result.mutable_data_ptr(), result.nbytes());
-  return result;
-}
-
-// Memory for one call, without what a tensor costs beside it.
-template <class T>
-class Scratch {
- public:
-  Scratch() = default;
-  explicit Scratch(int64_t size)
-      : memory_(c10::GetCPUAllocator()->allocate(size * static_cast<int64_t>(sizeof(T)))) {
-    prefer_huge_pages(memory_.get(), size * sizeof(T));
-  }
-  T* data() const { return static_cast<T*>(memory_.get()); }
-
- private:
-  c10::DataPtr memory_;
-};
-
-template <class T>
-Scratch<T> zero_scratch(int64_t size) {
-  Scratch<T> result(size);
-  std::fill_n(result.data(), size, T{});
-  return result;
-}
-
 // at::zeros goes through a second op to fill; for the small buffers of a short call that shows.
 template <class T>
-Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  Tensor result = at::empty(sizes, options);
+Tensor zeros(at::IntArrayRef sizes, at::ScalarType dtype) {
+  Tensor result = empty(sizes, dtype);
   std::memset(result.mutable_data_ptr<T>(), 0, result.nbytes());
   return result;
 }

@@ -31,12 +31,12 @@ struct LayerForward {
     x = operand<S>(input);
     for (const Tensor& w : all_weights) weights.push_back(operand<S>(w));
     for (const Tensor& s : initial) states.push_back(operand<S>(s));
-    const auto options = x.options();
-    output = empty(layer.shape(layer.D * layer.H), options);
+    const at::ScalarType dtype = x.scalar_type();
+    output = empty(layer.shape(layer.D * layer.H), dtype);
     for (int k = 0; k < Cell::kStates; ++k)
-      states_n.push_back(empty({layer.D, layer.B, layer.H}, options));
+      states_n.push_back(empty({layer.D, layer.B, layer.H}, dtype));
     if (train)
-      for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(empty(sizes, options));
+      for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(empty(sizes, dtype));
     buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
     if (kCopyH) operands = zero_scratch<S>(layer.D * 2 * layer.B * padded<T>(layer.H));
     packed = Scratch<S>(layer.D * packed_size());

@@ -1,0 +1,102 @@
+"""The memory of the ops' results: kept for the next call, within bounds, ordinary tensors to users.
+
+Catches a block that two tensors have at once, one that is never used again or never given back, and
+a result that cannot be resized, shared or pickled because of where it lies.
+"""
+
+import ctypes
+import gc
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rnnfast
+
+KEPT = 64 << 20  # of csrc/cpu/memory.h
+
+
+def layer_and_input(T: int, H: int = 64) -> tuple[rnnfast.GRU, Tensor]:
+    """Whose output takes T * 8 KB at H = 64."""
+    return rnnfast.GRU(3, H), torch.randn(T, 32, 3)
+
+
+def test_freed_memory_is_used_again() -> None:
+    layer, x = layer_and_input(T=64)
+    with torch.no_grad():
+        first = layer(x)[0]
+        place = first.data_ptr()
+        assert layer(x)[0].data_ptr() != place, "the first result is still in use"
+        del first
+        places = {layer(x)[0].data_ptr() for _ in range(3)}
+    assert place in places
+
+
+class MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def test_what_is_kept_is_bounded() -> None:
+    try:
+        malloc_info = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, TypeError):
+        pytest.skip("needs glibc's mallinfo2")
+    malloc_info.restype = MallocInfo
+
+    def in_use() -> int:
+        gc.collect()
+        info = malloc_info()
+        return int(info.uordblks + info.hblkhd)
+
+    layer, x = layer_and_input(T=1)
+    layer(x)
+    before = in_use()
+    with torch.no_grad():
+        results = [layer(torch.randn(T, 32, 3))[0] for T in range(32, 2400, 128)]
+        assert sum(result.nbytes for result in results) > 2 * KEPT
+        del results
+    assert in_use() - before < KEPT + (8 << 20)
+
+
+def test_a_result_is_an_ordinary_tensor() -> None:
+    layer, x = layer_and_input(T=64)
+    output = layer(x)[0].detach()
+    expected = output.clone()
+    assert torch.equal(pickle.loads(pickle.dumps(output)), expected)
+    output.resize_(200, 32, 64)
+    assert torch.equal(output[:64], expected)
+    assert (output[:64].numpy() == expected.numpy()).all()
+    assert torch.equal(layer(x)[0].detach().share_memory_(), expected)
+
+
+def test_threads_do_not_get_the_same_memory() -> None:
+    """Little to compute in much memory; what others wrote into it would show in the values."""
+    twin = nn.RNN(1, 16)
+    layer = rnnfast.RNN(1, 16)
+    layer.load_state_dict(twin.state_dict())
+    failures: list[int] = []
+
+    def work(seed: int) -> None:
+        x = torch.randn(1, 4096, 1, generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            expected = twin(x)[0]
+            for _ in range(300):
+                results = [layer(x)[0] for _ in range(3)]
+                failures.extend(seed for got in results if (got - expected).abs().max() > 1e-5)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
