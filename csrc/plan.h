@@ -28,7 +28,7 @@ struct Plan {
   Split split;  // within one direction
   int threads;  // over all directions
   int group;    // register groups per panel of cells with one gate, and of every backward product;
-                // does not depend on `threads`, nor does any result
+                // no result depends on it
   int64_t chunk_steps;       // steps whose x_gates are projected at once
   int64_t grad_chunk_steps;  // steps whose gate gradients become gradients of the weights at once
 };
@@ -40,7 +40,7 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline constexpr double kFlopsOfRow = 50, kFlopsOfTile = 100;
 // Waking the threads, waiting for them and handing them data take kWake nanoseconds and so many
 // hand-overs a call; a step that all wait for takes some more. Time must shrink to kWorth at least.
-inline constexpr double kWake = 2000, kCallHandOvers = 50, kStepHandOvers = 2, kWorth = 0.9;
+inline constexpr double kWake = 2000, kCallHandOvers = 50, kStepHandOvers = 3, kWorth = 0.9;
 // Rows per thread from which register tiles run at full speed, so that splitting the batch costs
 // nothing.
 inline constexpr int64_t kRowsForFullTiles = 8;
@@ -95,7 +95,7 @@ inline Plan plan(const Problem& p) {
   result.threads = together ? per_direction * p.directions : 1;
 
   const int64_t groups = ceil_div(p.H, p.vector_width),
-                mine = result.split == Split::kHidden ? groups / most : groups;
+                mine = result.split == Split::kHidden ? groups / per_direction : groups;
   result.group = static_cast<int>(mine < 1 ? 1 : mine > 4 ? 4 : mine);
 
   const int64_t step_bytes = p.B * p.gates * p.H * p.element_bytes,

@@ -148,10 +148,10 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
   using Raw = typename Operands<S>::Raw;
   using Unaligned = typename Vec<S>::Unaligned;
   constexpr int kWidth = Vec<S>::kWidth, kPerLane = Operands<S>::kPerLane;
-  // A single row sums alternating k apart: eight independent chains hide the latency of the
-  // multiply-add. No plan makes a single row of one among several, so that no result depends on the
-  // number of threads.
-  constexpr int kChains = left == Left::kRows && MR == 1 ? (7 + NV) / NV : 1;
+  // A single row sums even and odd k apart: more independent chains hide the latency of the
+  // multiply-add. No plan makes a single row of one among several, and the chains are as many at
+  // every width, so that no result depends on the number of threads.
+  constexpr int kChains = left == Left::kRows && MR == 1 ? 2 : 1;
   // The panel after this one, into L2: a tile of many rows leaves the time. Past the last panel the
   // address means nothing, and does no harm.
   constexpr bool kFetchAhead = left == Left::kRows && MR >= 4;
