@@ -20,7 +20,7 @@ from torch import Tensor, nn
 # The repository's root, last: an installed rnnfast must win over the source folder beside this one.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import numerics, problems, report, results, timing, workloads
+from benchmarks import numerics, problems, report, results, steps, timing, workloads
 from benchmarks.__main__ import main
 from benchmarks.problems import Problem
 
@@ -340,6 +340,30 @@ def test_the_command_measures_writes_and_prints(
     printed = capsys.readouterr().out
     assert f"{read.measurements[0].speed_up:.2f}x" in printed
     assert str(path) in printed.replace("\n", "")
+
+
+def test_steps_carry_the_state_and_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(steps, "PROBLEMS", [Problem(1, 2, 6, 6, "test")])
+    path, threads = tmp_path / "steps.json", torch.get_num_threads()
+    options = ["--quick", "--cells", "gru", "lstm", "--threads", "1", "--output", str(path)]
+    try:
+        assert steps.main(options) == 0
+    finally:
+        torch.set_num_threads(threads)
+    read = results.read(path).measurements
+    assert [(m.cell, m.pass_name) for m in read] == [("gru", "step"), ("lstm", "step")]
+    assert all("fused" in m.ran for m in read)
+    assert f"= {read[0].speed_up:.2f}" in capsys.readouterr().out
+
+
+def test_a_step_from_another_state_is_caught() -> None:
+    made = workload(Problem(1, 2, 6, 6, "test"), "gru", torch.float32)
+    steps.check(made)
+    made.candidate.register_forward_hook(lambda _, __, out: (out[0], out[1] * 1.01))
+    with pytest.raises(workloads.WrongValuesError, match="gru t1b2i6h6: error"):
+        steps.check(made)
 
 
 # ---- numerics ----

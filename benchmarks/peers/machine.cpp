@@ -81,11 +81,11 @@ double once(int threads, long count, const Body& body) {
 }
 
 // Seconds of one turn of body, which makes `count` of them: the best of many runs, each of at least
-// half a millisecond. What a machine can do is asked, not what others leave of it.
+// half a millisecond, for a tenth of a second: it takes some of that until new threads have a core
+// each. What a machine can do is asked, not what others leave of it.
 template <class Body>
 double seconds(int threads, const Body& body) {
-  constexpr int kRuns = 20;
-  constexpr double kShortest = 5e-4;
+  constexpr double kShortest = 5e-4, kLongest = 0.1;
   const auto best = [&](long count, int runs) {
     double found = once(threads, count, body);
     while (--runs > 0) found = std::min(found, once(threads, count, body));
@@ -93,7 +93,10 @@ double seconds(int threads, const Body& body) {
   };
   long count = 1;
   while (best(count, 3) < kShortest) count *= 2;
-  return best(count, kRuns) / count;
+  const double begin = now();
+  double found = best(count, 1);
+  while (now() - begin < kLongest) found = std::min(found, best(count, 1));
+  return found / count;
 }
 
 // 2^(x log2 e) by a polynomial of degree 6 and the exponent's bits: what a vectorised layer does.

@@ -1,0 +1,130 @@
+"""Times single steps that carry the state, as generation and reinforcement learning take them.
+
+    python -m benchmarks.steps
+    python -m benchmarks.steps --threads 1 --cells gru
+
+A call is `_, state = layer(x, state)` under `torch.inference_mode()`, x of one step, and all that
+Python does in it. Values are checked against float64 over STEPS steps before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+import rnnfast
+from benchmarks import results, table
+from benchmarks.__main__ import RESULTS
+from benchmarks.problems import Problem
+from benchmarks.timing import FULL, QUICK, Budget, geometric_mean, interleave
+from benchmarks.workloads import (
+    CELLS,
+    ERROR_FACTOR,
+    ERROR_FLOOR,
+    Errors,
+    WrongValuesError,
+    Workload,
+    make_workload,
+    relative_error,
+)
+
+ORIGIN = "generation, reinforcement learning"
+PROBLEMS = [Problem(1, B, H, H, ORIGIN) for B in (1, 8, 32) for H in (128, 256, 512, 1024)]
+STEPS = 5
+
+
+def take_step(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    """A function that takes the next step from where the last one ended, and returns its output."""
+    state = None
+
+    def step() -> Tensor:
+        nonlocal state
+        with torch.inference_mode():
+            output: Tensor
+            output, state = layer(x, state)
+        return output
+
+    return step
+
+
+def check(workload: Workload) -> Errors:
+    """The largest errors of both sides after STEPS steps, relative to the largest output.
+
+    Raises WrongValuesError where ours is beyond the bound of `workloads.compare`.
+    """
+    assert isinstance(workload.x, Tensor)
+
+    def last(layer: nn.Module, x: Tensor) -> Tensor:
+        step = take_step(layer, x)
+        return [step() for _ in range(STEPS)][-1]
+
+    truth = last(copy.deepcopy(workload.baseline).double(), workload.x.double())
+    baseline, candidate = (
+        relative_error(last(layer, workload.x), truth)
+        for layer in (workload.baseline, workload.candidate)
+    )
+    limit = ERROR_FACTOR * baseline + ERROR_FLOOR * torch.finfo(workload.x.dtype).eps
+    if not candidate <= limit:
+        raise WrongValuesError(f"{workload.cell} {workload.problem.name}: error {candidate:.2e}")
+    return Errors(baseline, candidate)
+
+
+def measure(problem: Problem, cell: str, budget: Budget) -> results.Measurement:
+    workload = make_workload(problem, cell, torch.float32, nn, rnnfast)
+    errors = check(workload)
+    x = workload.x
+    assert isinstance(x, Tensor)
+    pair = interleave(take_step(workload.baseline, x), take_step(workload.candidate, x), budget)
+    with torch.inference_mode():
+        ran = str(rnnfast.explain(workload.candidate, x))
+    return results.Measurement(problem, cell, "step", pair, errors, ran)
+
+
+def show(record: results.Record) -> None:
+    cells = list(dict.fromkeys(m.cell for m in record.measurements))
+    rows = []
+    for problem in dict.fromkeys(m.problem for m in record.measurements):
+        row = [f"{problem.B}, {problem.H}"]
+        for m in record.measurements:
+            if m.problem == problem:
+                times = (m.baseline.median * 1e6, m.candidate.median * 1e6)
+                row.append(f"{times[0]:.1f} / {times[1]:.1f} = {m.speed_up:.2f}")
+        rows.append(row)
+    means = record.geometric_means()
+    rows.append(["geometric mean", *(f"{means[cell, 'step']:.2f}" for cell in cells)])
+    title = f"one step that carries the state, µs: torch.nn / rnnfast; {record.environment}"
+    table.show(title, ["B, H", *cells], rows)
+    print(f"all: {geometric_mean([m.speed_up for m in record.measurements]):.2f}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    cells = ("rnn_tanh", "gru", "lstm")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=cells)
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
+    parser.add_argument("--output", type=Path, help="JSON file; default: named after the machine")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    facts = results.environment(torch.float32, "rnnfast")
+    budget = QUICK if options.quick else FULL
+    jobs = [(problem, cell) for problem in PROBLEMS for cell in options.cells]
+    measurements = [measure(*job, budget) for job in track(jobs, "steps")]
+    record = results.Record(facts, tuple(measurements))
+    path = options.output or RESULTS / "steps" / results.default_name(facts, options.quick)
+    results.write(record, path)
+    show(record)
+    print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
