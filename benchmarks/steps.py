@@ -29,8 +29,8 @@ from benchmarks.workloads import (
     ERROR_FACTOR,
     ERROR_FLOOR,
     Errors,
-    WrongValuesError,
     Workload,
+    WrongValuesError,
     make_workload,
     relative_error,
 )
