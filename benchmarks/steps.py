@@ -20,7 +20,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import rnnfast
-from benchmarks import results, table
+from benchmarks import report, results, table
 from benchmarks.__main__ import RESULTS
 from benchmarks.problems import Problem
 from benchmarks.timing import FULL, QUICK, Budget, geometric_mean, interleave
@@ -99,8 +99,8 @@ def show(record: results.Record) -> None:
         rows.append(row)
     means = record.geometric_means()
     rows.append(["geometric mean", *(f"{means[cell, 'step']:.2f}" for cell in cells)])
-    title = f"one step that carries the state, µs: torch.nn / rnnfast; {record.environment}"
-    table.show(title, ["B, H", *cells], rows)
+    print(report.headline(record))
+    table.show("one step that carries the state, µs: torch.nn / rnnfast", ["B, H", *cells], rows)
     print(f"all: {geometric_mean([m.speed_up for m in record.measurements]):.2f}")
 
 
