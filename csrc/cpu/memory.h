@@ -57,6 +57,8 @@ class Pool final : public c10::Allocator {
   }
 
  private:
+  Pool() { kept_.reserve(kKept / kSmallest + 1); }  // to keep a block must not fail
+
   static constexpr size_t kSmallest = size_t{128} << 10, kLargest = size_t{32} << 20,
                           kKept = size_t{64} << 20;
   struct alignas(64) Block {
