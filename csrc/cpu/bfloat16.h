@@ -45,23 +45,23 @@ RNNFAST_FN BfloatVec larger(BfloatVec a, BfloatVec b) {
 // 1 / x for positive x, within 2^-14 of it: a 32nd of what rounding to bfloat16 takes.
 RNNFAST_FN BfloatVec reciprocal(BfloatVec x) { return _mm512_maskz_rcp14_ps(0xffff, x.raw); }
 
-// 2^x = scale + scale * excess, as split_exp of math.h: for |x| up to `limit` < 127, beyond which
-// it stays as it is there. NaN stays NaN. 2^f is 1 + f P(f) on |f| <= 1/2, within 2.9e-6 of it;
-// near zero `excess` is within 3.4e-5 of itself.
+// 2^x = scale + scale * excess, for |x| up to `limit` < 127, beyond which it stays as it is there.
+// NaN stays NaN. 2^f is 1 + f P(f) on |f| <= 1/2, within 2.9e-6 of it; near zero `excess` is within
+// 3.4e-5 of itself.
 RNNFAST_FN void split_power_of_two(BfloatVec x, float limit, BfloatVec& scale, BfloatVec& excess) {
   using V = BfloatVec;
   x = clamp(x, limit);
-  const V rounded = x + V(ExpConstants<float>::kRound);
-  const V f = x - (rounded - V(ExpConstants<float>::kRound));
+  const V rounded = x + V(MathConstants<float>::kRound);
+  const V f = x - (rounded - V(MathConstants<float>::kRound));
   V p = fma(f, V(9.58285e-3f), V(5.590643e-2f));
   p = fma(f, p, V(2.4024099e-1f));
   excess = f * fma(f, p, V(6.9312419e-1f));
-  scale = power_of_two(rounded);
+  scale = times_power_of_two(V(1), rounded);
 }
 
 // 1 / (1 + e^-x), within 7e-5 of it down to x = -87, where it stays.
 RNNFAST_FN BfloatVec sigmoid(BfloatVec x) {
-  using C = ExpConstants<float>;
+  using C = MathConstants<float>;
   BfloatVec scale, excess;
   split_power_of_two(x * BfloatVec(-C::kLog2e), C::kLargestExp * C::kLog2e, scale, excess);
   return reciprocal(BfloatVec(1) + fma(scale, excess, scale));
@@ -69,7 +69,7 @@ RNNFAST_FN BfloatVec sigmoid(BfloatVec x) {
 
 // With e = e^2x - 1, free of cancellation: e / (e + 2), within 2e-4 of itself.
 RNNFAST_FN BfloatVec tanh(BfloatVec x) {
-  using C = ExpConstants<float>;
+  using C = MathConstants<float>;
   BfloatVec scale, excess;
   split_power_of_two(x * BfloatVec(2 * C::kLog2e), 2 * C::kTanhIsOne * C::kLog2e, scale, excess);
   const BfloatVec e = fma(scale, excess, scale - BfloatVec(1));

@@ -127,10 +127,28 @@ RNNFAST_FN Vec<S> select(Mask mask, Vec<S> a, Vec<S> b) {
 }
 
 template <class S>
-RNNFAST_FN Vec<S> power_of_two(Vec<S> rounded) {
-  using C = ExpConstants<Compute<S>>;
-  return typename Vec<S>::Raw(((typename Register<Compute<S>>::Bits)rounded.raw + C::kBias)
-                              << C::kMantissa);
+using BitsOf = typename Register<Compute<S>>::Bits;
+
+template <class S>
+RNNFAST_FN Vec<S> times_power_of_two(Vec<S> p, Vec<S> rounded) {
+  constexpr int kMantissa = MathConstants<Compute<S>>::kMantissa;
+  return typename Vec<S>::Raw((BitsOf<S>)p.raw + ((BitsOf<S>)rounded.raw << kMantissa));
+}
+
+// The sign bits of x.
+template <class S>
+RNNFAST_FN BitsOf<S> signs(Vec<S> x) {
+  return (BitsOf<S>)x.raw & (BitsOf<S>)Vec<S>(-0.).raw;
+}
+
+template <class S>
+RNNFAST_FN Vec<S> absolute(Vec<S> x) {
+  return typename Vec<S>::Raw((BitsOf<S>)x.raw ^ signs(x));
+}
+
+template <class S>
+RNNFAST_FN Vec<S> with_sign_of(Vec<S> x, Vec<S> size) {
+  return typename Vec<S>::Raw((BitsOf<S>)size.raw | signs(x));
 }
 
 // As one instruction, which compilers do not see in the select. (All lanes of a mask: GCC's headers
