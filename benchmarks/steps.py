@@ -5,6 +5,7 @@
 
 A call is `_, state = layer(x, state)` under `torch.inference_mode()`, x of one step, and all that
 Python does in it. Values are checked against float64 over STEPS steps before anything is timed.
+Frozen: a layer after `rnnfast.freeze`.
 """
 
 from __future__ import annotations
@@ -76,32 +77,43 @@ def check(workload: Workload) -> Errors:
     return Errors(baseline, candidate)
 
 
-def measure(problem: Problem, cell: str, budget: Budget) -> results.Measurement:
+MODES = ("step", "frozen step")
+
+
+def measure(problem: Problem, cell: str, mode: str, budget: Budget) -> results.Measurement:
     workload = make_workload(problem, cell, torch.float32, nn, rnnfast)
+    if mode == "frozen step":
+        rnnfast.freeze(workload.candidate)
     errors = check(workload)
     x = workload.x
     assert isinstance(x, Tensor)
     pair = interleave(take_step(workload.baseline, x), take_step(workload.candidate, x), budget)
     with torch.inference_mode():
         ran = str(rnnfast.explain(workload.candidate, x))
-    return results.Measurement(problem, cell, "step", pair, errors, ran)
+    return results.Measurement(problem, cell, mode, pair, errors, ran)
 
 
 def show(record: results.Record) -> None:
-    cells = list(dict.fromkeys(m.cell for m in record.measurements))
+    print(report.headline(record))
+    for mode in MODES:
+        _show_mode([m for m in record.measurements if m.pass_name == mode], mode)
+
+
+def _show_mode(measurements: Sequence[results.Measurement], mode: str) -> None:
+    cells = list(dict.fromkeys(m.cell for m in measurements))
     rows = []
-    for problem in dict.fromkeys(m.problem for m in record.measurements):
+    for problem in dict.fromkeys(m.problem for m in measurements):
         row = [f"{problem.B}, {problem.H}"]
-        for m in record.measurements:
+        for m in measurements:
             if m.problem == problem:
                 times = (m.baseline.median * 1e6, m.candidate.median * 1e6)
                 row.append(f"{times[0]:.1f} / {times[1]:.1f} = {m.speed_up:.2f}")
         rows.append(row)
-    means = record.geometric_means()
-    rows.append(["geometric mean", *(f"{means[cell, 'step']:.2f}" for cell in cells)])
-    print(report.headline(record))
-    table.show("one step that carries the state, µs: torch.nn / rnnfast", ["B, H", *cells], rows)
-    print(f"all: {geometric_mean([m.speed_up for m in record.measurements]):.2f}")
+    means = (geometric_mean([m.speed_up for m in measurements if m.cell == c]) for c in cells)
+    rows.append(["geometric mean", *(f"{mean:.2f}" for mean in means)])
+    title = f"one {mode} that carries the state, µs: torch.nn / rnnfast"
+    table.show(title, ["B, H", *cells], rows)
+    print(f"all: {geometric_mean([m.speed_up for m in measurements]):.2f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     facts = results.environment(torch.float32, "rnnfast")
     budget = QUICK if options.quick else FULL
-    jobs = [(problem, cell) for problem in PROBLEMS for cell in options.cells]
+    jobs = [(p, cell, mode) for p in PROBLEMS for cell in options.cells for mode in MODES]
     measurements = [measure(*job, budget) for job in track(jobs, "steps")]
     record = results.Record(facts, tuple(measurements))
     path = options.output or RESULTS / "steps" / results.default_name(facts, options.quick)

@@ -26,6 +26,8 @@ TORCH_LIBRARY(rnnfast, m) {
       "batch_sizes, Tensor[] weights,"
       " bool bidirectional, Tensor[] reserve, bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
+  m.def("set_frozen(Tensor weight, bool frozen) -> ()");
+  m.def("is_frozen(Tensor weight) -> bool");
 }
 
 namespace rnnfast {

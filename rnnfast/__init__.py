@@ -9,6 +9,7 @@ from rnnfast import functional, ops
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
 from rnnfast.convert import convert, patched, revert
 from rnnfast.diagnose import explain
+from rnnfast.freeze import freeze, unfreeze
 from rnnfast.modules import GRU, LSTM, RNN
 
 __version__ = version("rnnfast")
@@ -21,8 +22,10 @@ __all__ = [
     "RNNCell",
     "convert",
     "explain",
+    "freeze",
     "functional",
     "ops",
     "patched",
     "revert",
+    "unfreeze",
 ]

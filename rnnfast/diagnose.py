@@ -1,6 +1,7 @@
 """Which implementation, kernel and plan serve a call; what was built and loaded."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import functional
+from rnnfast import functional, ops
 from rnnfast._library import _C, HAS_CUDA, INSTRUCTION_SET
 
 
@@ -25,8 +26,8 @@ class LayerExplanation:
     reason: str
     """Why this route."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """The facts of ``rnnfast._C.plan`` or, of the forward pass, ``cuda_plan``; empty for what our
-    kernels do not serve.
+    """The facts of ``rnnfast._C.plan`` or, of the forward pass, ``cuda_plan``, and ``weights``:
+    ``frozen`` where they are; empty for what our kernels do not serve.
     """
 
     def __str__(self) -> str:
@@ -113,8 +114,15 @@ def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any)
             "uniform": uniform,
         }
         operator = module.mode.lower()
-        layers.append(_explain_layer(f"layer {i}", module.mode, operator, route, x, problem))
+        layer = _explain_layer(f"layer {i}", module.mode, operator, route, x, problem)
+        if layer.plan and _is_frozen(weights[i * len(weights) // module.num_layers :][:2]):
+            layer.plan.update(kernel="packed", weights="frozen")
+        layers.append(layer)
     return Explanation(repr(module), tuple(layers))
+
+
+def _is_frozen(weights: Sequence[Tensor]) -> bool:
+    return all(w.device.type == "cpu" and ops.is_frozen(w) for w in weights)
 
 
 def _states(hx: Any) -> tuple[Tensor, ...]:

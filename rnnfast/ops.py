@@ -24,6 +24,8 @@ gates, in units of H).
 
 _layer = torch.ops.rnnfast.layer.default
 _layer_backward = torch.ops.rnnfast.layer_backward.default
+_set_frozen = torch.ops.rnnfast.set_frozen.default
+_is_frozen = torch.ops.rnnfast.is_frozen.default
 
 
 def layer(
@@ -88,6 +90,26 @@ def layer_backward(
     return _layer_backward(  # type: ignore[no-any-return]
         cell, grad_output, grad_states_n, x, batch_sizes, weights, bidirectional, reserve, needs
     )
+
+
+def set_frozen(weight: Tensor, frozen: bool) -> None:
+    """Keep what forward passes make of a matrix of weights for the next ones, or stop doing so.
+
+    Args:
+        weight: a ``w_ih`` or ``w_hh`` on the CPU. It counts as the tensor that it is: not its
+            copies, nor others that share its memory. See :func:`rnnfast.freeze` on changes to it.
+        frozen: whether to keep it.
+
+    Raises:
+        RuntimeError: `weight` was made in inference mode.
+        NotImplementedError: it is not on the CPU, or sparse.
+    """
+    _set_frozen(weight, frozen)
+
+
+def is_frozen(weight: Tensor) -> bool:
+    """Whether :func:`set_frozen` holds for `weight`, a tensor on the CPU."""
+    return _is_frozen(weight)  # type: ignore[no-any-return]
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,5 +1,9 @@
 """What all tests share: deterministic examples, threads, the device."""
 
+import ctypes
+import gc
+from collections.abc import Callable
+
 import hypothesis
 import pytest
 import torch
@@ -38,3 +42,32 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+@pytest.fixture
+def memory_in_use() -> Callable[[], int]:
+    """Tells how many bytes are allocated and not freed."""
+    try:
+        malloc_info = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, TypeError):
+        pytest.skip("needs glibc's mallinfo2")
+    malloc_info.restype = _MallocInfo
+
+    def in_use() -> int:
+        gc.collect()
+        info = malloc_info()
+        return int(info.uordblks + info.hblkhd)
+
+    return in_use

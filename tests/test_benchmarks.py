@@ -353,9 +353,11 @@ def test_steps_carry_the_state_and_are_timed(
     finally:
         torch.set_num_threads(threads)
     read = results.read(path).measurements
-    assert [(m.cell, m.pass_name) for m in read] == [("gru", "step"), ("lstm", "step")]
-    assert all("fused" in m.ran for m in read)
-    assert f"= {read[0].speed_up:.2f}" in capsys.readouterr().out
+    modes = [(cell, mode) for cell in ("gru", "lstm") for mode in ("step", "frozen step")]
+    assert [(m.cell, m.pass_name) for m in read] == modes
+    assert ["weights frozen" in m.ran for m in read] == [False, True] * 2
+    printed = capsys.readouterr().out
+    assert all(f"= {m.speed_up:.2f}" in printed for m in read)
 
 
 def test_a_step_from_another_state_is_caught() -> None:

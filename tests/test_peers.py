@@ -175,13 +175,11 @@ def test_gates_go_to_another_order_and_back() -> None:
 @pytest.mark.parametrize("name", PASSES)
 @pytest.mark.parametrize("cell", bound.CELLS)
 @pytest.mark.parametrize("problem", [SMALL, Problem(1, 32, 9, 17, "test")], ids=lambda p: p.name)
-@pytest.mark.parametrize(
-    "peer", [peer for peer in peers.PEERS if peer not in ("rnnfast", "torch.compile")]
-)
+@pytest.mark.parametrize("peer", [peer for peer in peers.PEERS if peer != "torch.compile"])
 def test_a_peer_computes_what_torch_nn_computes(
     peer: str, problem: Problem, cell: str, name: str
 ) -> None:
-    made = make_workload(problem, cell, torch.float32, nn, nn)
+    made = make_workload(problem, cell, torch.float32, nn, rnnfast)
     try:
         side = peers.PEERS[peer](made, name)
     except (ImportError, Unavailable) as reason:
@@ -230,6 +228,8 @@ def test_the_best_peer_is_the_fastest_that_is_not_ours(made: record.Record) -> N
     assert made.entries[0].speed_up("rnnfast") == 8
     assert math.isnan(made.entries[0].seconds("JAX"))
     assert made.names() == ["rnnfast", "torch.nn", "oneDNN", "JAX"]
+    both = {**made.entries[0].samples, "rnnfast, frozen": (0.0001, 0.0001)}
+    assert replace(made.entries[0], samples=both).best_peer == "oneDNN"
 
 
 def test_a_record_survives_the_way_to_disk(made: record.Record, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ SETTLE = 0.01
 
 PEERS: dict[str, Peer] = {
     record.OURS: torch_peers.rnnfast,
+    record.FROZEN: torch_peers.rnnfast_frozen,
     record.BASELINE: torch_peers.torch_nn,
     "torch.compile": torch_peers.torch_compile,
     "oneDNN": onednn_peer.onednn,

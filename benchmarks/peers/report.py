@@ -34,8 +34,11 @@ SMALL = {
 }
 """T, B, I, H of the small problems: a training step of any cell takes milliseconds."""
 
-COLOURS = ("#000000", "#999999", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-MARKS = "DsoovP^v"
+COLOURS = (
+    *("#000000", "#999999", "#0072B2", "#E69F00", "#009E73"),
+    *("#CC79A7", "#D55E00", "#56B4E9", "#882255"),
+)
+MARKS = "DsoovP^vX"
 
 
 def small(entry: Entry) -> bool:

@@ -1,4 +1,4 @@
-"""rnnfast, torch.nn, and torch.nn under torch.compile.
+"""rnnfast, rnnfast after `freeze`, torch.nn, and torch.nn under torch.compile.
 
 torch.compile breaks its graph at torch.nn's recurrent layers: what is measured is torch.nn behind
 it.
@@ -11,12 +11,19 @@ import copy
 import torch
 from torch import nn
 
-from benchmarks.peers.side import Side
+from benchmarks.peers.side import Side, Unavailable
 from benchmarks.workloads import Workload, make_pass, values
+from rnnfast import freeze
 
 
 def rnnfast(workload: Workload, name: str) -> Side:
     return _side(workload, workload.candidate, name)
+
+
+def rnnfast_frozen(workload: Workload, name: str) -> Side:
+    if name != "inference":
+        raise Unavailable("freezing is for inference")
+    return _side(workload, freeze(copy.deepcopy(workload.candidate)), name)
 
 
 def torch_nn(workload: Workload, name: str) -> Side:

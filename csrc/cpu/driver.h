@@ -17,12 +17,13 @@ namespace rnnfast {
 template <class S>
 struct Weights {
   Panels<S> panels;
-  const S* plain;  // as the tensor has it
-  S* packed;       // memory for the panels; null: multiplied as it stands, or not at all
+  const S* plain;       // as the tensor has it
+  S* packed;            // memory for the panels; null: multiplied as it stands, or not at all
+  bool filled = false;  // the panels are there already
 
   template <class Pack>
   void pack(const Member& member, const Pack& pack_panel) const {
-    if (!packed) return;
+    if (!packed || filled) return;
     const Range mine = member.share(panels.count());
     for (int64_t panel = mine.begin; panel < mine.end; ++panel)
       pack_panel(plain, panels, panel, packed + panels.offset(panel));

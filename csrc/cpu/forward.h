@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/buffers.h"
+#include "cpu/frozen.h"
 
 namespace rnnfast {
 
@@ -14,8 +15,11 @@ struct LayerForward {
   Tensors weights, states;
   Tensor x, output;
   Tensors states_n, reserve;
+  const at::TensorList given_weights;
+  std::shared_ptr<FrozenPanels> frozen[2][2];  // by direction, w_ih and w_hh; null: not frozen
+  Scratch<S> packed[2][2];                     // then
   Scratch<T> buffers, x_gates;
-  Scratch<S> packed, operands;
+  Scratch<S> operands;
   ForwardDirection<S> directions[2];
   Panels<S> x_panels, h_panels;
 
@@ -26,10 +30,11 @@ struct LayerForward {
                at::TensorList all_weights, bool train)
       : layer(l),
         plan(plan_for<T>(l)),
+        weights(all_weights.vec()),
+        given_weights(all_weights),
         x_panels{l.H, l.I, kGates, kGates > 1 ? 1 : plan.group},
         h_panels{l.H, l.H, kGates, kGates > 1 ? 1 : plan.group} {
     x = operand<S>(input);
-    for (const Tensor& w : all_weights) weights.push_back(operand<S>(w));
     for (const Tensor& s : initial) states.push_back(operand<S>(s));
     const at::ScalarType dtype = x.scalar_type();
     output = empty(layer.shape(layer.D * layer.H), dtype);
@@ -39,18 +44,39 @@ struct LayerForward {
       for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(empty(sizes, dtype));
     buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
     if (kCopyH) operands = zero_scratch<S>(layer.D * 2 * layer.B * padded<T>(layer.H));
-    packed = Scratch<S>(layer.D * packed_size());
     x_gates = Scratch<T>(layer.D * chunk_rows() * x_gates_stride());
   }
 
-  const Tensor& weight(int64_t d, int64_t i) const {
-    return weights[d * layer.weights_per_direction() + i];
+  int64_t index(int64_t d, int64_t i) const { return d * layer.weights_per_direction() + i; }
+  const S* weight(int64_t d, int64_t i) {
+    Tensor& w = weights[index(d, i)];
+    w = operand<S>(w);
+    return const_data<S>(w);
+  }
+  // Matrix i of direction d as this call multiplies with it: with the panels kept of a frozen one,
+  // with panels for this call, or as it stands.
+  Weights<S> matrix(int64_t d, int64_t i, const Panels<S>& panels, bool used) {
+    Weights<S> w{panels, nullptr, nullptr};
+    if (!used) return w;
+    const PanelForm form{kScalarType<S>, panels.hidden, panels.depth, panels.gates, panels.group};
+    frozen[d][i] =
+        FrozenWeights::instance().find(given_weights[index(d, i)], form, panels.size() * sizeof(S));
+    if (frozen[d][i]) {
+      w.packed = static_cast<S*>(frozen[d][i]->memory.get()), w.filled = frozen[d][i]->filled;
+    } else if (plan.packed) {
+      packed[d][i] = Scratch<S>(panels.size());
+      w.packed = packed[d][i].data();
+    }
+    if (!w.filled) w.plain = weight(d, i);
+    return w;
+  }
+  void keep_frozen() {
+    for (int64_t d = 0; d < layer.D; ++d)
+      for (int64_t i = 0; i < 2; ++i)
+        if (frozen[d][i] && !frozen[d][i]->filled)
+          FrozenWeights::instance().keep(given_weights[index(d, i)], frozen[d][i]);
   }
   bool starts_with_zeros() const { return states.empty(); }
-  bool pack_w_hh() const { return plan.packed && (layer.T > 1 || !starts_with_zeros()); }
-  int64_t packed_size() const {
-    return (plan.packed ? x_panels.size() : 0) + (pack_w_hh() ? h_panels.size() : 0);
-  }
   int64_t chunk_rows() const { return layer.offset[plan.chunk_steps]; }  // of the longest chunk
   int64_t x_gates_stride() const { return padded<T>(kGates * whole_registers<T>(layer.H)); }
 
@@ -60,14 +86,9 @@ struct LayerForward {
     ForwardDirection<S> f{};
     f.walk = layer.walk(d), f.hidden = H, f.input = layer.I;
     f.x = const_data<S>(x);
-    S* panels = packed.data() + d * packed_size();
-    f.w_ih = {x_panels, const_data<S>(weight(d, 0)), plan.packed ? panels : nullptr};
-    f.w_hh = {h_panels, const_data<S>(weight(d, 1)),
-              pack_w_hh() ? panels + x_panels.size() : nullptr};
-    if (layer.has_biases) {
-      f.b_ih = const_data<S>(weight(d, 2));
-      f.b_hh = const_data<S>(weight(d, 3));
-    }
+    f.w_ih = matrix(d, 0, x_panels, true);
+    f.w_hh = matrix(d, 1, h_panels, layer.T > 1 || !starts_with_zeros());
+    if (layer.has_biases) f.b_ih = weight(d, 2), f.b_hh = weight(d, 3);
     f.starts_with_zeros = starts_with_zeros();
     f.x_gates = x_gates.data() + d * chunk_rows() * x_gates_stride();
     f.x_gates_stride = x_gates_stride();
@@ -114,6 +135,7 @@ struct LayerForward {
     run_teams(plan, static_cast<int>(layer.D), [&](int d, const Member& member) {
       forward_direction<Cell>(directions[d], plan.chunk_steps, member);
     });
+    keep_frozen();
   }
 };
 

@@ -75,7 +75,18 @@ inline Tensors layer_backward_cpu(std::string_view cell, const std::optional<Ten
   return result;
 }
 
+inline void set_frozen_cpu(const Tensor& weight, bool frozen) {
+  TORCH_CHECK(!weight.is_inference(),
+              "rnnfast::set_frozen: weight was made in inference mode, where autograd counts no "
+              "changes to it: make it outside, or use weight.clone()");
+  FrozenWeights::instance().set(weight, frozen);
+}
+
+inline bool is_frozen_cpu(const Tensor& weight) { return FrozenWeights::instance().has(weight); }
+
 TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
+  m.impl("set_frozen", &set_frozen_cpu);
+  m.impl("is_frozen", &is_frozen_cpu);
   m.impl("layer", &layer_cpu);
   m.impl("layer_backward", &layer_backward_cpu);
 }

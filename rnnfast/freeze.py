@@ -1,0 +1,76 @@
+"""``freeze`` and ``unfreeze``: weights packed for the CPU kernels once, not at every call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from rnnfast import ops
+from rnnfast.modules import GRU, LSTM, RNN
+
+_logger = logging.getLogger("rnnfast")
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def freeze(model: _Model) -> _Model:
+    """Keep what the CPU kernels make of the weights of every RNN, GRU and LSTM in `model`.
+
+    For models that serve: without it every call brings the weights into the order that the kernels
+    read, which shows where a call is short (few steps, many units). It takes about as much memory
+    again as the weights, from the first call on until the parameters are gone or
+    :func:`unfreeze`. Results stay as close to torch.nn's.
+
+    A change of the weights that autograd knows of (an optimizer's step, ``load_state_dict``,
+    ``to``, ``copy_`` under ``no_grad``, another tensor for ``.data``) counts at the next call. One
+    that it cannot see does not: a write through ``weight.data``, through numpy, from another
+    process. Copies of the model, and parameters that take the place of these later, are not frozen.
+
+    Returns:
+        `model`
+
+    Raises:
+        ValueError: there is no layer of rnnfast in `model`
+        RuntimeError: a weight was made in inference mode
+    """
+    return _set(model, frozen=True)
+
+
+def unfreeze(model: _Model) -> _Model:
+    """Undo :func:`freeze`, and give its memory back.
+
+    Returns:
+        `model`
+
+    Raises:
+        ValueError: there is no layer of rnnfast in `model`
+    """
+    return _set(model, frozen=False)
+
+
+def _set(model: _Model, *, frozen: bool) -> _Model:
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (RNN, GRU, LSTM))}
+    if not layers:
+        raise ValueError(
+            f"{'freeze' if frozen else 'unfreeze'}: no RNN, GRU or LSTM of rnnfast in the model;"
+            " rnnfast.convert(model) makes them of torch.nn's"
+        )
+    for name, layer in layers.items():
+        for weight_name, weight in _matrices(layer):
+            if weight is not None and weight.device.type == "cpu":
+                ops.set_frozen(weight, frozen)
+            elif frozen:
+                reason = "made anew at every call" if weight is None else f"on {weight.device}"
+                _logger.warning(
+                    "%s of %s is not kept: it is %s", weight_name, name or "the model", reason
+                )
+    return model
+
+
+def _matrices(layer: nn.RNNBase) -> Iterator[tuple[str, Tensor | None]]:
+    """The weights that are packed, by name; None for one that is no parameter (parametrized)."""
+    for name in layer._flat_weights_names:
+        if name.startswith(("weight_ih", "weight_hh")):
+            yield name, layer._parameters.get(name)
