@@ -401,6 +401,9 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
       const int vectors = static_cast<int>((width + kWidth - 1) / kWidth);
       for (int64_t n = columns.begin; n < columns.end;) {
         const int count = even_tile(columns.end - n, tile_rows(vectors));
+        for (int m = 0; m < count; ++m)  // what the sums are added to, into L2 meanwhile
+          for (int v = 0; v < vectors; ++v)
+            __builtin_prefetch(dst + (n + m) * K + k + v * kWidth, 0, 2);
         tile_function<T, Left::kColumns>(count, vectors)(
             a + row * a_stride + n, a_stride, x + row * x_stride + k, x_stride, depth, sums.values);
         for (int m = 0; m < count; ++m)
