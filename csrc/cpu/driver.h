@@ -55,6 +55,10 @@ void for_chunks(int64_t steps, int64_t count, const Body& body) {
     body(Range{begin, begin + count < steps ? begin + count : steps});
 }
 
+// Bytes between what two threads write. The processor reads ahead, past the end of what a thread
+// reads: it must not take lines that another one writes.
+inline constexpr int64_t kGapBytes = 4096;
+
 // One direction of a layer, forward. S: the type of the tensors and of what is multiplied; sums,
 // gates and states are kept as T.
 template <class S>
@@ -64,22 +68,99 @@ struct ForwardDirection {
   int64_t hidden, input;  // H, I
   const S* x;             // [rows, I]
   Weights<S> w_ih, w_hh;
-  const S *b_ih, *b_hh;    // [G*H] or null
-  bool starts_with_zeros;  // h_0 is zero: the first step needs no product
-  T* x_gates;  // [rows of a chunk, x_gates_stride] W_ih x + b_ih, register by register as
-               // `multiply` gives it
-  int64_t x_gates_stride;
-  T* h[2];  // [B, state_stride] h by the parity of the step: read from one, written to the other
-  S* h_operand[2];        // h as the product reads it: h itself, or its copy in S
-  T* c;                   // [B, state_stride] the second state, in place; null if the cell has none
-  int64_t state_stride;   // padded to whole registers
-  S* output;              // [rows, output_stride], from the first column of this direction
-  int64_t output_stride;  // D*H
+  const S *b_ih, *b_hh;              // [G*H] or null
+  bool starts_with_zeros;            // h_0 is zero: the first step needs no product
+  const S* initial[kMaxStates];      // [B, H] or null: zeros
+  T *state_memory, *x_gates_memory;  // for the running states and for the x_gates of chunk_rows
+  S* operand_memory;                 // rows, of all threads; and for h in S, where S is not T
+  int64_t chunk_rows;
+  int64_t state_stride;      // padded to whole registers
+  S* output;                 // [rows, output_stride], from the first column of this direction
+  int64_t output_stride;     // D*H
   S* states_n[kMaxStates];   // [B, H]
   T* timelines[kMaxStates];  // [rows + B, H] per state, initial states filled in, or null:
                              // inference
   T* gates;                  // [rows, reserve*H] or null: inference, or a cell without
+
+  // Where this thread finds its rows and units, see `take_place`.
+  T* h[2];  // [B, state_stride] h by the parity of the step: read from one, written to the other
+  S* h_operand[2];  // h as the product reads it: h itself, or its copy in S
+  T* c;             // [B, state_stride] the second state, in place
+  T* x_gates;       // [rows of a chunk, x_gates_stride] W_ih x + b_ih, register by register as
+                    // `multiply` gives it
+  int64_t x_gates_stride;
 };
+
+// Of a buffer [B, stride] for each of `count` things: where that of thing i begins for this thread.
+// Threads that split the batch have their rows of all things side by side, apart from the others'.
+template <class T>
+T* own_rows(T* memory, const Member& member, int64_t batch, int64_t stride, int count, int i) {
+  const Range rows = member.rows(batch, 0, batch);
+  const int64_t gap = member.splits_batch() ? member.rank * kGapBytes / int64_t{sizeof(T)} : 0;
+  return memory + gap + (rows.begin * (count - 1) + i * (rows.end - rows.begin)) * stride;
+}
+
+template <class Cell, class S>
+void take_place(ForwardDirection<S>& d, const Member& member) {
+  const int64_t B = d.walk.batch_size();
+  constexpr int kBuffers = 1 + Cell::kStates;
+  const auto states = [&](int i) {
+    return own_rows(d.state_memory, member, B, d.state_stride, kBuffers, i);
+  };
+  for (int parity = 0; parity < 2; ++parity) {
+    d.h[parity] = states(parity);
+    if constexpr (std::is_same_v<S, Compute<S>>) {
+      d.h_operand[parity] = d.h[parity];
+    } else {
+      d.h_operand[parity] = own_rows(d.operand_memory, member, B, d.state_stride, 2, parity);
+    }
+  }
+  if constexpr (Cell::kStates > 1) d.c = states(2);
+  const Range units = d.w_ih.panels.units(member.panels(d.w_ih.panels.count()));
+  d.x_gates_stride = (units.end - units.begin) * Cell::kGates + Vec<S>::kWidth;
+  if (member.splits_batch()) {
+    const Range rows = member.rows(B, 0, B);
+    d.x_gates = d.x_gates_memory + rows.begin * (d.chunk_rows / B - 1) * d.x_gates_stride;
+  } else {
+    d.x_gates = d.x_gates_memory + (d.chunk_rows - 1) * units.begin * Cell::kGates +
+                d.chunk_rows * member.rank * Vec<S>::kWidth;
+  }
+}
+
+// The row of the x_gates of a chunk at which step i has its row 0.
+inline int64_t x_gates_row(const Walk& walk, const Member& member, Range steps, int64_t i) {
+  if (!member.splits_batch())
+    return walk.steps.offset_at(walk.time(i)) - rows_of(walk, steps).begin;
+  const Range rows = member.rows(walk.batch_size(), 0, walk.batch_size());
+  return (i - steps.begin) * (rows.end - rows.begin);
+}
+
+// The initial states of this thread's rows and units, zeros past H. h goes into both of its
+// buffers: rows that come alive late find it in whichever is read then.
+template <class Cell, class S>
+void fill_initial(const ForwardDirection<S>& d, const Member& member) {
+  const int64_t B = d.walk.batch_size(), H = d.hidden;
+  const Range units = d.w_hh.panels.units(member.panels(d.w_hh.panels.count()));
+  const int64_t count = (units.end < H ? units.end : H) - units.begin;
+  const auto fill = [&](auto* to, const S* from) {
+    std::fill_n(to, units.end - units.begin, std::remove_reference_t<decltype(*to)>{});
+    if (from) std::copy_n(from, count, to);
+  };
+  const Range rows = member.rows(B, 0, B);
+  for (int k = 0; k < Cell::kStates; ++k)
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const S* from = d.initial[k] ? d.initial[k] + row * H + units.begin : nullptr;
+      const int64_t at = row * d.state_stride + units.begin;
+      if (k == 1) fill(d.c + at, from);
+      for (int parity = 0; k == 0 && parity < 2; ++parity) {
+        fill(d.h[parity] + at, from);
+        if constexpr (!std::is_same_v<S, Compute<S>>) fill(d.h_operand[parity] + at, from);
+      }
+      if (!d.timelines[k]) continue;
+      auto* timeline = d.timelines[k] + d.walk.initial(0) * H + row * H + units.begin;
+      for (int64_t j = 0; j < count; ++j) timeline[j] = from ? Compute<S>(from[j]) : 0;
+    }
+}
 
 // The x_gates of a chunk of steps, those parts of them that this thread will read.
 template <class Cell, class S>
@@ -87,9 +168,9 @@ void project(const ForwardDirection<S>& d, Range steps, const Member& member) {
   using T = Compute<S>;
   using V = Vec<S>;
   const Range rows = rows_of(d.walk, steps), panels = member.panels(d.w_ih.panels.count());
-  const auto multiply_rows = [&](Range some, Range of_panels) {
+  const auto multiply_rows = [&](Range some, Range of_panels, int64_t first) {
     multiply(d.w_ih, d.x, d.input, some, of_panels, [&](int64_t row, int64_t unit, const T* sums) {
-      T* x_gates = d.x_gates + (row - rows.begin) * d.x_gates_stride + unit * Cell::kGates;
+      T* x_gates = d.x_gates + (row - first) * d.x_gates_stride + unit * Cell::kGates;
       const int64_t units = d.w_ih.panels.units_from(unit);
       for (int g = 0; g < Cell::kGates; ++g) {
         V sum = V::load(sums + g * V::kWidth);
@@ -98,15 +179,14 @@ void project(const ForwardDirection<S>& d, Range steps, const Member& member) {
       }
     });
   };
-  if (member.split == Split::kHidden || member.size == 1) {
-    multiply_rows(rows, panels);
-    return;
-  }
+  if (!member.splits_batch()) return multiply_rows(rows, panels, rows.begin);
+  const int64_t B = d.walk.batch_size();
+  const Range mine = member.rows(B, 0, B);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel)
     for (int64_t i = steps.begin; i < steps.end; ++i) {
-      const int64_t t = d.walk.time(i), at = d.walk.steps.offset_at(t);
-      const Range mine = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch_at(t));
-      multiply_rows({at + mine.begin, at + mine.end}, {panel, panel + 1});
+      const int64_t at = d.walk.steps.offset_at(d.walk.time(i));
+      multiply_rows({at + mine.begin, at + mine.end}, {panel, panel + 1},
+                    at - x_gates_row(d.walk, member, steps, i));
     }
 }
 
@@ -126,9 +206,9 @@ struct ForwardStep {
 };
 
 template <class Cell, class S>
-ForwardStep<S> forward_step(const ForwardDirection<S>& d, int64_t i, int64_t first_row) {
+ForwardStep<S> forward_step(const ForwardDirection<S>& d, int64_t i, int64_t x_gates_row) {
   const int64_t t = d.walk.time(i), at = d.walk.steps.offset_at(t), H = d.hidden;
-  ForwardStep<S> step{d.x_gates + (at - first_row) * d.x_gates_stride,
+  ForwardStep<S> step{d.x_gates + x_gates_row * d.x_gates_stride,
                       d.h[i & 1],
                       d.h_operand[i & 1],
                       d.h[1 - (i & 1)],
@@ -174,16 +254,18 @@ RNNFAST_FN void forward_units(const ForwardDirection<S>& d, const ForwardStep<S>
 }
 
 template <class Cell, class S>
-void forward_direction(const ForwardDirection<S>& d, int64_t chunk_steps, Member member) {
+void forward_direction(ForwardDirection<S> d, int64_t chunk_steps, Member member) {
+  take_place<Cell>(d, member);
   d.w_ih.pack(member, pack_forward<S>);
   d.w_hh.pack(member, pack_forward<S>);
-  if (member.split == Split::kBatch) member.wait();  // otherwise each has packed what it will read
+  fill_initial<Cell>(d, member);
+  // For what the others have packed or filled; where each has its units, only for h_0.
+  if (member.splits_batch() || !d.starts_with_zeros) member.wait();
   const Range panels = member.panels(d.w_hh.panels.count());
   for_chunks(d.walk.steps.count, chunk_steps, [&](Range steps) {
     project<Cell>(d, steps, member);
-    const int64_t first_row = rows_of(d.walk, steps).begin;
     for (int64_t i = steps.begin; i < steps.end; ++i) {
-      const ForwardStep<S> step = forward_step<Cell>(d, i, first_row);
+      const ForwardStep<S> step = forward_step<Cell>(d, i, x_gates_row(d.walk, member, steps, i));
       const Range rows = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch_at(d.walk.time(i)));
       const auto consume = [&](int64_t row, int64_t unit, const Compute<S>* sums) {
         forward_units<Cell>(d, step, row, unit, sums);

@@ -18,8 +18,8 @@ struct LayerForward {
   const at::TensorList given_weights;
   std::shared_ptr<FrozenPanels> frozen[2][2];  // by direction, w_ih and w_hh; null: not frozen
   Scratch<S> packed[2][2];                     // then
-  Scratch<T> buffers, x_gates;
-  Scratch<S> operands;
+  Scratch<T> state_memory, x_gates_memory;
+  Scratch<S> operand_memory;
   ForwardDirection<S> directions[2];
   Panels<S> x_panels, h_panels;
 
@@ -42,9 +42,9 @@ struct LayerForward {
       states_n.push_back(empty({layer.D, layer.B, layer.H}, dtype));
     if (train)
       for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(empty(sizes, dtype));
-    buffers = zero_scratch<T>(layer.D * (Cell::kStates + 1) * layer.B * padded<T>(layer.H));
-    if (kCopyH) operands = zero_scratch<S>(layer.D * 2 * layer.B * padded<T>(layer.H));
-    x_gates = Scratch<T>(layer.D * chunk_rows() * x_gates_stride());
+    state_memory = Scratch<T>(layer.D * states_size<T>(Cell::kStates + 1));
+    if (kCopyH) operand_memory = Scratch<S>(layer.D * states_size<S>(2));
+    x_gates_memory = Scratch<T>(layer.D * x_gates_size());
   }
 
   int64_t index(int64_t d, int64_t i) const { return d * layer.weights_per_direction() + i; }
@@ -78,11 +78,17 @@ struct LayerForward {
   }
   bool starts_with_zeros() const { return states.empty(); }
   int64_t chunk_rows() const { return layer.offset[plan.chunk_steps]; }  // of the longest chunk
-  int64_t x_gates_stride() const { return padded<T>(kGates * whole_registers<T>(layer.H)); }
+  int64_t x_gates_size() const {
+    return chunk_rows() * (kGates * whole_registers<T>(layer.H) + plan.threads * Vec<T>::kWidth);
+  }
+  // Of so many buffers [B, H] of numbers of type N, with gaps between the threads' parts.
+  template <class N>
+  int64_t states_size(int count) const {
+    return count * layer.B * padded<T>(layer.H) + plan.threads * kGapBytes / int64_t{sizeof(N)};
+  }
 
   ForwardDirection<S> direction(int64_t d) {
-    const int64_t B = layer.B, H = layer.H, stride = padded<T>(H);
-    T* buffer = buffers.data() + d * (Cell::kStates + 1) * B * stride;
+    const int64_t B = layer.B, H = layer.H;
     ForwardDirection<S> f{};
     f.walk = layer.walk(d), f.hidden = H, f.input = layer.I;
     f.x = const_data<S>(x);
@@ -90,44 +96,20 @@ struct LayerForward {
     f.w_hh = matrix(d, 1, h_panels, layer.T > 1 || !starts_with_zeros());
     if (layer.has_biases) f.b_ih = weight(d, 2), f.b_hh = weight(d, 3);
     f.starts_with_zeros = starts_with_zeros();
-    f.x_gates = x_gates.data() + d * chunk_rows() * x_gates_stride();
-    f.x_gates_stride = x_gates_stride();
-    f.state_stride = stride;
-    for (int parity = 0; parity < 2; ++parity) {
-      f.h[parity] = buffer + parity * B * stride;
-      if constexpr (kCopyH) {
-        f.h_operand[parity] = operands.data() + (d * 2 + parity) * B * stride;
-      } else {
-        f.h_operand[parity] = f.h[parity];
-      }
-    }
-    if (Cell::kStates > 1) f.c = buffer + 2 * B * stride;
+    f.chunk_rows = chunk_rows();
+    f.state_stride = padded<T>(H);
+    f.x_gates_memory = x_gates_memory.data() + d * x_gates_size();
+    f.state_memory = state_memory.data() + d * states_size<T>(Cell::kStates + 1);
+    if (kCopyH) f.operand_memory = operand_memory.data() + d * states_size<S>(2);
     f.output = mutable_data<S>(output) + d * H, f.output_stride = layer.D * H;
     for (int k = 0; k < Cell::kStates; ++k) {
       f.states_n[k] = mutable_data<S>(states_n[k]) + d * B * H;
       if (!reserve.empty()) f.timelines[k] = mutable_data<T>(reserve[k]) + d * (layer.rows + B) * H;
-      fill_initial(f, k, d);
+      if (!states.empty()) f.initial[k] = const_data<S>(states[k]) + d * B * H;
     }
     if (Cell::kReserve && !reserve.empty())
       f.gates = mutable_data<T>(reserve[Cell::kStates]) + d * layer.rows * Cell::kReserve * H;
     return f;
-  }
-
-  // h goes into both of its buffers: rows that come alive late find it in whichever is read then.
-  void fill_initial(ForwardDirection<S>& f, int k, int64_t d) {
-    const int64_t B = layer.B, H = layer.H;
-    T* timeline = f.timelines[k] ? f.timelines[k] + f.walk.initial(0) * H : nullptr;
-    if (states.empty()) {
-      if (timeline) std::fill_n(timeline, B * H, T(0));
-      return;
-    }
-    const S* initial = const_data<S>(states[k]) + d * B * H;
-    if (timeline) std::copy_n(initial, B * H, timeline);
-    if (k == 1) return copy_rows(initial, H, f.c, f.state_stride, B, H);
-    for (int parity = 0; parity < 2; ++parity) {
-      copy_rows(initial, H, f.h[parity], f.state_stride, B, H);
-      if (kCopyH) copy_rows(initial, H, f.h_operand[parity], f.state_stride, B, H);
-    }
   }
 
   void run() {

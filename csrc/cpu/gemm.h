@@ -44,6 +44,11 @@ struct Panels {
     return static_cast<int>(left < group ? left : group);
   }
   int64_t first_unit(int64_t panel, int g) const { return (panel * group + g) * kWidth; }
+  // Of panels side by side, in whole registers.
+  Range units(Range panels) const {
+    const int64_t end = panels.end * group;
+    return {panels.begin * group * kWidth, (end < groups() ? end : groups()) * kWidth};
+  }
   int64_t units_from(int64_t unit) const { return hidden - unit < kWidth ? hidden - unit : kWidth; }
 };
 

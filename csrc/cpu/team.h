@@ -58,6 +58,7 @@ struct Member {
   Barrier* barrier;
   int64_t generation = 0;
 
+  bool splits_batch() const { return split == Split::kBatch && size > 1; }
   Range share(int64_t n) const { return {n * rank / size, n * (rank + 1) / size}; }
   // The same in whole blocks of `block`, but for the last.
   Range share(int64_t n, int64_t block) const {
