@@ -44,7 +44,7 @@ template <class Activation>
 struct Elman {
   static constexpr const char* kName = Activation::kCell;
   static constexpr int kGates = 1, kStates = 1, kReserve = 0;
-  static constexpr bool kSameGradients = true;  // dx == dh
+  static constexpr int kSharedGates = 1;  // dx == dh for so many, the first ones
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V*) {
@@ -63,7 +63,7 @@ struct Elman {
 struct Gru {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3, kStates = 1, kReserve = 4;  // gates r z n; reserve r z n h_n
-  static constexpr bool kSameGradients = false;
+  static constexpr int kSharedGates = 2;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {
@@ -88,7 +88,7 @@ struct Gru {
 struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
-  static constexpr bool kSameGradients = true;
+  static constexpr int kSharedGates = 4;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {

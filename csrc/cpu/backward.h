@@ -40,12 +40,15 @@ struct LayerBackward {
     if (a.needs[0]) grad_x = empty({layer.D, layer.rows, layer.I}, dtype);
     carry = zero_scratch<T>(layer.D * 2 * layer.B * gates_stride());
     packed = Scratch<T>(layer.D * packed_size());
-    gate_gradients = Scratch<T>(layer.D * 2 * chunk_rows() * gates_stride());
+    gate_gradients = Scratch<T>(layer.D * chunk_rows() * (gates_stride() + h_gates_stride()));
     copies = Scratch<T>(layer.D * chunk_rows() * copied_columns());
   }
 
   int64_t chunk_rows() const { return layer.offset[plan.grad_chunk_steps]; }
   int64_t gates_stride() const { return padded<T>(kGates * layer.H); }
+  int64_t h_gates_stride() const {
+    return Cell::kSharedGates < kGates ? padded<T>((kGates - Cell::kSharedGates) * layer.H) : 0;
+  }
   bool want_h_0() const { return arguments.needs[1]; }
   bool pack_w_hh() const { return layer.T > 1 || want_h_0(); }
   int64_t packed_size() const {
@@ -83,9 +86,9 @@ struct LayerBackward {
     const int64_t B = layer.B, stride = gates_stride();
     for (int parity = 0; parity < 2; ++parity)
       b.carry[parity] = carry.data() + (d * 2 + parity) * B * stride;
-    b.gates_stride = stride;
-    b.grad_x_gates = gate_gradients.data() + d * 2 * chunk_rows() * stride;
-    if (!Cell::kSameGradients) b.grad_h_gates = b.grad_x_gates + chunk_rows() * stride;
+    b.gates_stride = stride, b.h_gates_stride = h_gates_stride();
+    b.grad_x_gates = gate_gradients.data() + d * chunk_rows() * (stride + b.h_gates_stride);
+    b.grad_h_gates = b.grad_x_gates + chunk_rows() * stride;
     T* copy = copies.data() + d * chunk_rows() * copied_columns();
     if (copy_x()) b.x_rows = copy, copy += chunk_rows() * whole_registers<T>(layer.I);
     if (copy_h()) b.h_rows = copy;

@@ -296,9 +296,10 @@ struct BackwardDirection {
                                    // step, by parity; zeros at first
   T* grad_states[kMaxStates];      // [B, state_stride] in: gradients of states_n; then those of
                                    // the running state
-  T *grad_x_gates, *grad_h_gates;  // [rows of a chunk, gates_stride]; the second null where it
-  int64_t state_stride;            // equals the first. Strides: padded to whole registers
-  int64_t gates_stride;
+  T* grad_x_gates;                 // [rows of a chunk, gates_stride]
+  T* grad_h_gates;                 // [rows of a chunk, h_gates_stride] of the gates where they
+                                   // differ from those of x
+  int64_t state_stride, gates_stride, h_gates_stride;  // padded to whole registers
   T *x_rows, *h_rows;        // [rows of a chunk, whole registers] copies of x, of the states
                              // before; null: these are readable in whole registers
   T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
@@ -330,7 +331,7 @@ BackwardStep<T> backward_step(const BackwardDirection<T>& d, int64_t t, T* carry
     step.initial[k] = d.timelines[k] + d.walk.initial(0) * H;
   }
   step.grad_x_gates = d.grad_x_gates + (at - first_row) * d.gates_stride;
-  if (d.grad_h_gates) step.grad_h_gates = d.grad_h_gates + (at - first_row) * d.gates_stride;
+  step.grad_h_gates = d.grad_h_gates + (at - first_row) * d.h_gates_stride;
   step.carry = carry;
   step.continued = d.walk.continued(t);
   return step;
@@ -363,9 +364,10 @@ RNNFAST_FN void backward_units(const BackwardDirection<T>& d, const BackwardStep
   for (int g = 0; g < Cell::kGates; ++g) {
     dx[g].store(step.grad_x_gates + at + g * H, units);
     dh[g].store(step.carry + at + g * H, units);
-    if (!Cell::kSameGradients && step.grad_h_gates)
-      dh[g].store(step.grad_h_gates + at + g * H, units);
   }
+  for (int g = Cell::kSharedGates; g < Cell::kGates; ++g)
+    dh[g].store(step.grad_h_gates + row * d.h_gates_stride + (g - Cell::kSharedGates) * H + unit,
+                units);
 }
 
 // One step of the walk back: the gate gradients of its rows, from those of the step after it.
@@ -421,6 +423,17 @@ void copy_operands(const BackwardDirection<T>& d, Range rows, Range steps, const
   }
 }
 
+// Calls add(gate gradients, stride, columns of them, the first's place among all gates) for the
+// hidden-side gate gradients `gates`: first those that are also x's.
+template <class Cell, class T, class Add>
+void for_h_gates(const BackwardDirection<T>& d, Range gates, const Add& add) {
+  const int64_t shared = Cell::kSharedGates * d.hidden;
+  const Range of_x{gates.begin, gates.end < shared ? gates.end : shared};
+  if (of_x.begin < of_x.end) add(d.grad_x_gates, d.gates_stride, of_x, 0);
+  const Range own{gates.begin > shared ? gates.begin - shared : 0, gates.end - shared};
+  if (own.begin < own.end) add(d.grad_h_gates, d.h_gates_stride, own, shared);
+}
+
 // What the gate gradients of a chunk of steps add to the gradients of the weights, each thread to
 // its share of the gates, and what they make of the gradient of x.
 template <class Cell, class T>
@@ -431,7 +444,6 @@ void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps,
   const Range gates = member.share(Cell::kGates * d.hidden, kMaxRows);
   const int64_t count = rows.end - rows.begin;
   const bool fresh = steps.begin == 0;
-  const T* h_gates = d.grad_h_gates ? d.grad_h_gates : d.grad_x_gates;
   if (d.grad_w_ih) {
     const Rows<T> x = d.x_rows ? Rows<T>{d.x_rows, whole_registers<T>(d.input)}
                                : Rows<T>{d.x + rows.begin * d.input, d.input};
@@ -443,11 +455,16 @@ void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps,
     const Rows<T> h = d.h_rows
                           ? Rows<T>{d.h_rows, whole_registers<T>(d.hidden)}
                           : Rows<T>{d.timelines[0] + d.walk.before(first, 0) * d.hidden, d.hidden};
-    add_outer(h_gates, d.gates_stride, gates, h.data, h.stride, d.hidden, count, d.grad_w_hh,
-              fresh);
+    for_h_gates<Cell>(d, gates, [&](const T* a, int64_t stride, Range columns, int64_t at) {
+      add_outer(a, stride, columns, h.data, h.stride, d.hidden, count, d.grad_w_hh + at * d.hidden,
+                fresh);
+    });
   }
   if (d.grad_b_ih) add_rows(d.grad_x_gates, d.gates_stride, gates, count, d.grad_b_ih, fresh);
-  if (d.grad_b_hh) add_rows(h_gates, d.gates_stride, gates, count, d.grad_b_hh, fresh);
+  if (d.grad_b_hh)
+    for_h_gates<Cell>(d, gates, [&](const T* a, int64_t stride, Range columns, int64_t at) {
+      add_rows(a, stride, columns, count, d.grad_b_hh + at, fresh);
+    });
   const bool by_rows = count >= member.size * kRowsForFullTiles;
   const Range all_panels{0, d.w_ih.panels.count()};
   if (d.grad_x)

@@ -16,7 +16,8 @@ namespace rnnfast::cuda {
 // Whether the gradients of the input-side gates are those of the hidden-side ones too.
 inline bool same_gradients(const CellFacts& cell) {
   bool same = false;
-  dispatch_cell(cell.name, [&](auto c) { same = decltype(c)::kSameGradients; });
+  dispatch_cell(cell.name,
+                [&](auto c) { same = decltype(c)::kSharedGates == decltype(c)::kGates; });
   return same;
 }
 

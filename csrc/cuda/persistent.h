@@ -397,7 +397,7 @@ struct BackwardWorker {
     for (int g = 0; g < kGates; ++g) {
       sent[g] = plain(dh[g]);
       a.grad_x_gates[self.in_rows(t, kGates, g, e)] = narrow<E>(plain(dx[g]));
-      if (!Cell::kSameGradients && a.grad_h_gates != nullptr)
+      if (Cell::kSharedGates < Cell::kGates && a.grad_h_gates != nullptr)
         a.grad_h_gates[self.in_rows(t, kGates, g, e)] = narrow<E>(sent[g]);
     }
   }
