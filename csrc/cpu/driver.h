@@ -135,12 +135,14 @@ inline int64_t x_gates_row(const Walk& walk, const Member& member, Range steps, 
   return (i - steps.begin) * (rows.end - rows.begin);
 }
 
-// The initial states of this thread's rows and units, zeros past H. h goes into both of its
-// buffers: rows that come alive late find it in whichever is read then.
+// The initial states of this thread's rows and units, zeros past H. Where rows come alive late, h
+// goes into both of its buffers: they find it in whichever is read then.
 template <class Cell, class S>
 void fill_initial(const ForwardDirection<S>& d, const Member& member) {
   const int64_t B = d.walk.batch_size(), H = d.hidden;
+  const int buffers = d.walk.steps.batch_at(d.walk.steps.count - 1) < B ? 2 : 1;
   const Range units = d.w_hh.panels.units(member.panels(d.w_hh.panels.count()));
+  if (units.begin == units.end) return;
   const int64_t count = (units.end < H ? units.end : H) - units.begin;
   const auto fill = [&](auto* to, const S* from) {
     std::fill_n(to, units.end - units.begin, std::remove_reference_t<decltype(*to)>{});
@@ -152,7 +154,7 @@ void fill_initial(const ForwardDirection<S>& d, const Member& member) {
       const S* from = d.initial[k] ? d.initial[k] + row * H + units.begin : nullptr;
       const int64_t at = row * d.state_stride + units.begin;
       if (k == 1) fill(d.c + at, from);
-      for (int parity = 0; k == 0 && parity < 2; ++parity) {
+      for (int parity = 0; k == 0 && parity < buffers; ++parity) {
         fill(d.h[parity] + at, from);
         if constexpr (!std::is_same_v<S, Compute<S>>) fill(d.h_operand[parity] + at, from);
       }

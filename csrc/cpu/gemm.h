@@ -46,8 +46,10 @@ struct Panels {
   int64_t first_unit(int64_t panel, int g) const { return (panel * group + g) * kWidth; }
   // Of panels side by side, in whole registers.
   Range units(Range panels) const {
-    const int64_t end = panels.end * group;
-    return {panels.begin * group * kWidth, (end < groups() ? end : groups()) * kWidth};
+    const auto first = [&](int64_t panel) {
+      return (panel < count() ? panel * group : groups()) * kWidth;
+    };
+    return {first(panels.begin), first(panels.end)};
   }
   int64_t units_from(int64_t unit) const { return hidden - unit < kWidth ? hidden - unit : kWidth; }
 };
