@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 
 #if defined(__CUDACC__)
 #define RNNFAST_FN __host__ __device__ __forceinline__
@@ -116,7 +115,7 @@ RNNFAST_FN V clamp(V x, typename ScalarOf<V>::type limit) {
 // The polynomial with these coefficients, highest power first, whose first i terms have come to p.
 template <const auto& coefficients, int i = 1, class V>
 RNNFAST_FN V horner(V x, V p) {
-  if constexpr (i == std::size(coefficients)) {
+  if constexpr (i == sizeof(coefficients) / sizeof(*coefficients)) {
     return p;
   } else {
     constexpr auto coefficient = coefficients[i];

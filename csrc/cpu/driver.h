@@ -71,10 +71,10 @@ struct ForwardDirection {
   const S *b_ih, *b_hh;              // [G*H] or null
   bool starts_with_zeros;            // h_0 is zero: the first step needs no product
   const S* initial[kMaxStates];      // [B, H] or null: zeros
-  T *state_memory, *x_gates_memory;  // for the running states and for the x_gates of chunk_rows
-  S* operand_memory;                 // rows, of all threads; and for h in S, where S is not T
-  int64_t chunk_rows;
-  int64_t state_stride;      // padded to whole registers
+  int64_t chunk_rows;                // rows of the longest chunk
+  T *state_memory, *x_gates_memory;  // of all threads: for the running states, and for a chunk
+  S* operand_memory;                 // the same for h in S; null where S is T
+  int64_t state_stride;              // padded to whole registers
   S* output;                 // [rows, output_stride], from the first column of this direction
   int64_t output_stride;     // D*H
   S* states_n[kMaxStates];   // [B, H]
