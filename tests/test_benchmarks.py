@@ -356,8 +356,9 @@ def test_steps_carry_the_state_and_are_timed(
     modes = [(cell, mode) for cell in ("gru", "lstm") for mode in ("step", "frozen step")]
     assert [(m.cell, m.pass_name) for m in read] == modes
     assert ["weights frozen" in m.ran for m in read] == [False, True] * 2
-    printed = capsys.readouterr().out
-    assert all(f"= {m.speed_up:.2f}" in printed for m in read)
+    printed = map(float, re.findall(r"= (\d+\.\d\d)", capsys.readouterr().out))
+    speed_ups = [m.speed_up for m in read]  # of the file, whose seconds keep five digits
+    assert sorted(printed) == pytest.approx(sorted(speed_ups), abs=0.011)
 
 
 def test_a_step_from_another_state_is_caught() -> None:
