@@ -115,14 +115,16 @@ def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any)
         }
         operator = module.mode.lower()
         layer = _explain_layer(f"layer {i}", module.mode, operator, route, x, problem)
-        if layer.plan and _is_frozen(weights[i * len(weights) // module.num_layers :][:2]):
+        count = len(weights) // module.num_layers
+        if layer.plan and _is_frozen(weights[i * count : (i + 1) * count]):
             layer.plan.update(kernel="packed", weights="frozen")
         layers.append(layer)
     return Explanation(repr(module), tuple(layers))
 
 
 def _is_frozen(weights: Sequence[Tensor]) -> bool:
-    return all(w.device.type == "cpu" and ops.is_frozen(w) for w in weights)
+    """Whether all matrices among the weights of a layer are."""
+    return all(ops.is_frozen(w) for w in weights if w.dim() == 2)
 
 
 def _states(hx: Any) -> tuple[Tensor, ...]:

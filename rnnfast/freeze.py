@@ -20,8 +20,9 @@ def freeze(model: _Model) -> _Model:
 
     For models that serve: without it every call brings the weights into the order that the kernels
     read, which shows where a call is short (few steps, many units). It takes about as much memory
-    again as the weights, from the first call on until the parameters are gone or
-    :func:`unfreeze`. Results stay as close to torch.nn's.
+    again as the weights, from the first call on until :func:`unfreeze`; that of parameters that no
+    longer exist is given back when a model is frozen or unfrozen next. Results stay as close to
+    torch.nn's.
 
     A change of the weights that autograd knows of (an optimizer's step, ``load_state_dict``,
     ``to``, ``copy_`` under ``no_grad``, another tensor for ``.data``) counts at the next call. One
@@ -59,12 +60,16 @@ def _set(model: _Model, *, frozen: bool) -> _Model:
         )
     for name, layer in layers.items():
         for weight_name, weight in _matrices(layer):
-            if weight is not None and weight.device.type == "cpu":
+            if weight is not None and ops.can_freeze(weight):
                 ops.set_frozen(weight, frozen)
             elif frozen:
-                reason = "made anew at every call" if weight is None else f"on {weight.device}"
                 _logger.warning(
-                    "%s of %s is not kept: it is %s", weight_name, name or "the model", reason
+                    "%s of %s is not kept: it is %s",
+                    weight_name,
+                    name or "the model",
+                    "made anew at every call"
+                    if weight is None
+                    else f"a {type(weight).__name__} on {weight.device}",
                 )
     return model
 

@@ -107,9 +107,14 @@ def set_frozen(weight: Tensor, frozen: bool) -> None:
     _set_frozen(weight, frozen)
 
 
+def can_freeze(weight: Tensor) -> bool:
+    """Whether `weight` is a tensor on the CPU, and of no subclass (fake, distributed, ...)."""
+    return type(weight) in (Tensor, torch.nn.Parameter) and weight.device.type == "cpu"
+
+
 def is_frozen(weight: Tensor) -> bool:
-    """Whether :func:`set_frozen` holds for `weight`, a tensor on the CPU."""
-    return _is_frozen(weight)  # type: ignore[no-any-return]
+    """Whether :func:`set_frozen` holds for `weight`; any other kind of tensor is not frozen."""
+    return can_freeze(weight) and _is_frozen(weight)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
@@ -215,6 +216,21 @@ def test_explain_says_so() -> None:
     assert [(p["kernel"], p["weights"]) for p in plans] == [("packed", "frozen")] * 2
 
 
+def test_explain_asks_for_every_matrix_of_a_layer() -> None:
+    layer, x = rnnfast.freeze(make("GRU", bidirectional=True)), torch.randn(1, 1, 24)
+    rnnfast.ops.set_frozen(layer.weight_hh_l0_reverse, False)
+    with torch.no_grad():
+        assert "frozen" not in str(rnnfast.explain(layer, x))
+
+
+def test_fake_weights_are_neither_frozen_nor_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    with FakeTensorMode(), torch.no_grad():
+        layer, x = make("GRU"), torch.randn(1, 1, 24)
+        rnnfast.freeze(layer)
+        assert "frozen" not in str(rnnfast.explain(layer, x))
+    assert "weight_ih_l0 of the model is not kept: it is a FakeTensor on cpu" in caplog.text
+
+
 def test_a_model_without_layers_of_ours_is_refused() -> None:
     for function in (rnnfast.freeze, rnnfast.unfreeze):
         with pytest.raises(ValueError, match=r"rnnfast\.convert"):
@@ -231,7 +247,7 @@ def test_weights_that_cannot_be_kept(caplog: pytest.LogCaptureFixture) -> None:
         rnnfast.freeze(parametrized)
         rnnfast.freeze(make("GRU", device="meta"))
     assert "weight_hh_l0 of the model is not kept: it is made anew" in caplog.text
-    assert "weight_ih_l0 of the model is not kept: it is on meta" in caplog.text
+    assert "weight_ih_l0 of the model is not kept: it is a Parameter on meta" in caplog.text
     assert_frozen_equals_thawed(parametrized, torch.randn(4, 3, 24))
     with pytest.raises(NotImplementedError, match="set_frozen"):
         rnnfast.ops.set_frozen(torch.eye(3).to_sparse(), True)
