@@ -88,8 +88,8 @@ class FrozenWeights {
     const auto& kept = entry->second.panels;
     WeightState now(w);
     if (kept && kept->of == now && kept->form == form) return kept;
-    return std::make_shared<FrozenPanels>(std::move(now), form, Pool::instance().allocate(bytes),
-                                          false);
+    return std::make_shared<FrozenPanels>(
+        FrozenPanels{std::move(now), form, Pool::instance().allocate(bytes), false});
   }
   void keep(const at::Tensor& w, std::shared_ptr<FrozenPanels> panels) {
     panels->filled = true;
