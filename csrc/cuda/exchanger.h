@@ -12,14 +12,67 @@
 
 namespace rnnfast::cuda {
 
+// Makes 16-byte rows, 8 units of one batch row in a 16-bit type, of accumulators by shuffles. The
+// eight lanes with equal lane % 4 hold the units; each brings the same kRows elements (numbered as
+// in Accumulator) and leaves with one of the rows, which it shares with kSharers lanes.
+template <class E, int kRows>
+struct RowPack {
+  static_assert(kRows == 1 || kRows == 2 || kRows == 4);
+  static constexpr int kSharers = 8 / kRows;
+  static DEVICE int row(int lane) {
+    return kRows == 1   ? 0
+           : kRows == 2 ? lane >> 2 & 1
+                        : (lane >> 2 & 1) | (lane >> 3 & 1) << 1;
+  }
+  static DEVICE int sharer(int lane) {
+    return kRows == 1 ? lane >> 2 : kRows == 2 ? lane >> 3 : lane >> 4;
+  }
+  static DEVICE uint32_t low(uint32_t a, uint32_t b) { return (a & 0xffffu) | b << 16; }
+  static DEVICE uint32_t high(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
+
+  static DEVICE uint4 pack(const float (&values)[kRows], int lane) {
+    const bool odd = lane & 4, upper_pair = lane & 8, upper_half = lane & 16;
+    uint32_t keep, give;  // units 2m and 2m + 1 of one row
+    if constexpr (kRows == 1) {
+      const uint32_t own = dev::pack2<E>(values[0], 0.f), other = dev::shfl_xor(own, 4);
+      keep = give = odd ? low(other, own) : low(own, other);
+    } else if constexpr (kRows == 2) {
+      const uint32_t own = dev::pack2<E>(values[0], values[1]), other = dev::shfl_xor(own, 4);
+      keep = give = odd ? high(other, own) : low(own, other);
+    } else {
+      const uint32_t first = dev::pack2<E>(values[0], values[1]);
+      const uint32_t second = dev::pack2<E>(values[2], values[3]);
+      const uint32_t even_rows = low(first, second), odd_rows = high(first, second);
+      const uint32_t own = odd ? odd_rows : even_rows,
+                     other = dev::shfl_xor(odd ? even_rows : odd_rows, 4);
+      const uint32_t left = odd ? other : own, right = odd ? own : other;
+      keep = upper_pair ? high(left, right) : low(left, right);
+      give = upper_pair ? low(left, right) : high(left, right);
+    }
+    const uint32_t got = dev::shfl_xor(give, 8);
+    const uint32_t x = upper_pair ? got : keep, y = upper_pair ? keep : got;
+    const uint32_t far_x = dev::shfl_xor(x, 16), far_y = dev::shfl_xor(y, 16);
+    uint4 row;
+    row.x = upper_half ? far_x : x, row.y = upper_half ? far_y : y;
+    row.z = upper_half ? x : far_x, row.w = upper_half ? y : far_y;
+    return row;
+  }
+};
+
 // Rounds count from 1; round 0 is the initial vector. What each CTA adds to a round is contiguous,
 // its source. All functions are called by all threads of the CTA.
 template <class S>
 struct Exchanger {
   using E = typename S::Element;
-  uint8_t* global;  // grid kernels: two vectors of this tile
-  uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
+  static constexpr int kElements = S::kElements;
+  using Pack = RowPack<E, kElements == 1 ? 1 : kElements == 2 ? 2 : 4>;
+  static constexpr int kReceivers =  // of a row, per lane that has it
+      (S::kPeers + Pack::kSharers - 1) / Pack::kSharers;
+  uint4* packets;  // grid kernels: of two rounds of this tile
   int rank, group, split, lane;
+  // kRows: shared memory of the receivers, and this lane's row in a vector there.
+  dev::Remote receivers[S::kSending == Sending::kRows ? kReceivers : 1];
+  int row_at;
 
   DEVICE uint8_t* vector(int round) const {
     return dev::smem() + round % S::kVectorBuffers * S::kVectorBytes;
@@ -48,8 +101,11 @@ struct Exchanger {
 
   // Where this group collects its part of a round: in place, or on a stage to be sent from.
   DEVICE uint8_t* part(int round) const {
-    return S::kExchange == Exchange::kCta ? vector(round) + part_at()
-                                          : dev::smem() + S::kStageAt + group * S::kGroupBytes;
+    return S::kExchange == Exchange::kCta
+               ? vector(round) + part_at()
+               : dev::smem() + S::kStageAt +
+                     (S::kStageBuffers == 2 ? (round & 1) * S::kSourceBytes : 0) +
+                     group * S::kGroupBytes;
   }
 
   // Stores vector `in` of unit 0..15 of a group and of a batch row of the tile.
@@ -69,18 +125,118 @@ struct Exchanger {
     store(part(round), in, unit, batch, value);
   }
 
-  // After all threads of the group have put their elements.
-  DEVICE void send(int round) const {
-    if constexpr (S::kExchange == Exchange::kCluster) {
-      group_barrier();
-      send_to_peers(round);
-    } else if constexpr (S::kExchange == Exchange::kGrid) {
-      group_barrier();
-      publish(round);
+  // Sends what this thread has of a round; element e is that of unit(e) and batch(e).
+  template <class Unit, class Batch>
+  DEVICE void send(int round, const float (&values)[S::kIn][kElements], Unit unit,
+                   Batch batch) const {
+    if constexpr (S::kSending == Sending::kRows) {
+      UNROLL
+      for (int in = 0; in < S::kIn; ++in) send_rows(round, in, values[in]);
+    } else {
+      UNROLL
+      for (int in = 0; in < S::kIn; ++in) {
+        UNROLL
+        for (int e = 0; e < kElements; ++e) put(round, in, unit(e), batch(e), values[in][e]);
+      }
+      if constexpr (S::kSending == Sending::kStage) {
+        group_barrier();
+        send_to_peers(round);
+      } else if constexpr (S::kSending == Sending::kBulk) {
+        dev::fence_async();
+        group_barrier();
+        copy_to_peers(round);
+      } else if constexpr (S::kSending == Sending::kGlobal) {
+        group_barrier();
+        publish(round);
+      } else if constexpr (S::kSums) {
+        dev::cta_sync();
+      }
     }
   }
 
   DEVICE void group_barrier() const { dev::group_sync(1 + group, S::kGroupThreads); }
+
+  // Before the first send.
+  DEVICE void place() {
+    if constexpr (S::kSending == Sending::kRows) {
+      row_at = part_at() + lane % 4 * 2 * kRowBytes + Accumulator::bytes(split * kElements) +
+               Accumulator::bytes(Pack::row(lane));
+      UNROLL
+      for (int j = 0; j < kReceivers; ++j)
+        receivers[j] =
+            dev::remote(dev::smem(), (Pack::sharer(lane) + Pack::kSharers * j) % S::kPeers);
+    }
+  }
+
+  DEVICE void send_rows(int round, int in, const float (&values)[kElements]) const {
+    const uint4 row = Pack::pack(values, lane);
+    const int to = round % S::kVectorBuffers * S::kVectorBytes + in * S::kInBytes + row_at;
+    const int signal = S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t));
+    UNROLL
+    for (int j = 0; j < kReceivers; ++j) {
+      if (S::kPeers % Pack::kSharers == 0 || Pack::sharer(lane) + Pack::kSharers * j < S::kPeers)
+        dev::st_async16(receivers[j] + to, row, receivers[j] + signal);
+    }
+  }
+
+  // kSums. Sends the sums of 16 units, of the CTAs' groups one after the other. A message has 16
+  // bytes of each lane: its accumulators, in an order in which the receivers, each of whom takes
+  // kElements, find no two of theirs in one bank.
+  DEVICE void send_sums(int round, int unit_tile, const float (&sums)[4]) const {
+    const int order = message_order();
+    float v[4];
+    UNROLL
+    for (int j = 0; j < 4; ++j) {
+      v[j] = sums[j];
+      if constexpr (kElements < 2) v[j] = order & 1 ? sums[j ^ 1] : sums[j];
+    }
+    if constexpr (kElements < 4) {
+      UNROLL
+      for (int j = 0; j < 2; ++j) {
+        const float low = v[j], high = v[j + 2];
+        v[j] = order & 2 ? high : low, v[j + 2] = order & 2 ? low : high;
+      }
+    }
+    const int peer = unit_tile / S::kGroups, to_group = unit_tile % S::kGroups;
+    const int message = (rank * S::kGroups + to_group) * kMessageBytes + lane * 16;
+    const dev::Remote base = dev::remote(dev::smem(), peer);
+    uint4 bits;
+    bits.x = as_bits(v[0]), bits.y = as_bits(v[1]), bits.z = as_bits(v[2]), bits.w = as_bits(v[3]);
+    dev::st_async16(base + ((round & 1) * S::kVectorBytes + message), bits,
+                    base + (S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t))));
+  }
+  // Accumulator j of a lane is number j ^ message_order() of its message.
+  DEVICE int message_order() const {
+    return kElements == 4 ? 0 : kElements == 2 ? (lane >> 3 & 1) * 2 : lane >> 3 & 3;
+  }
+  // Adds up what all CTAs sent of this thread's elements, in the order of their ranks.
+  DEVICE void add_sums(int round, float (&sum)[kElements][1]) const {
+    struct alignas(4 * kElements) Numbers {
+      float number[kElements];
+    };
+    const uint8_t* from = vector(round) + group * kMessageBytes + lane * 16 +
+                          ((split * kElements) ^ message_order()) * static_cast<int>(sizeof(float));
+    UNROLL
+    for (int e = 0; e < kElements; ++e) sum[e][0] = 0.f;
+    UNROLL
+    for (int peer = 0; peer < S::kPeers; ++peer) {
+      const Numbers n =
+          *reinterpret_cast<const Numbers*>(from + peer * S::kGroups * kMessageBytes);
+      UNROLL
+      for (int e = 0; e < kElements; ++e) sum[e][0] += n.number[e];
+    }
+  }
+
+  DEVICE void copy_to_peers(int round) const {
+    if (lane != 0) return;
+    UNROLL
+    for (int i = 0; i < (S::kPeers + S::kSplits - 1) / S::kSplits; ++i) {
+      const int peer = split + i * S::kSplits;
+      if (S::kPeers % S::kSplits == 0 || peer < S::kPeers)
+        dev::bulk_copy(dev::remote(vector(round) + part_at(), peer), part(round), S::kGroupBytes,
+                       dev::remote(bar(round), peer));
+    }
+  }
 
   DEVICE void send_to_peers(int round) const {
     constexpr int kRows = S::kGroupBytes / kRowBytes;
@@ -95,14 +251,29 @@ struct Exchanger {
     }
   }
 
+  DEVICE uint4* packet(int round, int from_group) const {
+    return packets + (round & 1) * (S::kPacketBytes / 16) + from_group * S::kGroupPackets;
+  }
+
+  // A packet says of itself which round it is of, so that nothing else has to be waited for. Who
+  // writes round r + 2 over round r has received round r + 1 of all, who had then read round r.
   DEVICE void publish(int round) const {
-    uint8_t* to = global + (round & 1) * S::kVectorBytes + part_at();
-    for (int row = thread_in_group() * kRowBytes; row < S::kGroupBytes;
-         row += S::kGroupThreads * kRowBytes)
-      dev::store_l2(reinterpret_cast<uint4*>(to + row),
-                    *reinterpret_cast<const uint4*>(part(round) + row));
-    dev::cta_sync();
-    if (dev::tid() == 0) dev::store_release(flags + rank, static_cast<uint32_t>(round));
+    constexpr int kWords = S::kGroupBytes / 4;
+    const uint32_t* words = reinterpret_cast<const uint32_t*>(part(round));
+    uint4* to = packet(round, rank * S::kGroups + group);
+    for (int i = thread_in_group(); i < S::kGroupPackets; i += S::kGroupThreads) {
+      uint4 v;
+      v.x = words[3 * i];
+      v.y = 3 * i + 1 < kWords ? words[3 * i + 1] : 0;
+      v.z = 3 * i + 2 < kWords ? words[3 * i + 2] : 0;
+      v.w = static_cast<uint32_t>(round);
+      dev::store_packet(to + i, v);
+    }
+  }
+
+  // The peers may still be reading what this CTA has sent.
+  DEVICE void finish() const {
+    if constexpr (S::kSending == Sending::kBulk) dev::cluster_sync();
   }
 
   // Waits until the whole vector of a round is in shared memory.
@@ -119,15 +290,32 @@ struct Exchanger {
   }
 
   DEVICE void fetch(int round) const {
-    for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads) {
-      const auto sent = [&] { return dev::load_acquire(flags + peer); };
-      dev::wait_until([&] { return sent() >= static_cast<uint32_t>(round); });
+    // All have read the vector before this one when they have added up its products.
+    if constexpr (S::kGroups > 1 || S::kSplits == 1) dev::cta_sync();
+    constexpr int kWords = S::kGroupBytes / 4, kAll = S::kPeers * S::kGroups * S::kGroupPackets;
+    constexpr int kAtOnce = S::kPeers > 64 || sizeof(E) > 2 ? 4 : 12;
+    const uint4* from = packet(round, 0);
+    for (int first = dev::tid(); first < kAll; first += kAtOnce * S::kThreads) {
+      uint4 v[kAtOnce];
+      UNROLL
+      for (int j = 0; j < kAtOnce; ++j)
+        if (first + j * S::kThreads < kAll) v[j] = dev::load_packet(from + first + j * S::kThreads);
+      UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j * S::kThreads;
+        if (i >= kAll) break;
+        if (v[j].w != static_cast<uint32_t>(round))
+          dev::poll_until([&] {
+            v[j] = dev::load_packet(from + i);
+            return v[j].w == static_cast<uint32_t>(round);
+          });
+        const int at = i / S::kGroupPackets * kWords, word = i % S::kGroupPackets * 3;
+        uint32_t* to = reinterpret_cast<uint32_t*>(vector(round)) + at + word;
+        to[0] = v[j].x;
+        if (word + 1 < kWords) to[1] = v[j].y;
+        if (word + 2 < kWords) to[2] = v[j].z;
+      }
     }
-    dev::cta_sync();
-    const uint8_t* from = global + (round & 1) * S::kVectorBytes;
-    for (int at = dev::tid() * kRowBytes; at < S::kVectorBytes; at += S::kThreads * kRowBytes)
-      *reinterpret_cast<uint4*>(vector(round) + at) =
-          dev::load_l2(reinterpret_cast<const uint4*>(from + at));
     dev::cta_sync();
   }
 };

@@ -19,9 +19,33 @@ inline constexpr int kCoreBytes = kMmaBatch * kRowBytes;  // one 8 x 16-byte mat
 inline constexpr int kTileBytes = 2 * kCoreBytes;         // a K tile of 8 batch rows
 inline constexpr int kFragmentBytes = kWarpSize * 16;     // the weights of one mma
 inline constexpr int kPackThreads = 256;
+#ifndef RNNFAST_MOST_WARPS
+#define RNNFAST_MOST_WARPS 12
+#endif
+inline constexpr int kMostWarps = RNNFAST_MOST_WARPS;
+// Two groups are four warps where a warp then has at most so many operands, in registers.
+#ifndef RNNFAST_FEW_FRAGMENTS
+#define RNNFAST_FEW_FRAGMENTS 40
+#endif
+inline constexpr int kFewFragments = RNNFAST_FEW_FRAGMENTS;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
 enum class Exchange { kCta, kCluster, kGrid };
+// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kRows: from
+// registers, 16 bytes at a time. kStage: collected in shared memory first, then 16 bytes at a time.
+// kBulk: collected, then as one copy per group and peer. kGlobal: collected, then to global memory.
+// kSums: backward in a cluster. Gate gradients stay in their CTA, which multiplies them with its
+// rows of w_hh; the products, partial sums for all units, go to the CTAs of those units.
+enum class Sending { kPlace, kRows, kStage, kBulk, kGlobal, kSums };
+#ifndef RNNFAST_SUMS
+#define RNNFAST_SUMS 1
+#endif
+inline constexpr int kMessageBytes = kWarpSize * 16;  // the sums of 16 units, 8 rows
+// The exchanged vectors from which on kBulk is used: each of the other sends counts on an mbarrier.
+#ifndef RNNFAST_BULK_BYTES
+#define RNNFAST_BULK_BYTES (1 << 30)
+#endif
+inline constexpr int kBulkBytes = RNNFAST_BULK_BYTES;
 
 struct Instance {
   Exchange exchange;
@@ -33,13 +57,18 @@ struct Instance {
 
 // Forward; of each there is one backward too.
 inline constexpr Instance kForwardInstances[] = {
-    {Exchange::kCta, false, 64, 1, 1},        {Exchange::kCta, false, 128, 1, 1},
-    {Exchange::kCluster, false, 128, 2, 1},   {Exchange::kCluster, false, 256, 4, 1},
-    {Exchange::kCluster, false, 384, 8, 1},   {Exchange::kCluster, false, 512, 8, 1},
-    {Exchange::kCluster, false, 512, 16, 1},  {Exchange::kCluster, false, 768, 16, 1},
+    {Exchange::kCta, false, 64, 1, 1},       {Exchange::kCta, false, 128, 1, 1},
+    {Exchange::kCluster, false, 128, 2, 1},  {Exchange::kCluster, false, 256, 4, 1},
+    {Exchange::kCluster, false, 384, 8, 1},  {Exchange::kCluster, false, 512, 8, 1},
+    {Exchange::kCluster, false, 512, 16, 1}, {Exchange::kCluster, false, 768, 16, 1},
     {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 256, 16, 1},
-    {Exchange::kGrid, false, 512, 32, 1},     {Exchange::kGrid, false, 1024, 64, 1},
+    {Exchange::kGrid, false, 512, 32, 1},    {Exchange::kGrid, false, 1024, 64, 1},
     {Exchange::kGrid, false, 2048, 128, 1},
+#ifndef RNNFAST_OLD_INSTANCES
+    {Exchange::kCta, false, 32, 1, 1},       {Exchange::kCluster, false, 64, 2, 1},
+    {Exchange::kCluster, false, 128, 4, 1},  {Exchange::kCluster, false, 256, 8, 1},
+    {Exchange::kCluster, false, 384, 6, 1},
+#endif
 };
 inline constexpr int kInstanceCount = 2 * std::size(kForwardInstances);
 inline constexpr auto kInstances = [] {
@@ -51,11 +80,6 @@ inline constexpr auto kInstances = [] {
   return all;
 }();
 
-// Of the flags of so many tiles, rounded up so that the vectors behind them are aligned.
-RNNFAST_FN constexpr int64_t flag_bytes(int64_t tiles, int peers) {
-  return (tiles * peers * 4 + 255) / 256 * 256;
-}
-
 struct Layout {
   Exchange exchange;
   int peers, columns, gates, element_bytes;
@@ -64,6 +88,7 @@ struct Layout {
   int splits;            // warps of a group, which share K
   int tile_units;        // of K in a tile: 32 bytes
   int in, out;           // exchanged and computed numbers per unit: forward 1, G; backward G, 1
+  int unit_tiles;        // kSums: tiles of 16 units whose sums a warp computes; else 1
   int warp_tiles;        // K tiles of a warp
   int fragments;         // operands of a warp
   int shared_fragments;  // of them in shared memory
@@ -73,21 +98,42 @@ struct Layout {
   constexpr int elements() const { return 4 * columns / splits; }
   constexpr int group_bytes() const { return in * kMmaUnits / tile_units * columns * kTileBytes; }
   constexpr int source_bytes() const { return groups * group_bytes(); }
-  constexpr int vector_bytes() const { return peers * source_bytes(); }
+  constexpr bool sums() const {
+    return RNNFAST_SUMS && backward && exchange == Exchange::kCluster && columns == 1;
+  }
+  constexpr int vector_bytes() const {  // what a CTA receives in a round
+    return peers * (sums() ? groups * kMessageBytes : source_bytes());
+  }
   // A grid kernel keeps its two buffers in global memory.
   constexpr int vector_buffers() const { return exchange == Exchange::kGrid ? 1 : 2; }
+  constexpr Sending sending() const {
+    if (exchange != Exchange::kCluster)
+      return exchange == Exchange::kCta ? Sending::kPlace : Sending::kGlobal;
+    if (sums()) return Sending::kSums;
+    if (vector_bytes() * (peers > 8 ? 2 : 1) >= kBulkBytes) return Sending::kBulk;
+    return element_bytes == 2 && columns == 1 ? Sending::kRows : Sending::kStage;
+  }
+  // A bulk copy reads the stage after the warp has gone on; with kSums, warps still multiply what is
+  // there when others have received the sums of the round. Without a barrier before the warps send,
+  // partial sums of the next step are written while others still read these.
+  constexpr int stage_buffers() const {
+    return sending() == Sending::kPlace || sending() == Sending::kRows ? 0
+           : sending() == Sending::kBulk || sums()                     ? 2
+                                                                       : 1;
+  }
+  constexpr int partial_buffers() const { return sending() == Sending::kRows ? 2 : 1; }
   constexpr int partial_floats() const {  // of a group
-    return splits * (splits - 1) * out * elements() * kWarpSize;
+    return sums() ? 0 : splits * (splits - 1) * out * elements() * kWarpSize;
   }
-  constexpr int partial_bytes() const { return groups * partial_floats() * 4; }
+  constexpr int partial_bytes() const { return groups * partial_floats() * 4; }  // one buffer
 
-  // Shared memory: vectors, partial sums, stage, bias, mbarriers, weights.
+  // Shared memory: vectors, partial sums, stage, mbarriers, weights.
   constexpr int partial_at() const { return vector_buffers() * vector_bytes(); }
-  constexpr int stage_at() const { return partial_at() + partial_bytes(); }
-  constexpr int bias_at() const {
-    return stage_at() + (exchange == Exchange::kCta ? 0 : source_bytes());
+  constexpr int stage_at() const { return partial_at() + partial_buffers() * partial_bytes(); }
+  constexpr int bars_at() const {  // tiles are read in pairs
+    return stage_at() + stage_buffers() * source_bytes() +
+           (sums() && warp_tiles % 2 == 1 ? kTileBytes : 0);
   }
-  constexpr int bars_at() const { return bias_at() + (backward ? 0 : gates * units * 4); }
   constexpr int weights_at() const { return bars_at() + 16; }
   constexpr int shared_bytes() const {
     return weights_at() + warps() * shared_fragments * kFragmentBytes;
@@ -95,9 +141,12 @@ struct Layout {
   constexpr int64_t packed_bytes() const {  // of w_hh, one direction
     return int64_t{peers} * warps() * fragments * kFragmentBytes;
   }
-  // Global memory of a grid kernel, for so many tiles over all directions: flags, then vectors.
+  // A grid kernel sends packets of 12 bytes and the number of the round.
+  constexpr int group_packets() const { return (group_bytes() + 11) / 12; }
+  constexpr int packet_bytes() const { return peers * groups * group_packets() * 16; }  // a round
+  // Global memory of a grid kernel, for so many tiles over all directions.
   constexpr int64_t exchange_bytes(int64_t tiles) const {
-    return exchange == Exchange::kGrid ? flag_bytes(tiles, peers) + tiles * 2 * vector_bytes() : 0;
+    return exchange == Exchange::kGrid ? tiles * 2 * packet_bytes() : 0;
   }
 };
 
@@ -105,8 +154,9 @@ struct Layout {
 // thread, beside what the step itself needs. From the compiler's reports: none may spill.
 constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
-  const int step = 66 + 3 * l.gates + (l.backward ? 16 : 0) + (l.element_bytes > 2 ? 12 : 0) +
-                   (l.exchange == Exchange::kGrid ? 28 : 0);
+  const int step = 66 + 3 * l.gates + (!l.backward ? 0 : l.sums() ? 12 : l.elements() > 1 ? 24 : 16) +
+                   (l.element_bytes > 2 ? (l.exchange == Exchange::kGrid ? 12 : 16) : 0) + (l.exchange != Exchange::kGrid ? 0 : l.peers > 64 || l.element_bytes > 2 ? 28 : 56) +
+                   (!l.backward && l.gates == 4 && l.exchange != Exchange::kGrid ? 8 : 0);
   return (registers - step) / 4;
 }
 
@@ -121,9 +171,16 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   l.in = instance.backward ? gates : 1, l.out = instance.backward ? 1 : gates;
   const int tiles = l.in * instance.hidden / l.tile_units;
   l.splits = 4 * instance.columns;
-  while (l.splits > 1 && (l.groups * l.splits > 16 || tiles % (l.splits * 2) != 0)) l.splits /= 2;
-  l.warp_tiles = tiles / l.splits;
-  l.fragments = l.warp_tiles * l.out * (precision == Precision::kFloat ? 2 : 1);
+  // Few warps: each holds more operands, and there is less to reduce and to issue. Three groups
+  // share the four tensor cores evenly only as twelve warps.
+  while (l.splits > 1 && (l.groups * l.splits > (gates == 4 ? 8 : kMostWarps) || tiles % (l.splits * 2) != 0))
+    l.splits /= 2;
+  if (l.groups == 2 && l.splits == 4 && l.exchange == Exchange::kCluster &&
+      tiles / 2 * l.out * (precision == Precision::kFloat ? 2 : 1) <= kFewFragments)
+    l.splits = 2;
+  l.unit_tiles = l.sums() ? instance.hidden / kMmaUnits / l.warps() : 1;
+  l.warp_tiles = l.sums() ? l.in * l.units / l.tile_units : tiles / l.splits;
+  l.fragments = l.unit_tiles * l.warp_tiles * l.out * (precision == Precision::kFloat ? 2 : 1);
   const int held = register_fragments(l);
   l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
   return l;
@@ -135,9 +192,11 @@ inline constexpr int kMaxSharedBytes = 227 * 1024;
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
   const Layout l = layout(instance, gates, precision);
-  return l.groups * kMmaUnits == l.units && l.splits > 1 && l.warps() <= 16 &&
-         l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
-         l.warp_tiles * l.columns % 2 == 0 && l.shared_bytes() <= kMaxSharedBytes;
+  const bool divides = l.sums() ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden
+                                : l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
+                                      l.warp_tiles * l.columns % 2 == 0;
+  return l.groups * kMmaUnits == l.units && l.warps() <= 16 && divides &&
+         l.shared_bytes() <= kMaxSharedBytes;
 }
 
 }  // namespace rnnfast::cuda

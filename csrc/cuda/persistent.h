@@ -24,75 +24,112 @@ namespace rnnfast::cuda {
 
 // ---- the sum over the splits of K ----
 // Each warp finishes kElements of its accumulators per output: it hands the others theirs and adds
-// in a fixed order what it gets. One buffer serves all steps, as all warps of the group meet again
-// before the next step, when they send.
+// in a fixed order what it gets. Its own come first: accumulator j of a warp is that of the group's
+// element j ^ split * kElements, as its weights and the batch rows it multiplies are laid out so.
+// Then all choices among registers are known to the compiler.
 template <class S>
 struct Reduction {
-  static constexpr int kElements = S::kElements;
+  static constexpr int kElements = S::kElements, kNumbers = kElements * S::kOut;
+  static constexpr int kWide = kNumbers % 4 == 0 ? 4 : kNumbers % 2 == 0 ? 2 : 1;
+  static constexpr int kPieces = kNumbers / kWide;
+  struct alignas(4 * kWide) Piece {
+    float number[kWide];
+  };
 
-  static DEVICE int index(int receiver, int slot, int out, int e, int lane) {
-    return (((receiver * (S::kSplits - 1) + slot) * S::kOut + out) * kElements + e) * kWarpSize +
-           lane;
+  static DEVICE int index(int receiver, int slot, int piece, int lane) {
+    return ((receiver * (S::kSplits - 1) + slot) * kPieces + piece) * kWarpSize + lane;
   }
 
-  // Registers cannot be indexed by a variable: the choice among them is a chain of selects.
-  static DEVICE void keep_own(const float (&acc)[S::kOut][S::kColumns][4],
-                              float (&sum)[kElements][S::kOut], int split) {
+  static DEVICE void run(const float (&acc)[S::kOut][S::kColumns][4],
+                         float (&sum)[kElements][S::kOut], uint8_t* buffer, int group, int split,
+                         int lane) {
     UNROLL
     for (int e = 0; e < kElements; ++e) {
       UNROLL
-      for (int o = 0; o < S::kOut; ++o) {
-        sum[e][o] = acc[o][e / 4][e % 4];
+      for (int o = 0; o < S::kOut; ++o) sum[e][o] = acc[o][e / 4][e % 4];
+    }
+    if constexpr (S::kSplits > 1) {
+      Piece* partial = reinterpret_cast<Piece*>(buffer);
+      UNROLL
+      for (int d = 1; d < S::kSplits; ++d) {
         UNROLL
-        for (int s = 1; s < S::kSplits; ++s) {
-          const int j = s * kElements + e;
-          if (s == split) sum[e][o] = acc[o][j / 4][j % 4];
+        for (int p = 0; p < kPieces; ++p) {
+          Piece piece;
+          UNROLL
+          for (int w = 0; w < kWide; ++w) {
+            const int i = p * kWide + w, j = d * kElements + i % kElements;
+            piece.number[w] = acc[i / kElements][j / 4][j % 4];
+          }
+          partial[index(split ^ d, d - 1, p, lane)] = piece;
+        }
+      }
+      dev::group_sync(1 + group, S::kGroupThreads);
+      UNROLL
+      for (int slot = 0; slot < S::kSplits - 1; ++slot) {
+        UNROLL
+        for (int p = 0; p < kPieces; ++p) {
+          const Piece piece = partial[index(split, slot, p, lane)];
+          UNROLL
+          for (int w = 0; w < kWide; ++w) {
+            const int i = p * kWide + w;
+            sum[i % kElements][i / kElements] += piece.number[w];
+          }
         }
       }
     }
   }
+};
 
-  static DEVICE void run(const float (&acc)[S::kOut][S::kColumns][4],
-                         float (&sum)[kElements][S::kOut], float* partial, int group, int split,
-                         int lane) {
-    keep_own(acc, sum, split);
-    UNROLL
-    for (int receiver = 0; receiver < S::kSplits; ++receiver) {
-      if (receiver == split) continue;
-      const int slot = split < receiver ? split : split - 1;
-      UNROLL
-      for (int e = 0; e < kElements; ++e) {
-        const int j = receiver * kElements + e;
-        UNROLL
-        for (int o = 0; o < S::kOut; ++o)
-          partial[index(receiver, slot, o, e, lane)] = acc[o][j / 4][j % 4];
-      }
-    }
-    dev::group_sync(1 + group, S::kGroupThreads);
-    UNROLL
-    for (int slot = 0; slot < S::kSplits - 1; ++slot) {
-      UNROLL
-      for (int e = 0; e < kElements; ++e) {
-        UNROLL
-        for (int o = 0; o < S::kOut; ++o) sum[e][o] += partial[index(split, slot, o, e, lane)];
-      }
-    }
+// Inputs come from global memory: they are brought into the L2 cache so many steps before the one
+// that computes with them, as one step may be shorter than a read.
+inline constexpr int kStepsAhead = 4;
+inline constexpr int kLineBytes = 128;
+template <class S>
+inline constexpr int kLines =
+    (S::kUnits * static_cast<int>(sizeof(typename S::Element)) + kLineBytes - 1) / kLineBytes;
+
+// Where a step lies: how many rows of the tile are alive, and the position of the thread's first
+// batch row in a tensor [D, rows, H]. Positions in all other tensors follow.
+struct Place {
+  int living;
+  int64_t position;
+};
+
+// What one thread brings into the L2 cache at every step: a line of one slot of one row.
+template <class E>
+struct Prefetcher {
+  const E* from;  // at position 0
+  int row;        // of the tile; of none: kNoRow
+  int slots;      // the position counts that often
+  static constexpr int kNoRow = 1 << 20;
+
+  DEVICE void run(const Place& at) const {
+    if (row < at.living) dev::prefetch_l2(from + at.position * slots);
   }
 };
 
 // ---- one thread's place ----
 // What forward and backward share. An element is out of bounds if its unit or its batch row does
 // not exist: it computes zeros and stores nothing.
+// Positions of elements are those of element 0 plus what the compiler knows; few numbers lead to
+// them, as registers are for weights.
 template <class S>
 struct Worker {
   static constexpr int kElements = S::kElements;
+  static constexpr int kNoSeat = 1 << 20;
   const Steps& steps;  // of the kernel's arguments
   const int hidden;    // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
   const int direction, warp, lane, group, split, tile;
   const int first_row;  // of the tile in the batch
   const int count;      // steps at which the tile has living rows: the first `count` in time
+  const int all_living;        // rows of the tile
+  const int64_t step_numbers;  // [B, H]
+  int64_t origin;              // position of the first element's row at step 0
+  int64_t output_shift;        // of direction 1
+  int first_unit;              // of the first element, in the layer
   Exchanger<S> exchanger;
   ResidentWeights<S> weights;
+  int seat[S::kOwnUnits];  // tile row of the first element of a unit; kNoSeat if there is no such
 
   DEVICE Worker(const Steps& all, int64_t H, const void* packed, int64_t packed_bytes,
                 void* exchange)
@@ -105,16 +142,23 @@ struct Worker {
         split(warp % S::kSplits),
         tile(dev::block_x() / S::kPeers),
         first_row(tile * S::kBatch),
-        count(living_steps()) {
+        count(living_steps()),
+        all_living(static_cast<int>(all.largest) - first_row),
+        step_numbers(all.largest * H) {
     const int rank = dev::block_x() % S::kPeers;
-    exchanger = {nullptr, nullptr, rank, group, split, lane};
+    exchanger.rank = rank, exchanger.group = group, exchanger.split = split, exchanger.lane = lane;
+    exchanger.packets = nullptr;
     if constexpr (S::kExchange == Exchange::kGrid) {
-      const int64_t tiles = dev::grid_x() / S::kPeers, place = direction * tiles + tile;
-      uint8_t* base = static_cast<uint8_t*>(exchange);
-      exchanger.flags = reinterpret_cast<uint32_t*>(base) + place * S::kPeers;
-      exchanger.global =
-          base + flag_bytes(tiles * dev::grid_y(), S::kPeers) + place * 2 * S::kVectorBytes;
+      const int64_t place = int64_t{direction} * (dev::grid_x() / S::kPeers) + tile;
+      exchanger.packets = static_cast<uint4*>(exchange) + place * 2 * (S::kPacketBytes / 16);
     }
+    exchanger.place();
+    origin = (direction * all.rows + row(0)) * H;
+    first_unit = unit(0);
+    output_shift = direction == 1 ? H - all.rows * H * dev::grid_y() : 0;
+    UNROLL
+    for (int u = 0; u < S::kOwnUnits; ++u)
+      seat[u] = unit(2 * u) < hidden ? tile_row(0) : kNoSeat;
     const int64_t fragments = (int64_t{rank} * S::kWarps + warp) * S::kFragments;
     weights.load(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(packed) +
                                                 direction * packed_bytes) +
@@ -137,6 +181,27 @@ struct Worker {
     return low;
   }
 
+  // Time t; nothing is alive outside the steps of the tile.
+  DEVICE Place place(int t) const {
+    const bool inside = static_cast<unsigned>(t) < static_cast<unsigned>(count);
+    if (steps.batch == nullptr) return {inside ? all_living : 0, t * step_numbers + origin};
+    if (!inside) return {0, 0};
+    return {static_cast<int>(steps.batch[t]) - first_row, steps.offset[t] * hidden + origin};
+  }
+
+  // Of `slots` slots of kLines lines: which this thread brings into the cache.
+  struct Piece {
+    int row, slot, unit;
+  };
+  static DEVICE Piece piece(int slots) {
+    const int i = dev::tid();
+    const int line = i % kLines<S>, slot = i / kLines<S> % slots, row = i / kLines<S> / slots;
+    const int unit = dev::block_x() % S::kPeers * S::kUnits +
+                     line * kLineBytes / static_cast<int>(sizeof(typename S::Element));
+    return {row, slot, unit};
+  }
+  DEVICE bool exists(const Piece& p) const { return p.row < S::kBatch && p.unit < hidden; }
+
   // Of element e: its unit within the group and row within the tile, and both in the layer.
   DEVICE int group_unit(int e) const {
     return lane / 4 + Accumulator::unit(split * kElements) + Accumulator::unit(e);
@@ -148,31 +213,73 @@ struct Worker {
     return exchanger.rank * S::kUnits + group * kMmaUnits + group_unit(e);
   }
   DEVICE int row(int e) const { return first_row + tile_row(e); }
-  DEVICE bool exists(int e) const { return unit(e) < hidden && row(e) < steps.largest; }
-  DEVICE bool alive(int e, int t) const { return unit(e) < hidden && row(e) < steps.batch_at(t); }
+  // `living` of the rows of the tile are.
+  DEVICE bool alive(int e, int living) const {
+    return seat[S::kOwnUnits == 2 ? e >> 1 & 1 : 0] + Accumulator::batch(e) < living;
+  }
+  DEVICE bool exists(int e) const {
+    return alive(e, all_living);
+  }
   // Position in a tensor [D, B, H].
   DEVICE int64_t in_state(int e) const {
     return (direction * steps.largest + row(e)) * hidden + unit(e);
   }
-  // Position in a timeline, of row `at` of this direction.
-  DEVICE int64_t in_timeline(int64_t at, int e) const {
-    return (direction * (steps.rows + steps.largest) + at) * hidden + unit(e);
+  // Of element 0 in a tensor [D, rows, slots*H], a timeline (the state after the step; for the
+  // place of initial(), that before all), the output [rows, D*H].
+  DEVICE int64_t in_rows(int64_t position, int slots) const {
+    return position * slots + first_unit;
   }
-  // Position in a tensor [D, rows, slots*H].
-  DEVICE int64_t in_rows(int t, int slots, int slot, int e) const {
-    const int64_t at = direction * steps.rows + steps.offset_at(t) + row(e);
-    return (at * slots + slot) * hidden + unit(e);
+  DEVICE int64_t in_timeline(int64_t position) const {
+    return position + step_numbers + first_unit;
   }
-  // Position in the output [rows, D*H].
-  DEVICE int64_t in_output(int t, int e) const {
-    return ((steps.offset_at(t) + row(e)) * dev::grid_y() + direction) * hidden + unit(e);
+  DEVICE int64_t initial() const {
+    return origin + (direction == 1 ? steps.rows * hidden : -step_numbers);
+  }
+  DEVICE int64_t in_output(int64_t position) const {
+    return position * dev::grid_y() + output_shift + first_unit;
+  }
+  // Calls f(pointer, e, slot) for all elements and `slots` numbers each, which lie H apart, as
+  // rows do: from the place of element 0. The compiler is kept from computing each pointer from the
+  // first one, at five instructions, where one leads from number to number.
+  template <int kSlots, class T, class F>
+  DEVICE void walk_rows(T* first, F f) const {
+    UNROLL
+    for (int e = 0; e < kElements; e += 2) {
+      T* p = first + Accumulator::batch(e) * kSlots * hidden + Accumulator::unit(e);
+      UNROLL
+      for (int i = 0; i < (kElements > 1 ? 2 : 1) * kSlots; ++i) {
+        if (i > 0) p = dev::opaque_global(p + hidden);
+        f(p, e + i / kSlots, i % kSlots);
+      }
+    }
+  }
+  // The same, of one number each, for the output.
+  template <class T, class F>
+  DEVICE void walk_output(T* first, F f) const {
+    UNROLL
+    for (int e = 0; e < kElements; ++e)
+      f(first + Accumulator::batch(e) * static_cast<int>(dev::grid_y()) * hidden +
+            Accumulator::unit(e),
+        e);
   }
 
-  // sum[e][o] = the products of this thread's elements with the vector of a round.
-  DEVICE void product(int round, float (&sum)[kElements][S::kOut]) const {
+  // sum[e][o] = start[o], of the element's unit, plus the products of this thread's elements with
+  // the vector of a round.
+  DEVICE void product(int round, const float (&start)[S::kOut][S::kOwnUnits],
+                      float (&sum)[kElements][S::kOut]) const {
     float part[S::kChains][S::kOut][S::kColumns][4] = {};
-    const uint8_t* from = exchanger.vector(round) +
-                          split * S::kWarpTiles * S::kColumns * kTileBytes + lane * kRowBytes;
+    UNROLL
+    for (int o = 0; o < S::kOut; ++o) {
+      UNROLL
+      for (int e = 0; e < kElements; ++e)
+        part[0][o][e / 4][e % 4] = start[o][S::kOwnUnits == 2 ? e >> 1 & 1 : 0];
+    }
+    // The batch row, and the column, of the warp's own accumulators come first.
+    constexpr int kLoadedColumn = S::kColumns == 2 ? kTileBytes : 0;
+    const int own = split * kElements;
+    const int lane_at = (lane * kRowBytes) ^ (own & 1) * kRowBytes ^ (own >> 2 & 1) * kLoadedColumn;
+    const uint8_t* from =
+        exchanger.vector(round) + split * S::kWarpTiles * S::kColumns * kTileBytes + lane_at;
     constexpr int kTilesPerLoad = 2 / S::kColumns;
     UNROLL
     for (int k = 0; k < S::kWarpTiles; k += kTilesPerLoad) {
@@ -195,9 +302,50 @@ struct Worker {
           part[0][o][j / 4][j % 4] += part[chain][o][j / 4][j % 4];
       }
     }
-    float* partial =
-        reinterpret_cast<float*>(dev::smem() + S::kPartialAt) + group * S::kPartialFloats;
+    uint8_t* partial = dev::smem() + S::kPartialAt + round % S::kPartialBuffers * S::kPartialBytes +
+                       group * S::kPartialFloats * static_cast<int>(sizeof(float));
     Reduction<S>::run(part[0], sum, partial, group, split, lane);
+  }
+
+  // kSums: products of the gate gradients of this CTA, which it has just collected, with its rows
+  // of w_hh: partial sums for all units, which go to their CTAs. Two tiles of units at a time, so
+  // that the first ones leave early.
+  DEVICE void send_sums(int round) const {
+    constexpr int kPairs = S::kUnitTiles % 2 == 0 ? 2 : 1, kChains = kPairs == 2 ? 1 : 2;
+    const uint8_t* from =
+        dev::smem() + S::kStageAt + (round & 1) * S::kSourceBytes + lane * kRowBytes;
+    UNROLL
+    for (int first = 0; first < S::kUnitTiles; first += kPairs) {
+      float acc[kPairs][kChains][4] = {};
+      UNROLL
+      for (int k = 0; k < S::kWarpTiles; k += 2) {
+        uint32_t b[4];
+        dev::ldm4(b, from + k * kTileBytes);
+        UNROLL
+        for (int n = 0; n < 2; ++n) {
+          UNROLL
+          for (int m = 0; m < kPairs; ++m)
+            if (k + n < S::kWarpTiles)
+              weights.multiply_tile(acc[m][n % kChains], (first + m) * S::kWarpTiles + k + n, 0,
+                                    b[2 * n], b[2 * n + 1]);
+        }
+      }
+      UNROLL
+      for (int m = 0; m < kPairs; ++m) {
+        if constexpr (kChains == 2) {
+          UNROLL
+          for (int j = 0; j < 4; ++j) acc[m][0][j] += acc[m][1][j];
+        }
+        exchanger.send_sums(round, dev::opaque(warp * S::kUnitTiles) + first + m, acc[m][0]);
+      }
+    }
+  }
+
+  DEVICE void send(int round, const float (&values)[S::kIn][kElements]) const {
+    exchanger.send(
+        round, values, [this](int e) { return group_unit(e); },
+        [this](int e) { return tile_row(e); });
+    if constexpr (S::kSums) send_sums(round);
   }
 };
 
@@ -206,26 +354,28 @@ template <class S>
 struct ForwardWorker {
   using Cell = typename S::Cell;
   using E = typename S::Element;
-  using V = Value<E>;
+  using V = typename S::Number;
   static constexpr int kElements = S::kElements, kGates = Cell::kGates;
+  static constexpr int kReserve = Cell::kReserve, kSlots = kReserve > 0 ? kReserve : 1;
   const ForwardArgs<E>& a;
   Worker<S> self;
   float states[Cell::kStates][kElements];
-  E x[kElements][kGates];  // of the step to come
+  float bias[kGates][S::kOwnUnits];
+  E x[kElements][kGates];    // of the step to come
+  E kept[kElements][kSlots]; // of the step done, to be stored
 
   DEVICE ForwardWorker(const ForwardArgs<E>& args)
       : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
 
-  DEVICE float* bias() const {  // [G][kUnits]
-    return reinterpret_cast<float*>(dev::smem() + S::kBiasAt);
-  }
-
-  DEVICE void load_bias() const {
-    for (int i = dev::tid(); i < kGates * S::kUnits; i += S::kThreads) {
-      const int unit = self.exchanger.rank * S::kUnits + i % S::kUnits;
-      const E* b_hh = a.b_hh[self.direction];
-      const bool given = b_hh != nullptr && unit < self.hidden;
-      bias()[i] = given ? widen(b_hh[i / S::kUnits * a.hidden + unit]) : 0.f;
+  // Added once: by the warp that finishes the element.
+  DEVICE void load_bias() {
+    const E* b_hh = a.b_hh[self.direction];
+    UNROLL
+    for (int u = 0; u < S::kOwnUnits; ++u) {
+      const int unit = self.unit(2 * u);
+      UNROLL
+      for (int g = 0; g < kGates; ++g)
+        bias[g][u] = b_hh != nullptr && unit < self.hidden ? widen(b_hh[g * a.hidden + unit]) : 0.f;
     }
   }
 
@@ -251,79 +401,100 @@ struct ForwardWorker {
         if (!self.exists(e)) continue;
         if (a.states_0[k] != nullptr) states[k][e] = widen(a.states_0[k][self.in_state(e)]);
         if (a.timelines[k] != nullptr)
-          a.timelines[k][self.in_timeline(self.walk().initial(self.row(e)), e)] =
+          a.timelines[k][self.in_timeline(self.initial()) +
+                         Accumulator::batch(e) * self.hidden + Accumulator::unit(e)] =
               narrow<E>(states[k][e]);
       }
     }
   }
 
-  DEVICE void load_inputs(int t) {
-    UNROLL
-    for (int e = 0; e < kElements; ++e) {
-      const bool alive = self.alive(e, t);
-      UNROLL
-      for (int g = 0; g < kGates; ++g)
-        x[e][g] = alive ? a.x_gates[self.in_rows(t, kGates, g, e)] : narrow<E>(0.f);
-    }
+  DEVICE void load_inputs(const Place& at) {
+    self.template walk_rows<kGates>(
+        a.x_gates + self.in_rows(at.position, kGates), [&](const E* p, int e, int g) {
+          x[e][g] = self.alive(e, at.living) ? *p : narrow<E>(0.f);
+        });
   }
 
-  DEVICE void update(int t, int e, const float (&sum)[kGates]) {
-    constexpr int kSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
+  DEVICE Prefetcher<E> prefetcher() const {
+    static_assert(S::kBatch * kGates * kLines<S> <= S::kThreads);
+    const auto piece = self.piece(kGates);
+    const int64_t ahead = (piece.row - self.tile_row(0)) * self.hidden;
+    return {a.x_gates + ahead * kGates + piece.slot * self.hidden + piece.unit,
+            self.exists(piece) ? piece.row : Prefetcher<E>::kNoRow, kGates};
+  }
+
+  DEVICE void update(const Place& at, int e, const float (&sum)[kGates]) {
     V in[kGates], h[kGates], s[Cell::kStates], q[kSlots];
     UNROLL
-    for (int g = 0; g < kGates; ++g) {
-      in[g] = widen(x[e][g]);
-      h[g] = sum[g] + bias()[g * S::kUnits + self.group * kMmaUnits + self.group_unit(e)];
-    }
+    for (int g = 0; g < kGates; ++g) in[g] = widen(x[e][g]), h[g] = sum[g];
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) s[k] = states[k][e];
     Cell::forward(in, h, s, q);
-    if (!self.alive(e, t)) return;
+    const bool alive = self.alive(e, at.living);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) states[k][e] = alive ? plain(s[k]) : states[k][e];
+    UNROLL
+    for (int k = 0; k < kReserve; ++k) kept[e][k] = narrow<E>(plain(q[k]));
+  }
+
+  DEVICE void store(const Place& at) const {
+    self.walk_output(a.output + self.in_output(at.position), [&](E* p, int e) {
+      if (self.alive(e, at.living)) *p = narrow<E>(states[0][e]);
+    });
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
-      states[k][e] = plain(s[k]);
       if (a.timelines[k] != nullptr)
-        a.timelines[k][self.in_timeline(self.walk().after(t, self.row(e)), e)] =
-            narrow<E>(states[k][e]);
+        self.template walk_rows<1>(
+            a.timelines[k] + self.in_timeline(at.position), [&](E* p, int e, int) {
+              if (self.alive(e, at.living)) *p = narrow<E>(states[k][e]);
+            });
     }
-    a.output[self.in_output(t, e)] = narrow<E>(states[0][e]);
-    if constexpr (Cell::kReserve > 0) {
-      if (a.gates == nullptr) return;
-      UNROLL
-      for (int k = 0; k < Cell::kReserve; ++k)
-        a.gates[self.in_rows(t, Cell::kReserve, k, e)] = narrow<E>(plain(q[k]));
+    if constexpr (kReserve > 0) {
+      if (a.gates != nullptr)
+        self.template walk_rows<kReserve>(
+            a.gates + self.in_rows(at.position, kReserve), [&](E* p, int e, int k) {
+              if (self.alive(e, at.living)) *p = kept[e][k];
+            });
     }
   }
 
   DEVICE int time(int n) const { return self.direction == 1 ? self.count - 1 - n : n; }
 
-  DEVICE void step(int n) {
-    if (n > 0) self.exchanger.receive(n);
-    float sum[kElements][kGates];
-    self.product(n, sum);
-    UNROLL
-    for (int e = 0; e < kElements; ++e) update(time(n), e, sum[e]);
-    if (n + 1 == self.count) return;
-    UNROLL
-    for (int e = 0; e < kElements; ++e)
-      self.exchanger.put(n + 1, 0, self.group_unit(e), self.tile_row(e), states[0][e]);
-    self.exchanger.send(n + 1);
-    load_inputs(time(n + 1));
-  }
-
+  // First what the peers wait for, then what the next step needs, then the results.
   DEVICE void run() {
     load_bias();
     load_first_vector();
     self.exchanger.init();
     load_states();
-    load_inputs(time(0));
-    for (int n = 0; n < self.count; ++n) step(n);
+    const Prefetcher<E> prefetch = prefetcher();
+    Place at = self.place(time(0));
+    load_inputs(at);
+    for (int n = 1; n <= kStepsAhead; ++n) prefetch.run(self.place(time(n)));
+    for (int n = 0; n < self.count; ++n) {
+      if (n > 0) self.exchanger.receive(n);
+      float sum[kElements][kGates];
+      self.product(n, bias, sum);
+      UNROLL
+      for (int e = 0; e < kElements; ++e) update(at, e, sum[e]);
+      if (n + 1 < self.count) {
+        float sent[1][kElements];
+        UNROLL
+        for (int e = 0; e < kElements; ++e) sent[0][e] = states[0][e];
+        self.send(n + 1, sent);
+      }
+      store(at);
+      at = self.place(time(n + 1));
+      load_inputs(at);
+      if (dev::tid() < S::kBatch * kGates * kLines<S>)
+        prefetch.run(self.place(time(n + 1 + kStepsAhead)));
+    }
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
       UNROLL
       for (int e = 0; e < kElements; ++e)
         if (self.exists(e)) a.states_n[k][self.in_state(e)] = narrow<E>(states[k][e]);
     }
+    self.exchanger.finish();
   }
 };
 
@@ -332,9 +503,9 @@ template <class S>
 struct BackwardWorker {
   using Cell = typename S::Cell;
   using E = typename S::Element;
-  using V = Value<E>;
+  using V = typename S::Number;
   static constexpr int kElements = S::kElements, kGates = Cell::kGates;
-  static constexpr int kSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
+  static constexpr int kReserve = Cell::kReserve, kSlots = kReserve > 0 ? kReserve : 1;
   struct Inputs {  // of one element at the step to come
     E gates[kSlots], before[Cell::kStates], after[Cell::kStates], grad;
   };
@@ -342,6 +513,7 @@ struct BackwardWorker {
   Worker<S> self;
   float grads[Cell::kStates][kElements];  // of the states after the step to come
   Inputs in[kElements];
+  E to_x[kElements][kGates], to_h[kElements][kGates];  // of the step done, to be stored
 
   DEVICE BackwardWorker(const BackwardArgs<E>& args)
       : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
@@ -357,31 +529,56 @@ struct BackwardWorker {
     }
   }
 
-  DEVICE void load_inputs(int t) {
+  // `then`: the step that this one followed. Rows that are not alive there began here.
+  DEVICE void load_inputs(const Place& at, const Place& then) {
     UNROLL
-    for (int e = 0; e < kElements; ++e) {
-      in[e] = Inputs{};
-      if (!self.alive(e, t)) continue;
-      const int row = self.row(e);
-      if constexpr (Cell::kReserve > 0) {
-        UNROLL
-        for (int k = 0; k < Cell::kReserve; ++k)
-          in[e].gates[k] = a.gates[self.in_rows(t, Cell::kReserve, k, e)];
-      }
+    for (int e = 0; e < kElements; ++e) in[e] = Inputs{};
+    if constexpr (kReserve > 0)
+      self.template walk_rows<kReserve>(
+          a.gates + self.in_rows(at.position, kReserve), [&](const E* p, int e, int k) {
+            if (self.alive(e, at.living)) in[e].gates[k] = *p;
+          });
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      self.template walk_rows<1>(
+          a.timelines[k] + self.in_timeline(at.position), [&](const E* p, int e, int) {
+            if (self.alive(e, at.living)) in[e].after[k] = *p;
+          });
       UNROLL
-      for (int k = 0; k < Cell::kStates; ++k) {
-        in[e].after[k] = a.timelines[k][self.in_timeline(self.walk().after(t, row), e)];
-        in[e].before[k] = a.timelines[k][self.in_timeline(self.walk().before(t, row), e)];
+      for (int e = 0; e < kElements; ++e) {
+        const int64_t before = self.alive(e, then.living) ? then.position : self.initial();
+        if (self.alive(e, at.living))
+          in[e].before[k] = a.timelines[k][self.in_timeline(before) +
+                                           Accumulator::batch(e) * self.hidden +
+                                           Accumulator::unit(e)];
       }
-      if (a.grad_output != nullptr) in[e].grad = a.grad_output[self.in_output(t, e)];
     }
+    if (a.grad_output != nullptr)
+      self.walk_output(a.grad_output + self.in_output(at.position), [&](const E* p, int e) {
+        if (self.alive(e, at.living)) in[e].grad = *p;
+      });
   }
 
-  // The gate gradients of step t: to the results, and the hidden-side ones into `sent`.
-  DEVICE void update(int t, int e, float (&sent)[kGates]) {
-    UNROLL
-    for (int g = 0; g < kGates; ++g) sent[g] = 0.f;
-    if (!self.alive(e, t)) return;
+  // Cells read the gates, their last state and grad_output.
+  DEVICE Prefetcher<E> prefetcher() const {
+    constexpr int kInputs = kReserve + 2;
+    static_assert(S::kBatch * kInputs * kLines<S> <= S::kThreads);
+    const auto piece = self.piece(kInputs);
+    const int row = self.exists(piece) ? piece.row : Prefetcher<E>::kNoRow;
+    const int64_t ahead = (piece.row - self.tile_row(0)) * self.hidden;
+    if (piece.slot < kReserve)
+      return {a.gates + ahead * kReserve + piece.slot * self.hidden + piece.unit, row, kReserve};
+    if (piece.slot == kReserve)
+      return {a.timelines[Cell::kStates - 1] + ahead + self.in_timeline(0) - self.first_unit +
+                  piece.unit,
+              row, 1};
+    const int d = dev::grid_y();
+    return {a.grad_output + ahead * d + self.in_output(0) - self.first_unit + piece.unit,
+            a.grad_output != nullptr ? row : Prefetcher<E>::kNoRow, d};
+  }
+
+  // The gate gradients of a step: kept for the results, and the hidden-side ones to be sent.
+  DEVICE void update(const Place& at, int e, float (&sent)[kGates][kElements]) {
     V q[kSlots], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates], dx[kGates], dh[kGates];
     UNROLL
     for (int k = 0; k < kSlots; ++k) q[k] = widen(in[e].gates[k]);
@@ -391,14 +588,26 @@ struct BackwardWorker {
     }
     ds[0] = ds[0] + V(widen(in[e].grad));
     Cell::backward(q, p, s, ds, dx, dh);
+    const bool alive = self.alive(e, at.living);
     UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) grads[k][e] = plain(ds[k]);
+    for (int k = 0; k < Cell::kStates; ++k) grads[k][e] = alive ? plain(ds[k]) : grads[k][e];
     UNROLL
     for (int g = 0; g < kGates; ++g) {
-      sent[g] = plain(dh[g]);
-      a.grad_x_gates[self.in_rows(t, kGates, g, e)] = narrow<E>(plain(dx[g]));
-      if (Cell::kSharedGates < Cell::kGates && a.grad_h_gates != nullptr)
-        a.grad_h_gates[self.in_rows(t, kGates, g, e)] = narrow<E>(sent[g]);
+      sent[g][e] = alive ? plain(dh[g]) : 0.f;
+      to_x[e][g] = narrow<E>(plain(dx[g])), to_h[e][g] = narrow<E>(plain(dh[g]));
+    }
+  }
+
+  DEVICE void store(const Place& at) const {
+    const int64_t first = self.in_rows(at.position, kGates);
+    self.template walk_rows<kGates>(a.grad_x_gates + first, [&](E* p, int e, int g) {
+      if (self.alive(e, at.living)) *p = to_x[e][g];
+    });
+    if constexpr (Cell::kSharedGates < kGates) {
+      if (a.grad_h_gates != nullptr)
+        self.template walk_rows<kGates>(a.grad_h_gates + first, [&](E* p, int e, int g) {
+          if (self.alive(e, at.living)) *p = to_h[e][g];
+        });
     }
   }
 
@@ -406,36 +615,41 @@ struct BackwardWorker {
   DEVICE void add_product(int round) {
     self.exchanger.receive(round);
     float sum[kElements][1];
-    self.product(round, sum);
+    if constexpr (S::kSums) {
+      self.exchanger.add_sums(round, sum);
+    } else {
+      const float zeros[1][S::kOwnUnits] = {};
+      self.product(round, zeros, sum);
+    }
     UNROLL
     for (int e = 0; e < kElements; ++e) grads[0][e] += sum[e][0];
   }
 
   DEVICE int time(int n) const { return self.direction == 1 ? n : self.count - 1 - n; }
 
-  DEVICE void step(int n) {
-    if (n > 0) add_product(n);
-    float sent[kElements][kGates];
-    UNROLL
-    for (int e = 0; e < kElements; ++e) update(time(n), e, sent[e]);
-    const bool last = n + 1 == self.count;
-    if (last && a.grad_states_0[0] == nullptr) return;
-    UNROLL
-    for (int e = 0; e < kElements; ++e) {
-      UNROLL
-      for (int g = 0; g < kGates; ++g)
-        self.exchanger.put(n + 1, g, self.group_unit(e), self.tile_row(e), sent[e][g]);
-    }
-    self.exchanger.send(n + 1);
-    if (!last) load_inputs(time(n + 1));
-  }
-
   DEVICE void run() {
     self.exchanger.init();
     load_states();
-    load_inputs(time(0));
-    for (int n = 0; n < self.count; ++n) step(n);
-    if (a.grad_states_0[0] != nullptr) add_product(self.count);
+    const bool to_start = a.grad_states_0[0] != nullptr;
+    Place at = self.place(time(0)), next = self.place(time(1));
+    const Prefetcher<E> prefetch = prefetcher();
+    load_inputs(at, next);
+    for (int n = 1; n <= kStepsAhead; ++n) prefetch.run(self.place(time(n)));
+    for (int n = 0;; ++n) {
+      if (n > 0) add_product(n);
+      if (n == self.count) break;
+      float sent[kGates][kElements];
+      UNROLL
+      for (int e = 0; e < kElements; ++e) update(at, e, sent);
+      const bool last = n + 1 == self.count;
+      if (!last || to_start) self.send(n + 1, sent);
+      store(at);
+      if (last && !to_start) break;
+      at = next, next = self.place(time(n + 2));
+      load_inputs(at, next);
+      if (dev::tid() < S::kBatch * (kReserve + 2) * kLines<S>)
+        prefetch.run(self.place(time(n + 1 + kStepsAhead)));
+    }
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
       UNROLL
@@ -443,6 +657,7 @@ struct BackwardWorker {
         if (a.grad_states_0[k] != nullptr && self.exists(e))
           a.grad_states_0[k][self.in_state(e)] = narrow<E>(grads[k][e]);
     }
+    self.exchanger.finish();
   }
 };
 

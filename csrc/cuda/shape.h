@@ -37,6 +37,9 @@ struct Shape {
   using Cell = Cell_;
   using Operand = Operand_;
   using Element = typename Operand::Element;
+  // With which the cell's maths runs.
+  using Number =
+      std::conditional_t<Operand::kPrecision == Precision::kFloat, Careful, Approximate>;
   static constexpr Instance kInstance = kInstances[kIndex];
   static constexpr Layout kLayout = layout(kInstance, Cell::kGates, Operand::kPrecision);
   static constexpr Exchange kExchange = kInstance.exchange;
@@ -44,6 +47,7 @@ struct Shape {
   static constexpr bool kBackward = kInstance.backward, kTwoParts = kPrecision == Precision::kFloat;
   static constexpr int kPeers = kLayout.peers, kSplits = kLayout.splits;
   static constexpr int kColumns = kLayout.columns, kBatch = kColumns * kMmaBatch;
+  static constexpr int kGroups = kLayout.groups;
   static constexpr int kUnits = kLayout.units, kHidden = kUnits * kPeers;
   static constexpr int kWarps = kLayout.warps(), kThreads = kLayout.threads();
   static constexpr int kTileUnits = kLayout.tile_units, kIn = kLayout.in, kOut = kLayout.out;
@@ -52,20 +56,37 @@ struct Shape {
   static constexpr int kGroupThreads = kSplits * kWarpSize;
   static constexpr int kGroupBytes = kLayout.group_bytes(), kSourceBytes = kLayout.source_bytes();
   static constexpr int kVectorBytes = kLayout.vector_bytes();
+  static constexpr int kInBytes = kGroupBytes / kIn;  // of one exchanged number of a group
+  static constexpr int kGroupPackets = kLayout.group_packets();
+  static constexpr int kPacketBytes = kLayout.packet_bytes();
   static constexpr int kVectorBuffers = kLayout.vector_buffers();
+  static constexpr Sending kSending = kLayout.sending();
+  static constexpr bool kSums = kSending == Sending::kSums;
+  static constexpr int kUnitTiles = kLayout.unit_tiles;
+  static constexpr int kPartialBuffers = kLayout.partial_buffers();
+  static constexpr int kStageBuffers = kLayout.stage_buffers();
+  static constexpr int kPartialBytes = kLayout.partial_bytes();
   static constexpr int kPartialFloats = kLayout.partial_floats();
   static constexpr int kPartialAt = kLayout.partial_at(), kStageAt = kLayout.stage_at();
-  static constexpr int kBiasAt = kLayout.bias_at(), kBarsAt = kLayout.bars_at();
+  static constexpr int kBarsAt = kLayout.bars_at();
   static constexpr int kWeightsAt = kLayout.weights_at();
-  // Enough independent accumulators to hide the latency of an mma.
-  static constexpr int kChains = kOut * kColumns >= 4 ? 1 : kOut * kColumns >= 2 ? 2 : 4;
+  // Enough independent accumulators to hide the latency of an mma, beside the other warps'.
+  static constexpr int kChains = kOut * kColumns >= (kWarps > 4 ? 3 : 4) ? 1
+                                 : kOut * kColumns >= 2                  ? 2
+                                                                         : 4;
+  // A thread has elements of one unit, or of two that lie 8 apart.
+  static constexpr int kOwnUnits = kElements >= 4 ? 2 : 1;
 };
 
 // Where in its group the element j of the 4 * kColumns accumulators of a thread lies: bit 0 next
 // batch row, bit 1 unit + 8, from bit 2 on the column. Offsets of consecutive elements add up.
 struct Accumulator {
-  static DEVICE int unit(int j) { return (j & 2) ? 8 : 0; }
-  static DEVICE int batch(int j) { return (j & 1) + (j >> 2) * kMmaBatch; }
+  static constexpr DEVICE int unit(int j) { return (j & 2) ? 8 : 0; }
+  static constexpr DEVICE int batch(int j) { return (j & 1) + (j >> 2) * kMmaBatch; }
+  // Where its 16-byte row begins in a group's part of a vector of 16-bit numbers.
+  static constexpr DEVICE int bytes(int j) {
+    return ((j & 1) ? kRowBytes : 0) + ((j & 2) ? kCoreBytes : 0) + (j >> 2) * kTileBytes;
+  }
 };
 
 }  // namespace rnnfast::cuda

@@ -96,20 +96,25 @@ struct PackWeights {
     int64_t rest = piece / kWarpSize;
     const int fragment = rest % S::kFragments;
     rest /= S::kFragments;
-    const int split = rest % S::kSplits;
-    rest /= S::kSplits;
-    const int64_t first_unit = rest * kMmaUnits;  // (rank * groups + group) * 16
+    const int warp = rest % S::kWarps, rank = rest / S::kWarps, split = warp % S::kSplits;
     const int part = fragment % kParts, out = fragment / kParts % S::kOut;
-    const int tile = split * S::kWarpTiles + fragment / kParts / S::kOut;
+    int64_t first_unit = (int64_t{rank} * S::kWarps + warp) / S::kSplits * kMmaUnits;
+    int tile = split * S::kWarpTiles + fragment / kParts / S::kOut;
+    if constexpr (S::kSums) {
+      first_unit = int64_t{warp * S::kUnitTiles + fragment / kParts / S::kWarpTiles} * kMmaUnits;
+      tile = rank * S::kWarpTiles + fragment / kParts % S::kWarpTiles;
+    }
     constexpr int kParTile = kMmaUnits / S::kTileUnits;  // tiles for 16 units
     const int in = tile / kParTile % S::kIn;
     const int64_t from_group = tile / kParTile / S::kIn;
     const int64_t from_unit = from_group * kMmaUnits + tile % kParTile * S::kTileUnits;
+    // The warp's own accumulators come first, see Reduction.
+    const int upper = S::kSums ? 0 : split * S::kElements >> 1 & 1;
     uint32_t words[4];
     for (int i = 0; i < 4; ++i) {
       float values[kPerWord];
       for (int j = 0; j < kPerWord; ++j)
-        values[j] = weight(out, first_unit + lane / 4 + (i & 1) * 8, in,
+        values[j] = weight(out, first_unit + lane / 4 + ((i & 1) ^ upper) * 8, in,
                            from_unit + (i >> 1) * S::kTileUnits / 2 + lane % 4 * kPerWord + j);
       words[i] = word(values, part);
     }
