@@ -20,7 +20,7 @@ struct ForwardArgs {
   E* states_n[2];        // per state [D, B, H]
   E* timelines[2];       // per state [D, rows + B, H], see Walk; null: inference
   E* gates;              // [D, rows, reserve*H]; null: inference, or a cell without
-  void* exchange;  // grid kernels: states and flags in global memory, zeroed; see GridExchange
+  void* exchange;  // grid kernels: states and flags in global memory, zeroed; see Exchanger
 };
 
 template <class E>

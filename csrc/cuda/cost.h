@@ -37,7 +37,8 @@ inline int64_t resident_groups(const Layout& l, int processors) {
 inline double step_clocks(const Layout& l, Precision precision) {
   using namespace cost;
   const int products = precision == Precision::kFloat ? 3 : 1;
-  const double mma = l.warps() * l.unit_tiles * l.warp_tiles * l.out * l.columns * products / 4.0 * kMmaClocks;
+  const double mma =
+      l.warps() * l.unit_tiles * l.warp_tiles * l.out * l.columns * products / 4.0 * kMmaClocks;
   const double weights = l.warps() * l.shared_fragments * kFragmentBytes / kSharedBytesPerClock;
   const double alone = kStepClocks + std::max(mma, weights);
   switch (l.exchange) {

@@ -162,7 +162,7 @@ DEVICE void mbar_wait(uint64_t* bar, uint32_t parity) {
     uint32_t done;
     asm volatile(
         "{ .reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p; }"
         : "=r"(done)
         : "r"(shared_address(bar)), "r"(parity)
@@ -207,66 +207,7 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 #endif
 }
 
-// Asynchronous copy of shared memory into that of a CTA of the cluster, which counts its bytes on
-// the mbarrier `bar` there. By one thread, after all who stored to `from` have called fence_async()
-// and met. `from` is read later: until the copy has arrived, nobody may store there.
-DEVICE void bulk_copy(Remote to, const void* from, uint32_t bytes, Remote bar) {
-#if HAS_CLUSTER
-  asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(to.address),
-      "r"(shared_address(from)), "r"(bytes), "r"(bar.address)
-      : "memory");
-#else
-  trap("clusters need compute capability 9.0");
-#endif
-}
-DEVICE void fence_async() {
-#if HAS_CLUSTER
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
-// Asks for the 128 bytes around an address to be brought into the L2 cache.
-DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 // ---- global memory that the CTAs of a grid share ----
-
-// 16 bytes that are seen as a whole or not at all, in no order with anything else.
-DEVICE void store_packet(uint4* p, uint4 v) {
-#if HAS_MMA
-  asm volatile(
-      "{ .reg .b64 low, high; .reg .b128 all;\n"
-      "mov.b64 low, {%1, %2}; mov.b64 high, {%3, %4}; mov.b128 all, {low, high};\n"
-      "st.relaxed.gpu.global.b128 [%0], all; }" ::"l"(p),
-      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-      : "memory");
-#else
-  trap("packets need compute capability 7.0");
-#endif
-}
-DEVICE uint4 load_packet(const uint4* p) {
-  uint4 v;
-#if HAS_MMA
-  asm volatile(
-      "{ .reg .b64 low, high; .reg .b128 all;\n"
-      "ld.relaxed.gpu.global.b128 all, [%4];\n"
-      "mov.b128 {low, high}, all; mov.b64 {%0, %1}, low; mov.b64 {%2, %3}, high; }"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(p)
-      : "memory");
-#else
-  trap("packets need compute capability 7.0");
-  v = {};
-#endif
-  return v;
-}
-// The loop around packets: a read takes long enough.
-template <class Condition>
-DEVICE void poll_until(Condition condition) {
-  Deadline deadline;
-  while (!condition()) deadline.check("no packet");
-}
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
   uint32_t v;

@@ -20,9 +20,7 @@ struct RowPack {
   static_assert(kRows == 1 || kRows == 2 || kRows == 4);
   static constexpr int kSharers = 8 / kRows;
   static DEVICE int row(int lane) {
-    return kRows == 1   ? 0
-           : kRows == 2 ? lane >> 2 & 1
-                        : (lane >> 2 & 1) | (lane >> 3 & 1) << 1;
+    return kRows == 1 ? 0 : kRows == 2 ? lane >> 2 & 1 : (lane >> 2 & 1) | (lane >> 3 & 1) << 1;
   }
   static DEVICE int sharer(int lane) {
     return kRows == 1 ? lane >> 2 : kRows == 2 ? lane >> 3 : lane >> 4;
@@ -68,7 +66,8 @@ struct Exchanger {
   using Pack = RowPack<E, kElements == 1 ? 1 : kElements == 2 ? 2 : 4>;
   static constexpr int kReceivers =  // of a row, per lane that has it
       (S::kPeers + Pack::kSharers - 1) / Pack::kSharers;
-  uint4* packets;  // grid kernels: of two rounds of this tile
+  uint8_t* global;  // grid kernels: two vectors of this tile
+  uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
   int rank, group, split, lane;
   // kRows: shared memory of the receivers, and this lane's row in a vector there.
   dev::Remote receivers[S::kSending == Sending::kRows ? kReceivers : 1];
@@ -141,10 +140,6 @@ struct Exchanger {
       if constexpr (S::kSending == Sending::kStage) {
         group_barrier();
         send_to_peers(round);
-      } else if constexpr (S::kSending == Sending::kBulk) {
-        dev::fence_async();
-        group_barrier();
-        copy_to_peers(round);
       } else if constexpr (S::kSending == Sending::kGlobal) {
         group_barrier();
         publish(round);
@@ -220,21 +215,9 @@ struct Exchanger {
     for (int e = 0; e < kElements; ++e) sum[e][0] = 0.f;
     UNROLL
     for (int peer = 0; peer < S::kPeers; ++peer) {
-      const Numbers n =
-          *reinterpret_cast<const Numbers*>(from + peer * S::kGroups * kMessageBytes);
+      const Numbers n = *reinterpret_cast<const Numbers*>(from + peer * S::kGroups * kMessageBytes);
       UNROLL
       for (int e = 0; e < kElements; ++e) sum[e][0] += n.number[e];
-    }
-  }
-
-  DEVICE void copy_to_peers(int round) const {
-    if (lane != 0) return;
-    UNROLL
-    for (int i = 0; i < (S::kPeers + S::kSplits - 1) / S::kSplits; ++i) {
-      const int peer = split + i * S::kSplits;
-      if (S::kPeers % S::kSplits == 0 || peer < S::kPeers)
-        dev::bulk_copy(dev::remote(vector(round) + part_at(), peer), part(round), S::kGroupBytes,
-                       dev::remote(bar(round), peer));
     }
   }
 
@@ -251,29 +234,14 @@ struct Exchanger {
     }
   }
 
-  DEVICE uint4* packet(int round, int from_group) const {
-    return packets + (round & 1) * (S::kPacketBytes / 16) + from_group * S::kGroupPackets;
-  }
-
-  // A packet says of itself which round it is of, so that nothing else has to be waited for. Who
-  // writes round r + 2 over round r has received round r + 1 of all, who had then read round r.
   DEVICE void publish(int round) const {
-    constexpr int kWords = S::kGroupBytes / 4;
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(part(round));
-    uint4* to = packet(round, rank * S::kGroups + group);
-    for (int i = thread_in_group(); i < S::kGroupPackets; i += S::kGroupThreads) {
-      uint4 v;
-      v.x = words[3 * i];
-      v.y = 3 * i + 1 < kWords ? words[3 * i + 1] : 0;
-      v.z = 3 * i + 2 < kWords ? words[3 * i + 2] : 0;
-      v.w = static_cast<uint32_t>(round);
-      dev::store_packet(to + i, v);
-    }
-  }
-
-  // The peers may still be reading what this CTA has sent.
-  DEVICE void finish() const {
-    if constexpr (S::kSending == Sending::kBulk) dev::cluster_sync();
+    uint8_t* to = global + (round & 1) * S::kVectorBytes + part_at();
+    for (int row = thread_in_group() * kRowBytes; row < S::kGroupBytes;
+         row += S::kGroupThreads * kRowBytes)
+      dev::store_l2(reinterpret_cast<uint4*>(to + row),
+                    *reinterpret_cast<const uint4*>(part(round) + row));
+    dev::cta_sync();
+    if (dev::tid() == 0) dev::store_release(flags + rank, static_cast<uint32_t>(round));
   }
 
   // Waits until the whole vector of a round is in shared memory.
@@ -290,32 +258,15 @@ struct Exchanger {
   }
 
   DEVICE void fetch(int round) const {
-    // All have read the vector before this one when they have added up its products.
-    if constexpr (S::kGroups > 1 || S::kSplits == 1) dev::cta_sync();
-    constexpr int kWords = S::kGroupBytes / 4, kAll = S::kPeers * S::kGroups * S::kGroupPackets;
-    constexpr int kAtOnce = S::kPeers > 64 || sizeof(E) > 2 ? 4 : 12;
-    const uint4* from = packet(round, 0);
-    for (int first = dev::tid(); first < kAll; first += kAtOnce * S::kThreads) {
-      uint4 v[kAtOnce];
-      UNROLL
-      for (int j = 0; j < kAtOnce; ++j)
-        if (first + j * S::kThreads < kAll) v[j] = dev::load_packet(from + first + j * S::kThreads);
-      UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int i = first + j * S::kThreads;
-        if (i >= kAll) break;
-        if (v[j].w != static_cast<uint32_t>(round))
-          dev::poll_until([&] {
-            v[j] = dev::load_packet(from + i);
-            return v[j].w == static_cast<uint32_t>(round);
-          });
-        const int at = i / S::kGroupPackets * kWords, word = i % S::kGroupPackets * 3;
-        uint32_t* to = reinterpret_cast<uint32_t*>(vector(round)) + at + word;
-        to[0] = v[j].x;
-        if (word + 1 < kWords) to[1] = v[j].y;
-        if (word + 2 < kWords) to[2] = v[j].z;
-      }
+    for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads) {
+      const auto sent = [&] { return dev::load_acquire(flags + peer); };
+      dev::wait_until([&] { return sent() >= static_cast<uint32_t>(round); });
     }
+    dev::cta_sync();
+    const uint8_t* from = global + (round & 1) * S::kVectorBytes;
+    for (int at = dev::tid() * kRowBytes; at < S::kVectorBytes; at += S::kThreads * kRowBytes)
+      *reinterpret_cast<uint4*>(vector(round) + at) =
+          dev::load_l2(reinterpret_cast<const uint4*>(from + at));
     dev::cta_sync();
   }
 };

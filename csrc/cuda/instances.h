@@ -19,33 +19,21 @@ inline constexpr int kCoreBytes = kMmaBatch * kRowBytes;  // one 8 x 16-byte mat
 inline constexpr int kTileBytes = 2 * kCoreBytes;         // a K tile of 8 batch rows
 inline constexpr int kFragmentBytes = kWarpSize * 16;     // the weights of one mma
 inline constexpr int kPackThreads = 256;
-#ifndef RNNFAST_MOST_WARPS
-#define RNNFAST_MOST_WARPS 12
-#endif
-inline constexpr int kMostWarps = RNNFAST_MOST_WARPS;
+// Few warps: each holds more operands, and there is less to reduce and to issue. Three groups share
+// the four tensor cores evenly only as twelve warps.
+inline constexpr int kMostWarps = 12, kMostWarpsOfFourGates = 8;
 // Two groups are four warps where a warp then has at most so many operands, in registers.
-#ifndef RNNFAST_FEW_FRAGMENTS
-#define RNNFAST_FEW_FRAGMENTS 40
-#endif
-inline constexpr int kFewFragments = RNNFAST_FEW_FRAGMENTS;
+inline constexpr int kFewFragments = 40;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
 enum class Exchange { kCta, kCluster, kGrid };
 // How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kRows: from
 // registers, 16 bytes at a time. kStage: collected in shared memory first, then 16 bytes at a time.
-// kBulk: collected, then as one copy per group and peer. kGlobal: collected, then to global memory.
-// kSums: backward in a cluster. Gate gradients stay in their CTA, which multiplies them with its
-// rows of w_hh; the products, partial sums for all units, go to the CTAs of those units.
-enum class Sending { kPlace, kRows, kStage, kBulk, kGlobal, kSums };
-#ifndef RNNFAST_SUMS
-#define RNNFAST_SUMS 1
-#endif
+// kGlobal: collected, then to global memory. kSums: backward in a cluster. Gate gradients stay in
+// their CTA, which multiplies them with its rows of w_hh; the products, partial sums for all units,
+// go to the CTAs of those units.
+enum class Sending { kPlace, kRows, kStage, kGlobal, kSums };
 inline constexpr int kMessageBytes = kWarpSize * 16;  // the sums of 16 units, 8 rows
-// The exchanged vectors from which on kBulk is used: each of the other sends counts on an mbarrier.
-#ifndef RNNFAST_BULK_BYTES
-#define RNNFAST_BULK_BYTES (1 << 30)
-#endif
-inline constexpr int kBulkBytes = RNNFAST_BULK_BYTES;
 
 struct Instance {
   Exchange exchange;
@@ -57,18 +45,15 @@ struct Instance {
 
 // Forward; of each there is one backward too.
 inline constexpr Instance kForwardInstances[] = {
-    {Exchange::kCta, false, 64, 1, 1},       {Exchange::kCta, false, 128, 1, 1},
-    {Exchange::kCluster, false, 128, 2, 1},  {Exchange::kCluster, false, 256, 4, 1},
-    {Exchange::kCluster, false, 384, 8, 1},  {Exchange::kCluster, false, 512, 8, 1},
-    {Exchange::kCluster, false, 512, 16, 1}, {Exchange::kCluster, false, 768, 16, 1},
-    {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 256, 16, 1},
-    {Exchange::kGrid, false, 512, 32, 1},    {Exchange::kGrid, false, 1024, 64, 1},
-    {Exchange::kGrid, false, 2048, 128, 1},
-#ifndef RNNFAST_OLD_INSTANCES
-    {Exchange::kCta, false, 32, 1, 1},       {Exchange::kCluster, false, 64, 2, 1},
-    {Exchange::kCluster, false, 128, 4, 1},  {Exchange::kCluster, false, 256, 8, 1},
-    {Exchange::kCluster, false, 384, 6, 1},
-#endif
+    {Exchange::kCta, false, 32, 1, 1},       {Exchange::kCta, false, 64, 1, 1},
+    {Exchange::kCta, false, 128, 1, 1},      {Exchange::kCluster, false, 64, 2, 1},
+    {Exchange::kCluster, false, 128, 2, 1},  {Exchange::kCluster, false, 128, 4, 1},
+    {Exchange::kCluster, false, 256, 4, 1},  {Exchange::kCluster, false, 256, 8, 1},
+    {Exchange::kCluster, false, 384, 6, 1},  {Exchange::kCluster, false, 384, 8, 1},
+    {Exchange::kCluster, false, 512, 8, 1},  {Exchange::kCluster, false, 512, 16, 1},
+    {Exchange::kCluster, false, 768, 16, 1}, {Exchange::kCluster, false, 1024, 16, 1},
+    {Exchange::kGrid, false, 256, 16, 1},    {Exchange::kGrid, false, 512, 32, 1},
+    {Exchange::kGrid, false, 1024, 64, 1},   {Exchange::kGrid, false, 2048, 128, 1},
 };
 inline constexpr int kInstanceCount = 2 * std::size(kForwardInstances);
 inline constexpr auto kInstances = [] {
@@ -79,6 +64,11 @@ inline constexpr auto kInstances = [] {
   }
   return all;
 }();
+
+// Of the flags of so many tiles, rounded up so that the vectors behind them are aligned.
+RNNFAST_FN constexpr int64_t flag_bytes(int64_t tiles, int peers) {
+  return (tiles * peers * 4 + 255) / 256 * 256;
+}
 
 struct Layout {
   Exchange exchange;
@@ -98,9 +88,7 @@ struct Layout {
   constexpr int elements() const { return 4 * columns / splits; }
   constexpr int group_bytes() const { return in * kMmaUnits / tile_units * columns * kTileBytes; }
   constexpr int source_bytes() const { return groups * group_bytes(); }
-  constexpr bool sums() const {
-    return RNNFAST_SUMS && backward && exchange == Exchange::kCluster && columns == 1;
-  }
+  constexpr bool sums() const { return backward && exchange == Exchange::kCluster && columns == 1; }
   constexpr int vector_bytes() const {  // what a CTA receives in a round
     return peers * (sums() ? groups * kMessageBytes : source_bytes());
   }
@@ -110,17 +98,15 @@ struct Layout {
     if (exchange != Exchange::kCluster)
       return exchange == Exchange::kCta ? Sending::kPlace : Sending::kGlobal;
     if (sums()) return Sending::kSums;
-    if (vector_bytes() * (peers > 8 ? 2 : 1) >= kBulkBytes) return Sending::kBulk;
     return element_bytes == 2 && columns == 1 ? Sending::kRows : Sending::kStage;
   }
-  // A bulk copy reads the stage after the warp has gone on; with kSums, warps still multiply what is
-  // there when others have received the sums of the round. Without a barrier before the warps send,
-  // partial sums of the next step are written while others still read these.
+  // With kSums, warps still multiply what is on the stage when others have received the sums of the
+  // round, and collect for the next one.
   constexpr int stage_buffers() const {
-    return sending() == Sending::kPlace || sending() == Sending::kRows ? 0
-           : sending() == Sending::kBulk || sums()                     ? 2
-                                                                       : 1;
+    return sending() == Sending::kPlace || sending() == Sending::kRows ? 0 : sums() ? 2 : 1;
   }
+  // Without a barrier before the warps send, partial sums of the next step are written while others
+  // still read these.
   constexpr int partial_buffers() const { return sending() == Sending::kRows ? 2 : 1; }
   constexpr int partial_floats() const {  // of a group
     return sums() ? 0 : splits * (splits - 1) * out * elements() * kWarpSize;
@@ -141,12 +127,9 @@ struct Layout {
   constexpr int64_t packed_bytes() const {  // of w_hh, one direction
     return int64_t{peers} * warps() * fragments * kFragmentBytes;
   }
-  // A grid kernel sends packets of 12 bytes and the number of the round.
-  constexpr int group_packets() const { return (group_bytes() + 11) / 12; }
-  constexpr int packet_bytes() const { return peers * groups * group_packets() * 16; }  // a round
-  // Global memory of a grid kernel, for so many tiles over all directions.
+  // Global memory of a grid kernel, for so many tiles over all directions: flags, then vectors.
   constexpr int64_t exchange_bytes(int64_t tiles) const {
-    return exchange == Exchange::kGrid ? tiles * 2 * packet_bytes() : 0;
+    return exchange == Exchange::kGrid ? flag_bytes(tiles, peers) + tiles * 2 * vector_bytes() : 0;
   }
 };
 
@@ -154,9 +137,12 @@ struct Layout {
 // thread, beside what the step itself needs. From the compiler's reports: none may spill.
 constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
-  const int step = 66 + 3 * l.gates + (!l.backward ? 0 : l.sums() ? 12 : l.elements() > 1 ? 24 : 16) +
-                   (l.element_bytes > 2 ? (l.exchange == Exchange::kGrid ? 12 : 16) : 0) + (l.exchange != Exchange::kGrid ? 0 : l.peers > 64 || l.element_bytes > 2 ? 28 : 56) +
-                   (!l.backward && l.gates == 4 && l.exchange != Exchange::kGrid ? 8 : 0);
+  const bool grid = l.exchange == Exchange::kGrid;
+  int step = 66 + 3 * l.gates;
+  if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 24 : 16;
+  if (l.element_bytes > 2) step += grid ? 12 : 16;
+  if (grid) step += 28;
+  if (!l.backward && l.gates == 4 && !grid) step += 8;
   return (registers - step) / 4;
 }
 
@@ -171,9 +157,8 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   l.in = instance.backward ? gates : 1, l.out = instance.backward ? 1 : gates;
   const int tiles = l.in * instance.hidden / l.tile_units;
   l.splits = 4 * instance.columns;
-  // Few warps: each holds more operands, and there is less to reduce and to issue. Three groups
-  // share the four tensor cores evenly only as twelve warps.
-  while (l.splits > 1 && (l.groups * l.splits > (gates == 4 ? 8 : kMostWarps) || tiles % (l.splits * 2) != 0))
+  const int most_warps = gates == 4 ? kMostWarpsOfFourGates : kMostWarps;
+  while (l.splits > 1 && (l.groups * l.splits > most_warps || tiles % (l.splits * 2) != 0))
     l.splits /= 2;
   if (l.groups == 2 && l.splits == 4 && l.exchange == Exchange::kCluster &&
       tiles / 2 * l.out * (precision == Precision::kFloat ? 2 : 1) <= kFewFragments)
@@ -192,9 +177,10 @@ inline constexpr int kMaxSharedBytes = 227 * 1024;
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
   const Layout l = layout(instance, gates, precision);
-  const bool divides = l.sums() ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden
-                                : l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
-                                      l.warp_tiles * l.columns % 2 == 0;
+  const bool divides = l.sums()
+                           ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden
+                           : l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
+                                 l.warp_tiles * l.columns % 2 == 0;
   return l.groups * kMmaUnits == l.units && l.warps() <= 16 && divides &&
          l.shared_bytes() <= kMaxSharedBytes;
 }

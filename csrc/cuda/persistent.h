@@ -80,32 +80,11 @@ struct Reduction {
   }
 };
 
-// Inputs come from global memory: they are brought into the L2 cache so many steps before the one
-// that computes with them, as one step may be shorter than a read.
-inline constexpr int kStepsAhead = 4;
-inline constexpr int kLineBytes = 128;
-template <class S>
-inline constexpr int kLines =
-    (S::kUnits * static_cast<int>(sizeof(typename S::Element)) + kLineBytes - 1) / kLineBytes;
-
 // Where a step lies: how many rows of the tile are alive, and the position of the thread's first
 // batch row in a tensor [D, rows, H]. Positions in all other tensors follow.
 struct Place {
   int living;
   int64_t position;
-};
-
-// What one thread brings into the L2 cache at every step: a line of one slot of one row.
-template <class E>
-struct Prefetcher {
-  const E* from;  // at position 0
-  int row;        // of the tile; of none: kNoRow
-  int slots;      // the position counts that often
-  static constexpr int kNoRow = 1 << 20;
-
-  DEVICE void run(const Place& at) const {
-    if (row < at.living) dev::prefetch_l2(from + at.position * slots);
-  }
 };
 
 // ---- one thread's place ----
@@ -120,8 +99,8 @@ struct Worker {
   const Steps& steps;  // of the kernel's arguments
   const int hidden;    // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
   const int direction, warp, lane, group, split, tile;
-  const int first_row;  // of the tile in the batch
-  const int count;      // steps at which the tile has living rows: the first `count` in time
+  const int first_row;         // of the tile in the batch
+  const int count;             // steps at which the tile has living rows: the first `count` in time
   const int all_living;        // rows of the tile
   const int64_t step_numbers;  // [B, H]
   int64_t origin;              // position of the first element's row at step 0
@@ -147,18 +126,20 @@ struct Worker {
         step_numbers(all.largest * H) {
     const int rank = dev::block_x() % S::kPeers;
     exchanger.rank = rank, exchanger.group = group, exchanger.split = split, exchanger.lane = lane;
-    exchanger.packets = nullptr;
+    exchanger.global = nullptr, exchanger.flags = nullptr;
     if constexpr (S::kExchange == Exchange::kGrid) {
-      const int64_t place = int64_t{direction} * (dev::grid_x() / S::kPeers) + tile;
-      exchanger.packets = static_cast<uint4*>(exchange) + place * 2 * (S::kPacketBytes / 16);
+      const int64_t tiles = dev::grid_x() / S::kPeers, place = direction * tiles + tile;
+      uint8_t* base = static_cast<uint8_t*>(exchange);
+      exchanger.flags = reinterpret_cast<uint32_t*>(base) + place * S::kPeers;
+      exchanger.global =
+          base + flag_bytes(tiles * dev::grid_y(), S::kPeers) + place * 2 * S::kVectorBytes;
     }
     exchanger.place();
     origin = (direction * all.rows + row(0)) * H;
     first_unit = unit(0);
     output_shift = direction == 1 ? H - all.rows * H * dev::grid_y() : 0;
     UNROLL
-    for (int u = 0; u < S::kOwnUnits; ++u)
-      seat[u] = unit(2 * u) < hidden ? tile_row(0) : kNoSeat;
+    for (int u = 0; u < S::kOwnUnits; ++u) seat[u] = unit(2 * u) < hidden ? tile_row(0) : kNoSeat;
     const int64_t fragments = (int64_t{rank} * S::kWarps + warp) * S::kFragments;
     weights.load(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(packed) +
                                                 direction * packed_bytes) +
@@ -189,19 +170,6 @@ struct Worker {
     return {static_cast<int>(steps.batch[t]) - first_row, steps.offset[t] * hidden + origin};
   }
 
-  // Of `slots` slots of kLines lines: which this thread brings into the cache.
-  struct Piece {
-    int row, slot, unit;
-  };
-  static DEVICE Piece piece(int slots) {
-    const int i = dev::tid();
-    const int line = i % kLines<S>, slot = i / kLines<S> % slots, row = i / kLines<S> / slots;
-    const int unit = dev::block_x() % S::kPeers * S::kUnits +
-                     line * kLineBytes / static_cast<int>(sizeof(typename S::Element));
-    return {row, slot, unit};
-  }
-  DEVICE bool exists(const Piece& p) const { return p.row < S::kBatch && p.unit < hidden; }
-
   // Of element e: its unit within the group and row within the tile, and both in the layer.
   DEVICE int group_unit(int e) const {
     return lane / 4 + Accumulator::unit(split * kElements) + Accumulator::unit(e);
@@ -217,9 +185,7 @@ struct Worker {
   DEVICE bool alive(int e, int living) const {
     return seat[S::kOwnUnits == 2 ? e >> 1 & 1 : 0] + Accumulator::batch(e) < living;
   }
-  DEVICE bool exists(int e) const {
-    return alive(e, all_living);
-  }
+  DEVICE bool exists(int e) const { return alive(e, all_living); }
   // Position in a tensor [D, B, H].
   DEVICE int64_t in_state(int e) const {
     return (direction * steps.largest + row(e)) * hidden + unit(e);
@@ -361,8 +327,8 @@ struct ForwardWorker {
   Worker<S> self;
   float states[Cell::kStates][kElements];
   float bias[kGates][S::kOwnUnits];
-  E x[kElements][kGates];    // of the step to come
-  E kept[kElements][kSlots]; // of the step done, to be stored
+  E x[kElements][kGates];     // of the step to come
+  E kept[kElements][kSlots];  // of the step done, to be stored
 
   DEVICE ForwardWorker(const ForwardArgs<E>& args)
       : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
@@ -401,26 +367,17 @@ struct ForwardWorker {
         if (!self.exists(e)) continue;
         if (a.states_0[k] != nullptr) states[k][e] = widen(a.states_0[k][self.in_state(e)]);
         if (a.timelines[k] != nullptr)
-          a.timelines[k][self.in_timeline(self.initial()) +
-                         Accumulator::batch(e) * self.hidden + Accumulator::unit(e)] =
-              narrow<E>(states[k][e]);
+          a.timelines[k][self.in_timeline(self.initial()) + Accumulator::batch(e) * self.hidden +
+                         Accumulator::unit(e)] = narrow<E>(states[k][e]);
       }
     }
   }
 
   DEVICE void load_inputs(const Place& at) {
-    self.template walk_rows<kGates>(
-        a.x_gates + self.in_rows(at.position, kGates), [&](const E* p, int e, int g) {
-          x[e][g] = self.alive(e, at.living) ? *p : narrow<E>(0.f);
-        });
-  }
-
-  DEVICE Prefetcher<E> prefetcher() const {
-    static_assert(S::kBatch * kGates * kLines<S> <= S::kThreads);
-    const auto piece = self.piece(kGates);
-    const int64_t ahead = (piece.row - self.tile_row(0)) * self.hidden;
-    return {a.x_gates + ahead * kGates + piece.slot * self.hidden + piece.unit,
-            self.exists(piece) ? piece.row : Prefetcher<E>::kNoRow, kGates};
+    self.template walk_rows<kGates>(a.x_gates + self.in_rows(at.position, kGates),
+                                    [&](const E* p, int e, int g) {
+                                      x[e][g] = self.alive(e, at.living) ? *p : narrow<E>(0.f);
+                                    });
   }
 
   DEVICE void update(const Place& at, int e, const float (&sum)[kGates]) {
@@ -444,17 +401,17 @@ struct ForwardWorker {
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
       if (a.timelines[k] != nullptr)
-        self.template walk_rows<1>(
-            a.timelines[k] + self.in_timeline(at.position), [&](E* p, int e, int) {
-              if (self.alive(e, at.living)) *p = narrow<E>(states[k][e]);
-            });
+        self.template walk_rows<1>(a.timelines[k] + self.in_timeline(at.position),
+                                   [&](E* p, int e, int) {
+                                     if (self.alive(e, at.living)) *p = narrow<E>(states[k][e]);
+                                   });
     }
     if constexpr (kReserve > 0) {
       if (a.gates != nullptr)
-        self.template walk_rows<kReserve>(
-            a.gates + self.in_rows(at.position, kReserve), [&](E* p, int e, int k) {
-              if (self.alive(e, at.living)) *p = kept[e][k];
-            });
+        self.template walk_rows<kReserve>(a.gates + self.in_rows(at.position, kReserve),
+                                          [&](E* p, int e, int k) {
+                                            if (self.alive(e, at.living)) *p = kept[e][k];
+                                          });
     }
   }
 
@@ -466,10 +423,8 @@ struct ForwardWorker {
     load_first_vector();
     self.exchanger.init();
     load_states();
-    const Prefetcher<E> prefetch = prefetcher();
     Place at = self.place(time(0));
     load_inputs(at);
-    for (int n = 1; n <= kStepsAhead; ++n) prefetch.run(self.place(time(n)));
     for (int n = 0; n < self.count; ++n) {
       if (n > 0) self.exchanger.receive(n);
       float sum[kElements][kGates];
@@ -485,8 +440,6 @@ struct ForwardWorker {
       store(at);
       at = self.place(time(n + 1));
       load_inputs(at);
-      if (dev::tid() < S::kBatch * kGates * kLines<S>)
-        prefetch.run(self.place(time(n + 1 + kStepsAhead)));
     }
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
@@ -494,7 +447,6 @@ struct ForwardWorker {
       for (int e = 0; e < kElements; ++e)
         if (self.exists(e)) a.states_n[k][self.in_state(e)] = narrow<E>(states[k][e]);
     }
-    self.exchanger.finish();
   }
 };
 
@@ -534,47 +486,29 @@ struct BackwardWorker {
     UNROLL
     for (int e = 0; e < kElements; ++e) in[e] = Inputs{};
     if constexpr (kReserve > 0)
-      self.template walk_rows<kReserve>(
-          a.gates + self.in_rows(at.position, kReserve), [&](const E* p, int e, int k) {
-            if (self.alive(e, at.living)) in[e].gates[k] = *p;
-          });
+      self.template walk_rows<kReserve>(a.gates + self.in_rows(at.position, kReserve),
+                                        [&](const E* p, int e, int k) {
+                                          if (self.alive(e, at.living)) in[e].gates[k] = *p;
+                                        });
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
-      self.template walk_rows<1>(
-          a.timelines[k] + self.in_timeline(at.position), [&](const E* p, int e, int) {
-            if (self.alive(e, at.living)) in[e].after[k] = *p;
-          });
+      self.template walk_rows<1>(a.timelines[k] + self.in_timeline(at.position),
+                                 [&](const E* p, int e, int) {
+                                   if (self.alive(e, at.living)) in[e].after[k] = *p;
+                                 });
       UNROLL
       for (int e = 0; e < kElements; ++e) {
         const int64_t before = self.alive(e, then.living) ? then.position : self.initial();
         if (self.alive(e, at.living))
-          in[e].before[k] = a.timelines[k][self.in_timeline(before) +
-                                           Accumulator::batch(e) * self.hidden +
-                                           Accumulator::unit(e)];
+          in[e].before[k] =
+              a.timelines[k][self.in_timeline(before) + Accumulator::batch(e) * self.hidden +
+                             Accumulator::unit(e)];
       }
     }
     if (a.grad_output != nullptr)
       self.walk_output(a.grad_output + self.in_output(at.position), [&](const E* p, int e) {
         if (self.alive(e, at.living)) in[e].grad = *p;
       });
-  }
-
-  // Cells read the gates, their last state and grad_output.
-  DEVICE Prefetcher<E> prefetcher() const {
-    constexpr int kInputs = kReserve + 2;
-    static_assert(S::kBatch * kInputs * kLines<S> <= S::kThreads);
-    const auto piece = self.piece(kInputs);
-    const int row = self.exists(piece) ? piece.row : Prefetcher<E>::kNoRow;
-    const int64_t ahead = (piece.row - self.tile_row(0)) * self.hidden;
-    if (piece.slot < kReserve)
-      return {a.gates + ahead * kReserve + piece.slot * self.hidden + piece.unit, row, kReserve};
-    if (piece.slot == kReserve)
-      return {a.timelines[Cell::kStates - 1] + ahead + self.in_timeline(0) - self.first_unit +
-                  piece.unit,
-              row, 1};
-    const int d = dev::grid_y();
-    return {a.grad_output + ahead * d + self.in_output(0) - self.first_unit + piece.unit,
-            a.grad_output != nullptr ? row : Prefetcher<E>::kNoRow, d};
   }
 
   // The gate gradients of a step: kept for the results, and the hidden-side ones to be sent.
@@ -632,9 +566,7 @@ struct BackwardWorker {
     load_states();
     const bool to_start = a.grad_states_0[0] != nullptr;
     Place at = self.place(time(0)), next = self.place(time(1));
-    const Prefetcher<E> prefetch = prefetcher();
     load_inputs(at, next);
-    for (int n = 1; n <= kStepsAhead; ++n) prefetch.run(self.place(time(n)));
     for (int n = 0;; ++n) {
       if (n > 0) add_product(n);
       if (n == self.count) break;
@@ -647,8 +579,6 @@ struct BackwardWorker {
       if (last && !to_start) break;
       at = next, next = self.place(time(n + 2));
       load_inputs(at, next);
-      if (dev::tid() < S::kBatch * (kReserve + 2) * kLines<S>)
-        prefetch.run(self.place(time(n + 1 + kStepsAhead)));
     }
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
@@ -657,7 +587,6 @@ struct BackwardWorker {
         if (a.grad_states_0[k] != nullptr && self.exists(e))
           a.grad_states_0[k][self.in_state(e)] = narrow<E>(grads[k][e]);
     }
-    self.exchanger.finish();
   }
 };
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <optional>
 #include <string_view>
@@ -74,14 +73,7 @@ constexpr Kernel kernel_of(Exchange exchange) {
                                           : Kernel::kGrid;
 }
 
-// For measurements only: RNNFAST_CUDA_PEERS=n leaves the instances of n CTAs.
-inline bool peers_wanted(int peers) {
-  const char* text = std::getenv("RNNFAST_CUDA_PEERS");
-  return text == nullptr || *text == 0 || std::atoi(text) == peers;
-}
-
 inline bool serves(const Instance& instance, const Problem& p) {
-  if (!peers_wanted(instance.peers)) return false;
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;  // tiles times peers fit
   const auto how = precision(p);
   if (!how || p.T > kMost || p.B > kMost || instance.backward != p.backward ||

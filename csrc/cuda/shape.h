@@ -38,8 +38,7 @@ struct Shape {
   using Operand = Operand_;
   using Element = typename Operand::Element;
   // With which the cell's maths runs.
-  using Number =
-      std::conditional_t<Operand::kPrecision == Precision::kFloat, Careful, Approximate>;
+  using Number = std::conditional_t<Operand::kPrecision == Precision::kFloat, Careful, Approximate>;
   static constexpr Instance kInstance = kInstances[kIndex];
   static constexpr Layout kLayout = layout(kInstance, Cell::kGates, Operand::kPrecision);
   static constexpr Exchange kExchange = kInstance.exchange;
@@ -57,8 +56,6 @@ struct Shape {
   static constexpr int kGroupBytes = kLayout.group_bytes(), kSourceBytes = kLayout.source_bytes();
   static constexpr int kVectorBytes = kLayout.vector_bytes();
   static constexpr int kInBytes = kGroupBytes / kIn;  // of one exchanged number of a group
-  static constexpr int kGroupPackets = kLayout.group_packets();
-  static constexpr int kPacketBytes = kLayout.packet_bytes();
   static constexpr int kVectorBuffers = kLayout.vector_buffers();
   static constexpr Sending kSending = kLayout.sending();
   static constexpr bool kSums = kSending == Sending::kSums;

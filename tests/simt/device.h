@@ -172,29 +172,6 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
   machine->maybe_yield();
 }
 
-// In 16-byte pieces that land on their own. Each reads its source when it lands.
-DEVICE void bulk_copy(Remote to, const void* from, uint32_t bytes, Remote bar) {
-  const auto end = static_cast<int64_t>(machine->shape().smem_bytes);
-  if (to.cta != bar.cta) machine->fail("bulk_copy: data and mbarrier in different CTAs");
-  if (to.offset < 0 || to.offset + bytes > end || bar.offset < 0 || bar.offset + 8 > end)
-    machine->fail("bulk_copy outside shared memory");
-  if (to.offset % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
-    machine->fail("bulk_copy not aligned to 16 bytes");
-  if (!machine->cta().smem->holds(from, bytes)) machine->fail("bulk_copy from elsewhere");
-  uint8_t* base = to.cta->smem->data();
-  const auto* source = static_cast<const uint8_t*>(from);
-  for (uint32_t i = 0; i < bytes; i += 16)
-    machine->send({to.cta, base + to.offset + i, reinterpret_cast<uint64_t*>(base + bar.offset), {},
-                   source + i, &machine->cta()});
-  machine->maybe_yield();
-}
-DEVICE void fence_async() {}
-
-// A wrong address fails here.
-DEVICE void prefetch_l2(const void* p) {
-  static_cast<void>(*static_cast<const volatile uint8_t*>(p));
-}
-
 // ---- global memory that the CTAs of a grid share ----
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
@@ -240,24 +217,6 @@ DEVICE void store_l2(uint4* p, uint4 v) {
   else
     *p = v;
   machine->maybe_yield();
-}
-
-// Each lands at once, alone.
-DEVICE void store_packet(uint4* p, uint4 v) {
-  check_aligned(p);
-  machine->maybe_yield();
-  *p = v;
-  machine->happened();
-  machine->maybe_yield();
-}
-DEVICE uint4 load_packet(const uint4* p) {
-  check_aligned(p);
-  machine->maybe_yield();
-  return *p;
-}
-template <class Condition>
-DEVICE void poll_until(Condition condition) {
-  while (!condition()) pause();
 }
 
 // ---- numbers ----

@@ -148,8 +148,6 @@ struct Copy {
   uint8_t* address;
   uint64_t* bar;
   uint4 value;
-  const uint8_t* source = nullptr;  // of a bulk copy, which reads it when it lands
-  const Cta* from = nullptr;
 };
 
 // What the scheduler holds back until nothing else can go on.
