@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <cstdlib>
+#include <string>
 
 namespace rnnfast::cuda {
 namespace {
@@ -14,14 +15,15 @@ namespace {
 // the device, which a launch finds out.
 constexpr int kMaxCluster = 16;
 
-// RNNFAST_CUDA_KERNEL: step, cta, cluster or grid asks for one kernel where it can run; auto leaves
-// the choice to the plan.
+// RNNFAST_CUDA_KERNEL: the name of a kernel asks for it where it can run; auto leaves the choice to
+// the plan.
 std::optional<Kernel> wanted_kernel() {
   const char* name = std::getenv("RNNFAST_CUDA_KERNEL");
   if (!name || std::string_view(name) == "auto") return std::nullopt;
   const auto kernel = find_kernel(name);
-  TORCH_CHECK_VALUE(kernel, "RNNFAST_CUDA_KERNEL must be auto, step, cta, cluster or grid, got '",
-                    name, "'");
+  std::string names = "auto";
+  for (const std::string_view known : kKernelNames) names.append(", ").append(known);
+  TORCH_CHECK_VALUE(kernel, "RNNFAST_CUDA_KERNEL must be one of ", names, "; got '", name, "'");
   return kernel;
 }
 

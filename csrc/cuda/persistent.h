@@ -331,7 +331,7 @@ struct ForwardWorker {
   E kept[kElements][kSlots];  // of the step done, to be stored
 
   DEVICE ForwardWorker(const ForwardArgs<E>& args)
-      : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
+      : a(args), self(args.steps, args.hidden, args.packed, args.packed_bytes, args.exchange) {}
 
   // Added once: by the warp that finishes the element.
   DEVICE void load_bias() {
@@ -468,7 +468,7 @@ struct BackwardWorker {
   E to_x[kElements][kGates], to_h[kElements][kGates];  // of the step done, to be stored
 
   DEVICE BackwardWorker(const BackwardArgs<E>& args)
-      : a(args), self(args.steps, args.hidden, args.w_hh, args.w_hh_bytes, args.exchange) {}
+      : a(args), self(args.steps, args.hidden, args.packed, args.packed_bytes, args.exchange) {}
 
   DEVICE void load_states() {
     UNROLL
