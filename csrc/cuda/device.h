@@ -207,6 +207,34 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 #endif
 }
 
+// ---- copies into shared memory that go on while the thread does ----
+
+// 16 bytes of global memory. Until this thread has waited for the group that the copy is in, nobody
+// may touch `to`.
+DEVICE void cp_async16(void* to, const void* from) {
+#if HAS_MMA
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+#else
+  trap("asynchronous copies need compute capability 8.0");
+#endif
+}
+
+// Ends a group: the copies of this thread since the last one.
+DEVICE void cp_commit() {
+#if HAS_MMA
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups of this thread but the last `kPending`. Their copies are then visible to it.
+template <int kPending>
+DEVICE void cp_wait() {
+#if HAS_MMA
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
 // ---- global memory that the CTAs of a grid share ----
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {

@@ -67,12 +67,18 @@ struct Shape {
   static constexpr int kPartialAt = kLayout.partial_at(), kStageAt = kLayout.stage_at();
   static constexpr int kBarsAt = kLayout.bars_at();
   static constexpr int kWeightsAt = kLayout.weights_at();
+  static constexpr int kLines = kLayout.lines();
+  static constexpr int kRingSlots = kLayout.ring_slots, kRingAt = kLayout.ring_at();
+  static_assert(kLines == (!kBackward
+                               ? Cell::kGates
+                               : Cell::kReserve + Cell::kReadsBefore + Cell::kReadsAfter + 1));
   // Enough independent accumulators to hide the latency of an mma, beside the other warps'.
   static constexpr int kChains = kOut * kColumns >= (kWarps > 4 ? 3 : 4) ? 1
                                  : kOut * kColumns >= 2                  ? 2
                                                                          : 4;
   // A thread has elements of one unit, or of two that lie 8 apart.
   static constexpr int kOwnUnits = kElements >= 4 ? 2 : 1;
+  static constexpr DEVICE int own_unit(int e) { return kOwnUnits == 2 ? e >> 1 & 1 : 0; }
 };
 
 // Where in its group the element j of the 4 * kColumns accumulators of a thread lies: bit 0 next

@@ -172,6 +172,34 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
   machine->maybe_yield();
 }
 
+// ---- copies into shared memory that go on while the thread does ----
+
+// At once or when the thread waits for it: the emulator chooses.
+DEVICE void cp_async16(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || !machine->cta().smem->holds(to, 16))
+    machine->fail("cp_async16 to a wrong address");
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    machine->fail("cp_async16 from a misaligned address");
+  const emu::ThreadCopy copy{static_cast<uint4*>(to), *static_cast<const uint4*>(from)};
+  if (machine->random(4) == 0)
+    *copy.to = copy.value;
+  else
+    machine->fiber().copies.back().push_back(copy);
+  machine->maybe_yield();
+}
+
+DEVICE void cp_commit() { machine->fiber().copies.emplace_back(); }
+
+template <int kPending>
+DEVICE void cp_wait() {
+  auto& groups = machine->fiber().copies;  // the last one is open
+  while (groups.size() > kPending + 1) {
+    for (const emu::ThreadCopy& copy : groups.front()) *copy.to = copy.value;
+    groups.erase(groups.begin());
+  }
+  machine->maybe_yield();
+}
+
 // ---- global memory that the CTAs of a grid share ----
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
