@@ -207,6 +207,35 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 #endif
 }
 
+// ---- copies into shared memory that go on while the thread does ----
+
+// 4 bytes of global memory; 0 with `bytes` = 0, which reads nothing. Until this thread has waited for
+// the group that the copy is in, nobody may touch `to`.
+DEVICE void cp_async4(void* to, const void* from, int bytes) {
+#if HAS_MMA
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(bytes)
+               : "memory");
+#else
+  trap("asynchronous copies need compute capability 8.0");
+#endif
+}
+
+// Ends a group: the copies of this thread since the last one.
+DEVICE void cp_commit() {
+#if HAS_MMA
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups of this thread but the last `kPending`. Their copies are then visible to it.
+template <int kPending>
+DEVICE void cp_wait() {
+#if HAS_MMA
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
 // ---- global memory that the CTAs of a grid share ----
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
@@ -254,6 +283,22 @@ DEVICE uint32_t pack2(float low, float high) {
   uint32_t pair;
   memcpy(&pair, &both, sizeof pair);
   return pair;
+}
+
+// The two values of such a pair.
+template <class E>
+DEVICE float low_float(uint32_t pair) {
+  if constexpr (std::is_same_v<E, Half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair)));
+  else
+    return __uint_as_float(pair << 16);
+}
+template <class E>
+DEVICE float high_float(uint32_t pair) {
+  if constexpr (std::is_same_v<E, Half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
+  else
+    return __uint_as_float(pair & 0xffff0000u);
 }
 
 // By pack2: the conversion of a single value is a slow instruction on sm_90.

@@ -172,6 +172,36 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
   machine->maybe_yield();
 }
 
+// ---- copies into shared memory that go on while the thread does ----
+
+// At once or when the thread waits for it: the emulator chooses.
+DEVICE void cp_async4(void* to, const void* from, int bytes) {
+  if (bytes != 0 && bytes != 4) machine->fail("cp_async4 of neither 0 nor 4 bytes");
+  if (reinterpret_cast<uintptr_t>(to) % 4 != 0 || !machine->cta().smem->holds(to, 4))
+    machine->fail("cp_async4 to a wrong address");
+  if (bytes != 0 && reinterpret_cast<uintptr_t>(from) % 4 != 0)
+    machine->fail("cp_async4 from a misaligned address");
+  const emu::ThreadCopy copy{static_cast<uint8_t*>(to),
+                             bytes == 0 ? nullptr : static_cast<const uint8_t*>(from)};
+  if (machine->random(4) == 0)
+    copy.land();
+  else
+    machine->fiber().copies.back().push_back(copy);
+  machine->maybe_yield();
+}
+
+DEVICE void cp_commit() { machine->fiber().copies.emplace_back(); }
+
+template <int kPending>
+DEVICE void cp_wait() {
+  auto& groups = machine->fiber().copies;  // the last one is open
+  while (groups.size() > kPending + 1) {
+    for (const emu::ThreadCopy& copy : groups.front()) copy.land();
+    groups.erase(groups.begin());
+  }
+  machine->maybe_yield();
+}
+
 // ---- global memory that the CTAs of a grid share ----
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
@@ -276,6 +306,15 @@ DEVICE E from_float(float x) {
 template <class E>
 DEVICE uint32_t pack2(float low, float high) {
   return from_float<E>(low).bits | static_cast<uint32_t>(from_float<E>(high).bits) << 16;
+}
+
+template <class E>
+DEVICE float low_float(uint32_t pair) {
+  return to_float(E{static_cast<uint16_t>(pair)});
+}
+template <class E>
+DEVICE float high_float(uint32_t pair) {
+  return to_float(E{static_cast<uint16_t>(pair >> 16)});
 }
 
 // Ties away from zero.

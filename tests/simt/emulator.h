@@ -80,6 +80,18 @@ struct Store {
   uint4 value;
 };
 
+// A copy of 4 bytes that a thread has begun and not waited for; zeros without a source.
+struct ThreadCopy {
+  uint8_t* to;
+  const uint8_t* from;
+  void land() const {
+    if (from == nullptr)
+      std::memset(to, 0, 4);
+    else
+      std::memcpy(to, from, 4);
+  }
+};
+
 struct Fiber {
   Context context;
   int thread = 0;
@@ -89,6 +101,7 @@ struct Fiber {
   const uint64_t* bar = nullptr;  // the mbarrier it waits for, and
   uint32_t parity = 0;
   std::vector<Store> stores;  // not seen by others yet, and ordered before nothing of them
+  std::vector<std::vector<ThreadCopy>> copies{1};  // by group; the last one is open
 };
 
 struct Barrier {
