@@ -209,11 +209,19 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 
 // ---- copies into shared memory that go on while the thread does ----
 
-// 16 bytes of global memory. Until this thread has waited for the group that the copy is in, nobody
-// may touch `to`.
-DEVICE void cp_async16(void* to, const void* from) {
+// kSize bytes of global memory, of which only the first `bytes` are read: zeros follow. Until this
+// thread has waited for the group that the copy is in, nobody may touch `to`.
+template <int kSize>
+DEVICE void cp_async(void* to, const void* from, int bytes = kSize) {
+  static_assert(kSize == 4 || kSize == 8 || kSize == 16);
 #if HAS_MMA
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+  if constexpr (kSize == 16)  // past the L1 cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
+                 "l"(from), "n"(kSize), "r"(bytes)
                : "memory");
 #else
   trap("asynchronous copies need compute capability 8.0");
@@ -282,6 +290,22 @@ DEVICE uint32_t pack2(float low, float high) {
   uint32_t pair;
   memcpy(&pair, &both, sizeof pair);
   return pair;
+}
+
+// The two values of such a pair.
+template <class E>
+DEVICE float low_float(uint32_t pair) {
+  if constexpr (std::is_same_v<E, Half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair)));
+  else
+    return __uint_as_float(pair << 16);
+}
+template <class E>
+DEVICE float high_float(uint32_t pair) {
+  if constexpr (std::is_same_v<E, Half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> 16)));
+  else
+    return __uint_as_float(pair & 0xffff0000u);
 }
 
 // By pack2: the conversion of a single value is a slow instruction on sm_90.

@@ -6,11 +6,13 @@
 
 #include "cuda/driver.h"
 #include "cuda/persistent_kernels.h"
+#include "cuda/small_kernels.h"
 
 namespace rnnfast::cuda {
 
 inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision precision,
                                                const Plan& plan) {
+  if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }
 

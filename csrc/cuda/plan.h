@@ -7,6 +7,7 @@
 
 #include "cuda/cost.h"
 #include "cuda/problem.h"
+#include "cuda/small_shape.h"
 
 namespace rnnfast::cuda {
 
@@ -75,6 +76,7 @@ inline Plans plans(const Problem& p) {
   const Plan step = step_plan(p);
   Plans all, result;
   add_persistent_plans(p, all);
+  add_small_plans(p, all);
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
     const bool better = p.T > 1 && plan.microseconds < step.microseconds;

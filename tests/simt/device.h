@@ -175,14 +175,18 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 // ---- copies into shared memory that go on while the thread does ----
 
 // At once or when the thread waits for it: the emulator chooses.
-DEVICE void cp_async16(void* to, const void* from) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || !machine->cta().smem->holds(to, 16))
-    machine->fail("cp_async16 to a wrong address");
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0)
-    machine->fail("cp_async16 from a misaligned address");
-  const emu::ThreadCopy copy{static_cast<uint4*>(to), *static_cast<const uint4*>(from)};
+template <int kSize>
+DEVICE void cp_async(void* to, const void* from, int bytes = kSize) {
+  static_assert(kSize == 4 || kSize == 8 || kSize == 16);
+  if (bytes < 0 || bytes > kSize) machine->fail("cp_async of a wrong number of bytes");
+  if (reinterpret_cast<uintptr_t>(to) % kSize != 0 || !machine->cta().smem->holds(to, kSize))
+    machine->fail("cp_async to a wrong address");
+  if (bytes != 0 && reinterpret_cast<uintptr_t>(from) % kSize != 0)
+    machine->fail("cp_async from a misaligned address");
+  const emu::ThreadCopy copy{static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), kSize,
+                             bytes};
   if (machine->random(4) == 0)
-    *copy.to = copy.value;
+    copy.land();
   else
     machine->fiber().copies.back().push_back(copy);
   machine->maybe_yield();
@@ -194,7 +198,7 @@ template <int kPending>
 DEVICE void cp_wait() {
   auto& groups = machine->fiber().copies;  // the last one is open
   while (groups.size() > kPending + 1) {
-    for (const emu::ThreadCopy& copy : groups.front()) *copy.to = copy.value;
+    for (const emu::ThreadCopy& copy : groups.front()) copy.land();
     groups.erase(groups.begin());
   }
   machine->maybe_yield();
@@ -304,6 +308,15 @@ DEVICE E from_float(float x) {
 template <class E>
 DEVICE uint32_t pack2(float low, float high) {
   return from_float<E>(low).bits | static_cast<uint32_t>(from_float<E>(high).bits) << 16;
+}
+
+template <class E>
+DEVICE float low_float(uint32_t pair) {
+  return to_float(E{static_cast<uint16_t>(pair)});
+}
+template <class E>
+DEVICE float high_float(uint32_t pair) {
+  return to_float(E{static_cast<uint16_t>(pair >> 16)});
 }
 
 // Ties away from zero.

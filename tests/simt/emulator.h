@@ -81,8 +81,16 @@ struct Store {
   uint4 value;
 };
 
-// A copy that a thread has begun and not waited for.
-using ThreadCopy = Store;
+// A copy that a thread has begun and not waited for: `bytes` out of `size`, zeros behind them.
+struct ThreadCopy {
+  uint8_t* to;
+  const uint8_t* from;
+  int size, bytes;
+  void land() const {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    std::memset(to + bytes, 0, static_cast<size_t>(size - bytes));
+  }
+};
 
 struct Fiber {
   Context context;
