@@ -243,6 +243,9 @@ DEVICE void cp_wait() {
 #endif
 }
 
+// Asks for the 128 bytes around an address to be brought into the L2 cache.
+DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // ---- global memory that the CTAs of a grid share ----
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
@@ -271,6 +274,9 @@ DEVICE void store_l2(uint4* p, uint4 v) {
                "r"(v.w)
                : "memory");
 }
+
+// Whether 16 bytes can be loaded at once.
+DEVICE bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // ---- numbers ----
 
@@ -376,6 +382,7 @@ DEVICE T* opaque_global(T* p) {
 
 DEVICE uint32_t shfl_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEVICE float shfl(float v, int from) { return __shfl_sync(0xffffffffu, v, from); }
 
 // Four 8x8 matrices of 16-bit elements out of shared memory. Lane l brings the address of row l % 8
 // of matrix l / 8, 16 bytes aligned to 16; r[i] gets, of matrix i, elements 2 (l % 4) and the next

@@ -5,6 +5,7 @@
 #include <ATen/ops/full.h>
 
 #include "cuda/driver.h"
+#include "cuda/fma_kernels.h"
 #include "cuda/persistent_kernels.h"
 #include "cuda/small_kernels.h"
 
@@ -13,6 +14,7 @@ namespace rnnfast::cuda {
 inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision precision,
                                                const Plan& plan) {
   if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
+  if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }
 

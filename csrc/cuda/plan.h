@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cuda/cost.h"
+#include "cuda/fma_shape.h"
 #include "cuda/problem.h"
 #include "cuda/small_shape.h"
 
@@ -75,6 +76,7 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
 inline Plans plans(const Problem& p) {
   const Plan step = step_plan(p);
   Plans all, result;
+  add_fma_plans(p, all);
   add_persistent_plans(p, all);
   add_small_plans(p, all);
   for (const Plan& plan : all) {

@@ -204,6 +204,11 @@ DEVICE void cp_wait() {
   machine->maybe_yield();
 }
 
+// A wrong address fails here.
+DEVICE void prefetch_l2(const void* p) {
+  static_cast<void>(*static_cast<const volatile uint8_t*>(p));
+}
+
 // ---- global memory that the CTAs of a grid share ----
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
@@ -250,6 +255,8 @@ DEVICE void store_l2(uint4* p, uint4 v) {
     *p = v;
   machine->maybe_yield();
 }
+
+DEVICE bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // ---- numbers ----
 
@@ -363,6 +370,18 @@ DEVICE uint32_t shfl_xor(uint32_t v, int mask) {
 }
 DEVICE float shfl_xor(float v, int mask) {
   return bit_cast<float>(shfl_xor(bit_cast<uint32_t>(v), mask));
+}
+DEVICE float shfl(float v, int from) {
+  emu::Lane& lane = machine->lane();
+  lane.in[0] = bit_cast<uint32_t>(v);
+  lane.in[1] = static_cast<uint32_t>(from);
+  collective("shfl", [](emu::Warp& warp, const auto&) {
+    for (emu::Lane& l : warp.lanes) {
+      if (l.in[1] >= emu::kWarp) machine->fail("shfl from no lane");
+      l.out[0] = warp.lanes[l.in[1]].in[0];
+    }
+  });
+  return bit_cast<float>(lane.out[0]);
 }
 
 DEVICE void ldm4(uint32_t (&r)[4], const void* row) {
