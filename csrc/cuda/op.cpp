@@ -14,15 +14,16 @@ namespace {
 // the device, which a launch finds out.
 constexpr int kMaxCluster = 16;
 
-// RNNFAST_CUDA_KERNEL: step, cta, cluster or grid asks for one kernel where it can run; auto leaves
-// the choice to the plan.
-std::optional<Kernel> wanted_kernel() {
+// RNNFAST_CUDA_KERNEL: a name of kKernelNames asks for one kernel where it can run, with /n for its
+// nth entry in the plan alone; auto leaves the choice to the plan.
+std::optional<Wish> wanted_kernel() {
   const char* name = std::getenv("RNNFAST_CUDA_KERNEL");
   if (!name || std::string_view(name) == "auto") return std::nullopt;
-  const auto kernel = find_kernel(name);
-  TORCH_CHECK_VALUE(kernel, "RNNFAST_CUDA_KERNEL must be auto, step, cta, cluster or grid, got '",
+  const auto wish = find_wish(name);
+  TORCH_CHECK_VALUE(wish, "RNNFAST_CUDA_KERNEL must be auto or one of ",
+                    c10::ArrayRef(kKernelNames), ", with /n for its nth entry in the plan, got '",
                     name, "'");
-  return kernel;
+  return wish;
 }
 
 Context context() {

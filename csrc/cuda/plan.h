@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
 #include <optional>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "cuda/cost.h"
@@ -28,6 +30,25 @@ inline std::optional<Kernel> find_kernel(std::string_view name) {
   return static_cast<Kernel>(found - std::begin(kKernelNames));
 }
 
+// What RNNFAST_CUDA_KERNEL asks for: one kernel, and of its entries in the plan all, or one by its
+// number, to measure each of them.
+struct Wish {
+  Kernel kernel;
+  int entry;  // -1: all
+};
+
+// The wish that "cluster" or "cluster/2" says; none for "auto" and for what is no kernel.
+inline std::optional<Wish> find_wish(std::string_view text) {
+  const size_t slash = text.find('/');
+  const auto kernel = find_kernel(text.substr(0, slash));
+  if (!kernel || slash == text.npos) return kernel ? std::optional(Wish{*kernel, -1}) : std::nullopt;
+  int entry = -1;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data() + slash + 1, end, entry);
+  return error == std::errc() && stop == end && entry >= 0 ? std::optional(Wish{*kernel, entry})
+                                                           : std::nullopt;
+}
+
 struct Device {
   int arch;          // 10 * major + minor of the compute capability
   int processors;    // streaming multiprocessors
@@ -43,7 +64,7 @@ struct Problem {
   int directions;
   bool tf32;  // float32 products may round their operands to TF32
   Device device;
-  std::optional<Kernel> wanted;  // no other than this one; what it cannot run goes to `step`
+  std::optional<Wish> wanted;  // no other than this; what it cannot run goes to `step`
 };
 
 struct Plan {
@@ -133,10 +154,14 @@ inline std::vector<Plan> plans(const Problem& p) {
     if (plan.kernel == Kernel::kGrid && blocks > p.device.processors) continue;
     // One time step reads the weights once anyway.
     const bool better = p.T > 1 && plan.microseconds < step.microseconds;
-    if (p.wanted ? *p.wanted == plan.kernel : better) result.push_back(plan);
+    if (p.wanted ? p.wanted->kernel == plan.kernel : better) result.push_back(plan);
   }
   std::stable_sort(result.begin(), result.end(),
                    [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; });
+  if (p.wanted && p.wanted->entry >= 0) {
+    const size_t entry = p.wanted->entry;
+    result = entry < result.size() ? std::vector{result[entry]} : std::vector<Plan>();
+  }
   result.push_back(step);
   return result;
 }
