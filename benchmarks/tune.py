@@ -96,7 +96,7 @@ def device_facts() -> dict[str, int]:
 
 
 def entries(layer: Layer, kernels: Sequence[str], device: dict[str, int]) -> Iterator[Entry]:
-    """All that can run the layer, pass by pass."""
+    """All that can run the layer, pass by pass, but those for much larger layers."""
     precision = PRECISIONS[layer.precision]
     dtype = str(precision.dtype).removeprefix("torch.")
     for pass_name in PASSES:
@@ -114,7 +114,7 @@ def entries(layer: Layer, kernels: Sequence[str], device: dict[str, int]) -> Ite
                 **device,
             )
             for number, plan in enumerate(plans):
-                if plan["kernel"] == kernel:
+                if plan["kernel"] == kernel and plan.get("hidden", 0) <= max(64, 2 * layer.H):
                     name = kernel if kernel == "step" else f"{kernel}/{number}"
                     yield Entry(name, pass_name, dict(plan))
 
@@ -251,21 +251,21 @@ def profile(timed: Sequence[Timed]) -> None:
         print(f"the profiler saw {len(parts)} of {len(timed)} runs")
         return
     for one, part in zip(timed, parts, strict=True):
-        one.row["step_us"] = round(step_microseconds(part), 4)
+        one.row["step_us"], stepwise = step_microseconds(part)
+        one.row["refused"] = stepwise and one.entry.name != "step"  # by the device, at the launch
         one.row["launches"] = len(part)
         one.row["kernels_us"] = top(part)
 
 
-def step_microseconds(kernels: Sequence[tuple[str, float]]) -> float:
-    """Of what runs in every step, or of the kernel of ours that takes the longest."""
+def step_microseconds(kernels: Sequence[tuple[str, float]]) -> tuple[float, bool]:
+    """Of what runs in every step (True), or of the kernel of ours that takes the longest."""
     totals: dict[str, tuple[int, float]] = {}
     for name, microseconds in kernels:
         count, total = totals.get(name, (0, 0.0))
         totals[name] = (count + 1, total + microseconds)
     stepwise = sum(total for count, total in totals.values() if count >= STEPS - 1)
-    if stepwise:
-        return stepwise / STEPS
-    return max((t for name, (_, t) in totals.items() if "rnnfast" in name), default=0.0) / STEPS
+    longest = max((t for name, (_, t) in totals.items() if "rnnfast" in name), default=0.0)
+    return round((stepwise or longest) / STEPS, 4), stepwise > 0
 
 
 def top(kernels: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -323,7 +323,7 @@ def line(rows: Sequence[dict[str, Any]]) -> str:
     """The best of each pass, and what is wrong."""
     parts = []
     for pass_name in PASSES:
-        timed = [r for r in rows if r["pass"] == pass_name and r.get("step_us")]
+        timed = [r for r in rows if r["pass"] == pass_name and not r.get("refused", True)]
         ranked = sorted(timed, key=lambda row: row["call_us"])
         said = ", ".join(f"{r['entry']} {r['step_us']:.2f}" for r in ranked[:4])
         parts.append(f"{pass_name} {said}")
