@@ -339,7 +339,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kernels", nargs="+", choices=names, default=names)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--hidden", nargs="+", type=int, help="only these sizes")
-    parser.add_argument("--seconds", type=float, default=45, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=40, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("tune.json"))
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--resume", action="store_true", help="leave out what the file holds")

@@ -3,6 +3,7 @@
     python -m tools.gpu_pack                             into .gpu, for sm_90
     python -m tools.gpu_pack --pack .gpu-b --arch 8.0    a second one, for an A100
     python -m tools.gpu_pack --pythons python3.12        more Pythons than the one that runs this
+    python -m tools.gpu_pack --python-only               what was compiled stays; all else anew
 
 Needs a Python with the torch of that machine, and nvcc; no GPU. The kernels' libraries know nothing
 of Python; `_C` does, so it is compiled once for each, of which only the headers need be here. The
@@ -61,8 +62,23 @@ def build(pack: Path, arch: str) -> None:
             path.rename(path.with_name(path.name.removesuffix(SUFFIX) + ".so"))
 
 
+def empty(pack: Path) -> None:
+    """Leaves what was compiled, and for which torch."""
+    for path in pack.iterdir():
+        if path.name != "rnnfast" and path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "rnnfast":
+            path.unlink()
+    for path in (pack / "rnnfast").iterdir():
+        if path.suffix != ".so" and path.name not in ("_build.py", "py.typed"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def sources(pack: Path) -> None:
     """Everything else, and which commit it is."""
+    for path in (ROOT / "rnnfast").glob("*.py*"):
+        if path.name != "_build.py":
+            shutil.copy(path, pack / "rnnfast" / path.name)
     for name in CARRIED:
         source = ROOT / name
         if source.is_dir():
@@ -106,14 +122,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack", type=Path, default=ROOT / ".gpu", help="default: %(default)s")
     parser.add_argument("--arch", default="9.0", help="of the GPU; default: %(default)s")
     parser.add_argument("--pythons", nargs="*", default=[], metavar="PYTHON")
+    parser.add_argument("--python-only", action="store_true")
     options = parser.parse_args(arguments)
     pack = options.pack.resolve()
-    if pack.exists():
+    if options.python_only:
+        empty(pack)
+    elif pack.exists():
         shutil.rmtree(pack)
-    build(pack, options.arch)
+    if not options.python_only:
+        build(pack, options.arch)
+        for python in options.pythons:
+            build_binding(pack, python)
     sources(pack)
-    for python in options.pythons:
-        build_binding(pack, python)
     code = "import rnnfast; assert rnnfast._library.HAS_CUDA; print(rnnfast.__file__)"
     subprocess.run([sys.executable, "-c", code], cwd=pack, check=True)
     size = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file())
