@@ -109,15 +109,32 @@ GPU: tuple[Problem, ...] = (
 )
 """What `python -m benchmarks.cuda` adds: shapes that a CPU would take minutes for."""
 
+_CROSSOVER = "where one kernel takes over from another"
+
+GRID: tuple[Problem, ...] = (
+    *(
+        Problem(100, B, H, H, _CROSSOVER)
+        for H in (256, 128, 512, 64, 1024, 32, 768, 384)
+        for B in (32, 1, 128)
+    ),
+    Problem(100, 16, 768, 768, _CROSSOVER),
+    Problem(100, 16, 1024, 1024, _CROSSOVER),
+    Problem(100, 32, 2048, 2048, _CROSSOVER),
+    Problem(100, 1024, 256, 256, _CROSSOVER),
+    Problem(100, 1024, 512, 512, _CROSSOVER),
+)
+"""What `python -m benchmarks.cuda --grid` measures: sizes side by side."""
+
 
 def select(names: Iterable[str]) -> tuple[Problem, ...]:
-    """The problems of these names, in the order of ALL and GPU.
+    """The problems of these names, in the order of ALL, GPU and GRID.
 
     Raises ValueError, listing the names there are, for one that is unknown.
     """
     wanted = set(names)
-    unknown = wanted - {problem.name for problem in ALL + GPU}
+    everything = ALL + GPU + GRID
+    unknown = wanted - {problem.name for problem in everything}
     if unknown:
-        known = " ".join(problem.name for problem in ALL + GPU)
+        known = " ".join(problem.name for problem in everything)
         raise ValueError(f"no problem named {', '.join(sorted(unknown))}; there are: {known}")
-    return tuple(problem for problem in ALL + GPU if problem.name in wanted)
+    return tuple(problem for problem in everything if problem.name in wanted)

@@ -104,7 +104,12 @@ def cpu_model() -> str:
 
 
 def git_commit() -> str:
-    """The commit the benchmark ran from, with a plus sign where tracked files were changed."""
+    """The commit the benchmark ran from, with a plus sign where tracked files were changed. In a
+    folder that `make gpu-pack` made, the one that it was made of.
+    """
+    carried = REPOSITORY / "commit"
+    if carried.exists():
+        return carried.read_text().strip()
     try:
         run = ("git", "-C", str(REPOSITORY))
         commit: str = subprocess.check_output([*run, "rev-parse", "--short=12", "HEAD"], text=True)

@@ -2,10 +2,13 @@
 // the cells, the plans.
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <iterator>
 #include <string>
+#include <vector>
 
 #include "cells.h"
 #include "cuda/plan.h"
@@ -110,13 +113,17 @@ cuda::Type cuda_type(const std::string& dtype) {
   throw py::value_error("cuda_plan: no kernels for dtype '" + dtype + "'");
 }
 
+std::vector<std::string> cuda_kernels() {
+  return {std::begin(cuda::kKernelNames), std::end(cuda::kKernelNames)};
+}
+
 // The kernels that would be tried on a GPU, the best first.
 py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
                    int64_t H, int directions, bool backward, bool tf32, int arch, int processors,
                    int shared_bytes, int max_cluster, const std::string& kernel) {
   if (T < 1 || B < 1 || H < 1 || directions < 1 || directions > 2)
     throw py::value_error("cuda_plan: sizes must be positive, directions 1 or 2");
-  const auto wanted = cuda::find_kernel(kernel);
+  const auto wanted = cuda::find_wish(kernel);
   if (!wanted && kernel != "auto")
     throw py::value_error("cuda_plan: unknown kernel '" + kernel + "'");
   const cuda::Problem problem{find_cell(cell).gates,
@@ -155,6 +162,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
         py::arg("uniform") = true, py::arg("hand_over") = 100.0,
         "How the CPU kernels would run a layer.");
+  m.def("cuda_kernels", &rnnfast::cuda_kernels,
+        "The names that RNNFAST_CUDA_KERNEL knows, beside auto.");
   m.def("cuda_plan", &rnnfast::cuda_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"),
         py::arg("B"), py::arg("H"), py::arg("directions"), py::arg("backward"), py::arg("tf32"),
         py::arg("arch"), py::arg("processors"), py::arg("shared_bytes"), py::arg("max_cluster"),

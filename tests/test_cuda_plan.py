@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rnnfast import _C
 
-KERNELS = ("step", "cta", "cluster", "grid")
+KERNELS = tuple(_C.cuda_kernels())
 H100 = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
 A100 = {"arch": 80, "processors": 108, "shared_bytes": 163 << 10, "max_cluster": 1}
 TURING = {"arch": 75, "processors": 40, "shared_bytes": 64 << 10, "max_cluster": 1}
@@ -93,6 +93,22 @@ def test_plan_hears_a_wish() -> None:
     for kernel in KERNELS:
         choices = plan(*problem, kernel=kernel)
         assert {c["kernel"] for c in choices} == {kernel, "step"}
+
+
+def test_plan_hears_a_wish_for_one_entry() -> None:
+    problem = ("gru", "bfloat16", 100, 8, 64)
+    for kernel in KERNELS:
+        *entries, step = plan(*problem, kernel=kernel)
+        for number, entry in enumerate(entries):
+            assert plan(*problem, kernel=f"{kernel}/{number}") == [entry, step]
+        beyond = len(entries)
+        assert plan(*problem, kernel=f"{kernel}/{beyond}") == [step]
+
+
+@pytest.mark.parametrize("kernel", ["step/", "step/x", "step/-1", "step/1x", "/1", "warp/1", ""])
+def test_plan_refuses_a_wish_that_is_none(kernel: str) -> None:
+    with pytest.raises(ValueError, match="unknown kernel"):
+        plan("gru", "bfloat16", 100, 8, 64, kernel=kernel)
 
 
 @pytest.mark.parametrize(

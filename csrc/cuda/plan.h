@@ -82,10 +82,14 @@ inline Plans plans(const Problem& p) {
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
     const bool better = p.T > 1 && plan.microseconds < step.microseconds;
-    if (p.wanted ? *p.wanted == plan.kernel : better) result.push_back(plan);
+    if (p.wanted ? p.wanted->kernel == plan.kernel : better) result.push_back(plan);
   }
   std::stable_sort(result.begin(), result.end(),
                    [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; });
+  if (p.wanted && p.wanted->entry >= 0) {
+    const size_t entry = p.wanted->entry;
+    result = entry < result.size() ? std::vector{result[entry]} : std::vector<Plan>();
+  }
   result.push_back(step);
   return result;
 }

@@ -44,11 +44,11 @@ Tensors guarded(at::TensorList tensors) {
 
 // A Hopper GPU as the emulator's settings make it.
 Context context(std::string_view kernel, int64_t seed) {
-  TORCH_CHECK(kernel == "auto" || find_kernel(kernel), "unknown kernel ", kernel);
+  TORCH_CHECK(kernel == "auto" || find_wish(kernel), "unknown kernel ", kernel);
   emu::settings.seed = static_cast<uint64_t>(seed);
   return {{90, 132, static_cast<int>(emu::settings.max_smem_bytes), emu::settings.max_cluster},
           {},
-          find_kernel(kernel)};
+          find_wish(kernel)};
 }
 
 LayerResult layer_simt(std::string_view cell, const Tensor& x,
