@@ -220,6 +220,30 @@ DEVICE void store_release(uint32_t* p, uint32_t v) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
+// Four words that other CTAs may be writing: each is an old one or a new one, in no order with any
+// other. Orders between words come from fence_words().
+DEVICE uint4 load_words(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+DEVICE void store_word(uint32_t* p, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+// What this thread stored before is seen by who sees what it stores after, once that thread has
+// called this in its turn.
+DEVICE void fence_words() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+// The loop around words: until all lanes of the warp are `ready`. A read takes long enough.
+template <class Ready>
+DEVICE void poll_until(Ready ready) {
+  Deadline deadline;
+  while (__any_sync(0xffffffffu, !ready())) deadline.check("no data");
+}
+
 // Past the L1 cache, which may hold an old line. What other CTAs read with load_l2 goes out with
 // store_l2 (a plain store is as good on the device, but the emulator cannot delay it).
 DEVICE uint4 load_l2(const uint4* p) {

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "cuda/cost.h"
+#include "cuda/grid_shape.h"
 #include "cuda/problem.h"
 
 namespace rnnfast::cuda {
@@ -75,6 +76,7 @@ inline Plans plans(const Problem& p) {
   const Plan step = step_plan(p);
   Plans all, result;
   add_persistent_plans(p, all);
+  add_grid_plans(p, all);
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
     const bool better = p.T > 1 && plan.microseconds < step.microseconds;

@@ -219,6 +219,39 @@ DEVICE void store_l2(uint4* p, uint4 v) {
   machine->maybe_yield();
 }
 
+// Words land one by one, at any time, those of one thread at one address in their order; others see
+// them then.
+DEVICE void store_word(uint32_t* p, uint32_t v) {
+  static_cast<void>(*static_cast<volatile uint32_t*>(p));  // a wrong address fails here
+  machine->store_word(p, v);
+  machine->maybe_yield();
+}
+DEVICE uint4 load_words(const uint4* p) {
+  check_aligned(p);
+  machine->maybe_yield();
+  return *p;
+}
+// The loads of a thread are in order as they are.
+DEVICE void fence_words() {
+  machine->land_words(machine->fiber());
+  machine->maybe_yield();
+}
+
+template <class Ready>
+DEVICE void poll_until(Ready ready) {
+  for (;;) {
+    emu::Lane& lane = machine->lane();
+    lane.in[0] = ready();
+    collective("poll_until", [](emu::Warp& warp, const auto&) {
+      uint32_t all = 1;
+      for (emu::Lane& l : warp.lanes) all &= l.in[0];
+      for (emu::Lane& l : warp.lanes) l.out[0] = all;
+    });
+    if (lane.out[0] != 0) return;
+    pause();
+  }
+}
+
 // ---- numbers ----
 
 template <class To, class From>
