@@ -29,12 +29,14 @@ inline constexpr int kFewFragments = 40;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
 enum class Exchange { kCta, kCluster, kGrid };
-// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kRows: from
-// registers, 16 bytes at a time. kStage: collected in shared memory first, then 16 bytes at a time.
-// kGlobal: collected, then to global memory. kSums: backward in a cluster. Gate gradients stay in
-// their CTA, which multiplies them with its rows of w_hh; the products, partial sums for all units,
-// go to the CTAs of those units.
-enum class Sending { kPlace, kRows, kStage, kGlobal, kSums };
+// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kWords, kRows: from
+// registers, 4 bytes at a time as they are or 16 after shuffles. kStage: collected in shared memory
+// first, then 16 bytes at a time. kGlobal: collected, then to global memory. kSums: backward in a
+// cluster. Gate gradients stay in their CTA, which multiplies them with its rows of w_hh; the
+// products, partial sums for all units, go to the CTAs of those units.
+enum class Sending { kPlace, kWords, kRows, kStage, kGlobal, kSums };
+// The vectors up to which kWords is faster: four times as many sends count on an mbarrier.
+inline constexpr int kMostWordBytes = 4096;
 inline constexpr int kMessageBytes = kWarpSize * 16;  // the sums of 16 units, 8 rows
 
 // Inputs of a step are asked for so many steps before it: a step may be shorter than a read.
@@ -110,16 +112,26 @@ struct Layout {
     if (exchange != Exchange::kCluster)
       return exchange == Exchange::kCta ? Sending::kPlace : Sending::kGlobal;
     if (sums()) return Sending::kSums;
-    return element_bytes == 2 && columns == 1 ? Sending::kRows : Sending::kStage;
+    if (element_bytes != 2 || columns != 1) return Sending::kStage;
+    return elements() > 1 && vector_bytes() <= kMostWordBytes ? Sending::kWords : Sending::kRows;
+  }
+  constexpr bool from_registers() const {
+    return sending() == Sending::kWords || sending() == Sending::kRows;
+  }
+  // Whether the 16-byte rows of a vector are 8 batch rows of a unit, where else they are units of a
+  // batch row: so lie two accumulators of a thread.
+  constexpr bool transposed() const {
+    return element_bytes == 2 && elements() > 1 && sending() != Sending::kRows &&
+           sending() != Sending::kGlobal;
   }
   // With kSums, warps still multiply what is on the stage when others have received the sums of the
   // round, and collect for the next one.
   constexpr int stage_buffers() const {
-    return sending() == Sending::kPlace || sending() == Sending::kRows ? 0 : sums() ? 2 : 1;
+    return sending() == Sending::kPlace || from_registers() ? 0 : sums() ? 2 : 1;
   }
   // Without a barrier before the warps send, partial sums of the next step are written while others
   // still read these.
-  constexpr int partial_buffers() const { return sending() == Sending::kRows ? 2 : 1; }
+  constexpr int partial_buffers() const { return from_registers() ? 2 : 1; }
   constexpr int partial_floats() const {  // of a group
     return sums() ? 0 : splits * (splits - 1) * out * elements() * kWarpSize;
   }

@@ -153,6 +153,7 @@ struct Copy {
   uint8_t* address;
   uint64_t* bar;
   uint4 value;
+  size_t bytes;  // the first ones of it
 };
 
 // What the scheduler holds back until nothing else can go on.
