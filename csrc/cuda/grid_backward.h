@@ -1,8 +1,8 @@
-// The kernels of grid.h backward: the hidden-side gate gradients of all units are exchanged, and
-// each CTA multiplies them with its units' columns of w_hh.
+// The kernels of the grid family backward: the hidden-side gate gradients of all units are
+// exchanged, and each CTA multiplies them with its units' columns of w_hh.
 #pragma once
 
-#include "cuda/grid.h"
+#include "cuda/grid_worker.h"
 
 namespace rnnfast::cuda {
 
@@ -24,8 +24,7 @@ struct GridBackward {
   Inputs in;
 
   DEVICE GridBackward(const GridBackwardArgs<E>& args)
-      : a(args.layer),
-        self(a.steps, a.hidden, args.parts, a.packed, a.packed_bytes, a.exchange) {
+      : a(args.layer), self(a.steps, a.hidden, args.parts, a.packed, a.packed_bytes, a.exchange) {
     bool even = self.aligned(a.gates) && self.aligned(a.grad_output);
     for (const E* timeline : a.timelines) even = even && self.aligned(timeline);
     self.even = even && self.aligned(a.grad_x_gates) && self.aligned(a.grad_h_gates);
@@ -49,8 +48,7 @@ struct GridBackward {
       UNROLL
       for (int k = 0; k < kReserve; ++k, p += self.hidden) in.gates[k] = self.load_pair(p);
     }
-    const int64_t before =
-        self.alive(then, part) ? self.position(then, part) : self.initial(part);
+    const int64_t before = self.alive(then, part) ? self.position(then, part) : self.initial(part);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
       in.after[k] = self.load_pair(a.timelines[k] + self.in_timeline(position));

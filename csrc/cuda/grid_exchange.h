@@ -1,4 +1,4 @@
-// How the CTAs of a group of grid.h exchange a vector each step, through global memory.
+// How the CTAs of a group of the grid family exchange a vector each step, through global memory.
 //
 // Memory is a ring of kGridRing rounds per part, all bytes 0xff before the launch. A vector lies in
 // it as the tensor cores take it: [K tile][row][...], the 16 bytes of a lane together, a word two

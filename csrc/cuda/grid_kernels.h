@@ -1,4 +1,4 @@
-// The kernels of grid.h as the driver sees them, without device code.
+// The kernels of the grid family as the driver sees them, without device code.
 #pragma once
 
 #include <array>

@@ -1,10 +1,10 @@
-// Instantiates the kernels of grid.h of a cell. Included once per cell.
+// Instantiates the kernels of the grid family for a cell. Included once per cell.
 #pragma once
 
 #include <utility>
 
-#include "cuda/grid.h"
 #include "cuda/grid_backward.h"
+#include "cuda/grid_forward.h"
 #include "cuda/grid_kernels.h"
 
 namespace rnnfast::cuda {

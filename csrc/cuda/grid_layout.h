@@ -1,5 +1,5 @@
-// An instance of the kernels of grid.h for one cell and one type of operands, as constants; how
-// their weights are packed, and their arguments.
+// An instance of the kernels of the grid family for one cell and one type of operands, as
+// constants; how their weights are packed, and their arguments.
 #pragma once
 
 #include "cuda/args.h"
@@ -64,8 +64,8 @@ KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const PackArgs args) {
   for (int i = 0; i < 4; ++i) {
     float values[2];
     for (int j = 0; j < 2; ++j)
-      values[j] = weight<S>(args, m / S::kBlocks, to + (i & 1), tile / kTiles,
-                            from + (i >> 1) * 8 + j);
+      values[j] =
+          weight<S>(args, m / S::kBlocks, to + (i & 1), tile / kTiles, from + (i >> 1) * 8 + j);
     words[i] = dev::pack2<E>(values[0], values[1]);
   }
   uint4 v;

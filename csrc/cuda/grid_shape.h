@@ -1,6 +1,6 @@
-// The shapes of the kernels of grid.h, for large H or batch, and what follows from each: how the
-// work is cut up, the memory it takes, what a step is expected to cost. Pure; shared by the plan,
-// the launchers and the kernels.
+// The shapes of the kernels of the grid family, for large H or batch, and what follows from each:
+// how the work is cut up, the memory it takes, what a step is expected to cost. Pure; shared by the
+// plan, the launchers and the kernels.
 #pragma once
 
 #include <algorithm>
@@ -19,25 +19,24 @@ inline constexpr int kGridMostParts = 16;
 
 struct GridInstance {
   bool backward;
-  int hidden;  // H at most
-  int units;   // of a CTA, 16 or 32
-  int rows;    // of a part of the batch, 8 or 16; a CTA may have several parts
+  bool small;              // for cells of one gate too; others than these need no more shapes
+  int hidden;              // H at most
+  int units;               // of a CTA, 16 or 32
+  int rows;                // of a part of the batch, 8 or 16; a CTA may have several parts
   double microseconds[2];  // of a step of GRU: the first part, and every other
 };
 
-// Measured on an H200 with prototypes (lab-789): one part, and the slope over parts. Where a shape
-// was measured with several parts only, or not at all, from those beside it.
+// Measured on an H200 with prototypes: one part, and the slope over parts. Where a shape was
+// measured with several parts only, or not at all, from those beside it.
 inline constexpr GridInstance kGridInstances[] = {
-    {false, 256, 32, 16, {1.6, 1.26}}, {false, 512, 32, 8, {1.39, 1.0}},
-    {false, 512, 32, 16, {1.97, 1.4}}, {false, 768, 32, 8, {1.41, 1.1}},
-    {false, 768, 32, 16, {2.27, 1.7}}, {false, 1024, 16, 8, {0.99, 0.8}},
-    {false, 1024, 32, 8, {1.54, 1.2}}, {false, 1024, 32, 16, {2.44, 1.9}},
-    {false, 2048, 16, 8, {1.92, 1.7}}, {false, 2048, 16, 16, {2.2, 1.8}},
-    {true, 256, 32, 16, {1.7, 1.5}},   {true, 512, 32, 8, {1.55, 1.2}},
-    {true, 512, 32, 16, {2.2, 1.8}},   {true, 768, 32, 8, {1.8, 1.5}},
-    {true, 768, 32, 16, {2.5, 2.5}},   {true, 1024, 16, 8, {1.6, 1.3}},
-    {true, 1024, 32, 8, {2.07, 1.8}},  {true, 1024, 32, 16, {2.7, 2.55}},
-    {true, 2048, 16, 8, {2.86, 2.7}},  {true, 2048, 16, 16, {3.6, 3.3}},
+    {false, true, 256, 32, 16, {1.6, 1.26}},  {false, false, 512, 32, 16, {1.97, 1.4}},
+    {false, false, 768, 32, 8, {1.41, 1.1}},  {false, false, 768, 32, 16, {2.27, 1.7}},
+    {false, false, 1024, 16, 8, {0.99, 0.8}}, {false, false, 1024, 32, 8, {1.54, 1.2}},
+    {false, true, 1024, 32, 16, {2.44, 1.9}}, {false, true, 2048, 16, 16, {2.2, 1.8}},
+    {true, true, 256, 32, 16, {1.7, 1.5}},    {true, false, 512, 32, 16, {2.2, 1.8}},
+    {true, false, 768, 32, 8, {1.8, 1.5}},    {true, false, 768, 32, 16, {2.5, 2.5}},
+    {true, false, 1024, 32, 8, {2.07, 1.8}},  {true, true, 1024, 32, 16, {2.7, 2.55}},
+    {true, true, 2048, 16, 16, {3.6, 3.3}},
 };
 inline constexpr int kGridInstanceCount = std::size(kGridInstances);
 
@@ -70,7 +69,9 @@ struct GridLayout {
   constexpr int64_t packed_bytes() const {  // of w_hh, one direction
     return int64_t{peers} * kGridWarps * fragments * kFragmentBytes;
   }
-  constexpr int64_t exchange_bytes(int64_t parts) const { return parts * kGridRing * round_bytes(); }
+  constexpr int64_t exchange_bytes(int64_t parts) const {
+    return parts * kGridRing * round_bytes();
+  }
 };
 
 // Operands that a warp can hold in registers, of the 255 of a thread, beside its sums, what it
@@ -103,18 +104,22 @@ inline constexpr int kMaxGridSharedBytes = 227 * 1024;
 
 constexpr bool grid_possible(const GridInstance& instance, int gates, Precision how) {
   const GridLayout l = grid_layout(instance, gates);
-  return is_half(how) && l.warp_tiles * l.columns % 2 == 0 &&
+  return is_half(how) && (gates > 1 || instance.small) && l.warp_tiles * l.columns % 2 == 0 &&
          l.shared_bytes(1) <= kMaxGridSharedBytes;
 }
 
 // The share of a GRU's time that cells of other sizes take.
 inline double grid_cell_factor(const GridInstance& instance, int gates) {
-  return instance.backward ? (gates == 4 ? 1.3 : gates == 1 ? 0.6 : 1)
-                           : (gates == 4 ? 1.2 : gates == 1 ? 0.8 : 1);
+  return instance.backward ? (gates == 4   ? 1.3
+                              : gates == 1 ? 0.6
+                                           : 1)
+                           : (gates == 4   ? 1.2
+                              : gates == 1 ? 0.8
+                                           : 1);
 }
 
-// What the kernels of grid.h have for a problem. All CTAs must run at once: where the batch has too
-// many rows for that, each takes several parts, one behind the other.
+// What the kernels of the grid family have for a problem. All CTAs must run at once: where the
+// batch has too many rows for that, each takes several parts, one behind the other.
 inline void add_grid_plans(const Problem& p, Plans& plans) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;
   const auto how = precision(p);
@@ -128,8 +133,7 @@ inline void add_grid_plans(const Problem& p, Plans& plans) {
     const int64_t groups = p.device.processors / l.peers / p.directions;
     if (groups == 0) continue;
     const int64_t all = (p.B - 1) / l.rows + 1, parts = (all - 1) / groups + 1;
-    if (parts > kGridMostParts ||
-        l.shared_bytes(static_cast<int>(parts)) > p.device.shared_bytes)
+    if (parts > kGridMostParts || l.shared_bytes(static_cast<int>(parts)) > p.device.shared_bytes)
       continue;
     const int rows = static_cast<int>(parts) * l.rows;
     const double one = instance.microseconds[0],

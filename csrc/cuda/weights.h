@@ -117,7 +117,7 @@ struct PackWeights {
       float values[kPerWord];
       for (int j = 0; j < kPerWord; ++j)
         values[j] = weight<S>(a, out, first_unit + lane / 4 + ((i & 1) ^ upper) * 8, in,
-                           from_unit + (i >> 1) * S::kTileUnits / 2 + lane % 4 * kPerWord + j);
+                              from_unit + (i >> 1) * S::kTileUnits / 2 + lane % 4 * kPerWord + j);
       words[i] = word(values, part);
     }
     uint4 v;

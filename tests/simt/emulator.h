@@ -4,8 +4,9 @@
 // Modelled: CTA, named, warp and cluster barriers; warp collectives; mbarriers with transaction
 // counts; asynchronous stores to other CTAs, which land late and in random order; stores by
 // store_l2, which other CTAs see only after a store_release by a thread that is ordered behind
-// them, or when the CTA ends; words by store_word, which others see at any time later; CTAs that run at the same time: all of a cooperative grid, else some
-// clusters at a time, in random order.
+// them, or when the CTA ends; words by store_word, which others see at any time later; cp.async,
+// which lands at once or when its thread waits for it; CTAs that run at the same time: all of a
+// cooperative grid, else some clusters at a time, in random order.
 //
 // Found, and thrown as Error: deadlocks, warp collectives that not all lanes reach, wrong uses of
 // barriers, accesses beyond shared memory and guarded global memory (memory.h), copies into a CTA
@@ -87,6 +88,9 @@ struct Word {
   bool late;  // not before nothing else can go on, or its thread orders its stores
 };
 
+// A copy that a thread has begun and not waited for.
+using ThreadCopy = Store;
+
 struct Fiber {
   Context context;
   int thread = 0;
@@ -98,7 +102,8 @@ struct Fiber {
   std::vector<Store> stores;  // not seen by others yet, and ordered before nothing of them
   std::vector<Word> words;
   int words_stored = 0;
-  bool keeps_words = false;  // some of them late
+  bool keeps_words = false;                        // some of them late
+  std::vector<std::vector<ThreadCopy>> copies{1};  // by group; the last one is open
 };
 
 struct Barrier {
@@ -158,6 +163,7 @@ struct Copy {
   uint8_t* address;
   uint64_t* bar;
   uint4 value;
+  size_t bytes;  // the first ones of it
 };
 
 // What the scheduler holds back until nothing else can go on.
@@ -256,7 +262,7 @@ class Machine {
   std::vector<Fiber*> ready_, held_, paused_;
   std::vector<Copy> copies_;
   std::vector<Fiber*> word_owners_;  // each as often as it has words to land, or more often
-  Fiber* current_ = nullptr;  // null while the scheduler itself runs
+  Fiber* current_ = nullptr;         // null while the scheduler itself runs
   Context scheduler_;
   std::string error_;
   size_t live_ = 0;
