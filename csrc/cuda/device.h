@@ -207,6 +207,18 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 #endif
 }
 
+// The same with 4 bytes.
+DEVICE void st_async4(Remote to, uint32_t v, Remote bar) {
+#if HAS_CLUSTER
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to.address),
+      "r"(v), "r"(bar.address)
+      : "memory");
+#else
+  trap("clusters need compute capability 9.0");
+#endif
+}
+
 // ---- copies into shared memory that go on while the thread does ----
 
 // kSize bytes of global memory, of which only the first `bytes` are read: zeros follow. Until this
@@ -257,6 +269,30 @@ DEVICE uint32_t load_acquire(const uint32_t* p) {
 // Publishes what this thread stored before, and what it knows of through a barrier.
 DEVICE void store_release(uint32_t* p, uint32_t v) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// Four words that other CTAs may be writing: each is an old one or a new one, in no order with any
+// other. Orders between words come from fence_words().
+DEVICE uint4 load_words(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+DEVICE void store_word(uint32_t* p, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+// What this thread stored before is seen by who sees what it stores after, once that thread has
+// called this in its turn.
+DEVICE void fence_words() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
+// The loop around words: until all lanes of the warp are `ready`. A read takes long enough.
+template <class Ready>
+DEVICE void poll_until(Ready ready) {
+  Deadline deadline;
+  while (__any_sync(0xffffffffu, !ready())) deadline.check("no data");
 }
 
 // Past the L1 cache, which may hold an old line. What other CTAs read with load_l2 goes out with
@@ -389,6 +425,14 @@ DEVICE float shfl(float v, int from) { return __shfl_sync(0xffffffffu, v, from);
 // of row l / 4.
 DEVICE void ldm4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same with each matrix transposed: r[i] gets elements 2 (l % 4) and the next of column l / 4.
+DEVICE void ldm4_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");

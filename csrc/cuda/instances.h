@@ -28,13 +28,16 @@ inline constexpr int kMostWarps = 12, kMostWarpsOfFourGates = 8;
 inline constexpr int kFewFragments = 40;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
+constexpr bool is_half(Precision p) { return p == Precision::kBf16 || p == Precision::kHalf; }
 enum class Exchange { kCta, kCluster, kGrid };
-// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kRows: from
-// registers, 16 bytes at a time. kStage: collected in shared memory first, then 16 bytes at a time.
-// kGlobal: collected, then to global memory. kSums: backward in a cluster. Gate gradients stay in
-// their CTA, which multiplies them with its rows of w_hh; the products, partial sums for all units,
-// go to the CTAs of those units.
-enum class Sending { kPlace, kRows, kStage, kGlobal, kSums };
+// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kWords, kRows: from
+// registers, 4 bytes at a time as they are or 16 after shuffles. kStage: collected in shared memory
+// first, then 16 bytes at a time. kGlobal: collected, then to global memory. kSums: backward in a
+// cluster. Gate gradients stay in their CTA, which multiplies them with its rows of w_hh; the
+// products, partial sums for all units, go to the CTAs of those units.
+enum class Sending { kPlace, kWords, kRows, kStage, kGlobal, kSums };
+// The vectors up to which kWords is faster: four times as many sends count on an mbarrier.
+inline constexpr int kMostWordBytes = 4096;
 inline constexpr int kMessageBytes = kWarpSize * 16;  // the sums of 16 units, 8 rows
 
 // Inputs of a step are asked for so many steps before it: a step may be shorter than a read.
@@ -110,16 +113,26 @@ struct Layout {
     if (exchange != Exchange::kCluster)
       return exchange == Exchange::kCta ? Sending::kPlace : Sending::kGlobal;
     if (sums()) return Sending::kSums;
-    return element_bytes == 2 && columns == 1 ? Sending::kRows : Sending::kStage;
+    if (element_bytes != 2 || columns != 1) return Sending::kStage;
+    return elements() > 1 && vector_bytes() <= kMostWordBytes ? Sending::kWords : Sending::kRows;
+  }
+  constexpr bool from_registers() const {
+    return sending() == Sending::kWords || sending() == Sending::kRows;
+  }
+  // Whether the 16-byte rows of a vector are 8 batch rows of a unit, where else they are units of a
+  // batch row: so lie two accumulators of a thread.
+  constexpr bool transposed() const {
+    return element_bytes == 2 && elements() > 1 && sending() != Sending::kRows &&
+           sending() != Sending::kGlobal;
   }
   // With kSums, warps still multiply what is on the stage when others have received the sums of the
   // round, and collect for the next one.
   constexpr int stage_buffers() const {
-    return sending() == Sending::kPlace || sending() == Sending::kRows ? 0 : sums() ? 2 : 1;
+    return sending() == Sending::kPlace || from_registers() ? 0 : sums() ? 2 : 1;
   }
   // Without a barrier before the warps send, partial sums of the next step are written while others
   // still read these.
-  constexpr int partial_buffers() const { return sending() == Sending::kRows ? 2 : 1; }
+  constexpr int partial_buffers() const { return from_registers() ? 2 : 1; }
   constexpr int partial_floats() const {  // of a group
     return sums() ? 0 : splits * (splits - 1) * out * elements() * kWarpSize;
   }
@@ -166,8 +179,7 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   Layout l{};
   l.exchange = instance.exchange, l.peers = instance.peers, l.columns = instance.columns;
   l.gates = gates, l.backward = instance.backward;
-  const bool half = precision == Precision::kBf16 || precision == Precision::kHalf;
-  l.element_bytes = half ? 2 : 4;
+  l.element_bytes = is_half(precision) ? 2 : 4;
   l.units = instance.hidden / instance.peers, l.groups = l.units / kMmaUnits;
   l.tile_units = 32 / l.element_bytes;
   l.in = instance.backward ? gates : 1, l.out = instance.backward ? 1 : gates;
@@ -191,6 +203,7 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
 
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
+  if (instance.exchange == Exchange::kGrid && is_half(precision)) return false;  // see grid_worker.h
   const Layout l = layout(instance, gates, precision);
   const bool divides = l.sums()
                            ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden

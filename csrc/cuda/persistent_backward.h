@@ -27,6 +27,7 @@ struct BackwardWorker {
   const bool staged;    // inputs come through the ring
   const E* gates_from;  // what this lane copies, at position 0
   const E* others_from[kCopies];
+  Place asked;                            // of the next step to be copied
   float grads[Cell::kStates][kElements];  // of the states after the step to come
   Inputs in[kElements];
   E to_x[kElements][kGates], to_h[kElements][kGates];  // of the step done, to be stored
@@ -66,27 +67,28 @@ struct BackwardWorker {
     }
   }
 
-  // Has the inputs of step n copied.
-  DEVICE void ask(int n) const {
-    const Place at = self.place(time(n)), then = self.place(time(n + 1));
+  // Has the inputs of step n copied, at `asked`.
+  DEVICE void ask(int n) {
+    const Place at = asked, then = self.next_place(at, n + 1);
     if (ring.seat < at.living) {
       if constexpr (kReserve > 0) {
         const E* from = gates_from + at.position * kReserve;
         ring.template copy<0, kReserve>(
             n, [&](int i) { return from + i * Ring::kLinesAtOnce * self.hidden; });
       }
-      const int64_t before = ring.seat < then.living ? then.position : self.initial();
+      const int64_t before = self.before(ring.seat, then);
       const int wide = static_cast<int>(dev::grid_y()) - 1;  // rows of grad_output: 2 H or H
       ring.template copy<kReserve, kOthers>(n, [&](int i) {
         return others_from[i] + (is_before(i) ? before : at.position << (is_grad(i) ? wide : 0));
       });
     }
     dev::cp_commit();
+    asked = then;
   }
-  DEVICE void ask_first() const {
+  DEVICE void ask_first() {
     if constexpr (Ring::kExists) {
       if (!staged) return;
-      UNROLL
+      asked = self.first_place();
       for (int n = 0; n + 1 < Ring::kSlots; ++n) ask(n);
     }
   }
@@ -103,8 +105,7 @@ struct BackwardWorker {
     }
   }
 
-  // `then`: the step that this one followed. Rows that are not alive there began here.
-  DEVICE void load_inputs(int n, const Place& at, const Place& then) {
+  DEVICE void load_inputs(int n, const Place& at) {
     if constexpr (Ring::kExists) {
       if (staged) {
         const uint8_t* slot = ring.template wait<Ring::kSlots - 2>(n);
@@ -112,6 +113,7 @@ struct BackwardWorker {
         return take(slot);
       }
     }
+    const Place then = self.next_place(at, n + 1);  // the step that this one followed
     UNROLL
     for (int e = 0; e < kElements; ++e) in[e] = Inputs{};
     if constexpr (kReserve > 0)
@@ -128,10 +130,10 @@ struct BackwardWorker {
     if constexpr (Cell::kReadsBefore) {
       UNROLL
       for (int e = 0; e < kElements; ++e) {
-        const int64_t before = self.alive(e, then.living) ? then.position : self.initial();
-        if (self.alive(e, at.living))
-          in[e].before = timeline[self.in_timeline(before) + Accumulator::batch(e) * self.hidden +
-                                  Accumulator::unit(e)];
+        const int seat = self.seat[S::own_unit(e)] + Accumulator::batch(e);
+        if (seat < at.living)
+          in[e].before = timeline[self.in_timeline(self.before(seat, then)) +
+                                  Accumulator::batch(e) * self.hidden + Accumulator::unit(e)];
       }
     }
     if (a.grad_output != nullptr)
@@ -187,15 +189,13 @@ struct BackwardWorker {
     for (int e = 0; e < kElements; ++e) grads[0][e] += sum[e][0];
   }
 
-  DEVICE int time(int n) const { return self.direction == 1 ? n : self.count - 1 - n; }
-
   DEVICE void run() {
     self.exchanger.init();
     load_states();
     const bool to_start = a.grad_states_0[0] != nullptr;
-    Place at = self.place(time(0)), next = self.place(time(1));
+    Place at = self.first_place();
     ask_first();
-    load_inputs(0, at, next);
+    load_inputs(0, at);
     for (int n = 0;; ++n) {
       if (n > 0) add_product(n);
       if (n == self.count) break;
@@ -206,8 +206,8 @@ struct BackwardWorker {
       if (!last || to_start) self.send(n + 1, sent);
       store(at);
       if (last && !to_start) break;
-      at = next, next = self.place(time(n + 2));
-      load_inputs(n + 1, at, next);
+      at = self.next_place(at, n + 1);
+      load_inputs(n + 1, at);
     }
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {

@@ -6,6 +6,7 @@
 
 #include "cuda/driver.h"
 #include "cuda/fma_kernels.h"
+#include "cuda/grid_kernels.h"
 #include "cuda/persistent_kernels.h"
 #include "cuda/small_kernels.h"
 
@@ -15,6 +16,8 @@ inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision 
                                                const Plan& plan) {
   if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
   if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
+  if (plan.kernel == Kernel::kGrid && is_half(precision))
+    return grid_kernel(cell, precision, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }
 
@@ -41,9 +44,9 @@ inline Tensor packed_weights(const Layer& layer, const Tensors& weights,
   return packed;
 }
 
-inline Tensor exchange_memory(const SequenceLauncher& kernel, int64_t tiles,
+inline Tensor exchange_memory(const SequenceLauncher& kernel, int64_t tiles, int rows,
                               const at::TensorOptions& options) {
-  const int64_t bytes = kernel.exchange_bytes ? kernel.exchange_bytes(tiles) : 0;
+  const int64_t bytes = kernel.exchange_bytes ? kernel.exchange_bytes(tiles, rows) : 0;
   if (bytes == 0) return {};
   return at::full({bytes}, kernel.exchange_fill, options.dtype(at::kByte));
 }
@@ -61,7 +64,7 @@ bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& w
     if (plan.kernel == Kernel::kStep) break;
     const SequenceLauncher& kernel = sequence_kernel(layer.cell.name, *precision(problem), plan);
     const Tensor packed = packed_weights(layer, weights, kernel, stream);
-    const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, options);
+    const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, plan.rows, options);
     args.steps = steps.get(options);
     args.packed = packed.defined() ? packed.const_data_ptr() : nullptr;
     args.packed_bytes = kernel.packed_bytes;

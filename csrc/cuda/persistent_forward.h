@@ -20,6 +20,7 @@ struct ForwardWorker {
   const Ring ring;
   const bool staged;    // inputs come through the ring
   const E* input_from;  // what this lane copies, at position 0
+  Place asked;          // of the next step to be copied
   float states[Cell::kStates][kElements];
   float bias[kGates][S::kOwnUnits];
   float bias_apart[kApart > 0 ? kApart : 1][S::kOwnUnits];  // b_ih, where it stands alone
@@ -74,26 +75,27 @@ struct ForwardWorker {
         if (!self.exists(e)) continue;
         if (a.states_0[k] != nullptr) states[k][e] = widen(a.states_0[k][self.in_state(e)]);
         if (a.timelines[k] != nullptr)
-          a.timelines[k][self.in_timeline(self.initial()) + Accumulator::batch(e) * self.hidden +
+          a.timelines[k][self.in_timeline(self.initial) + Accumulator::batch(e) * self.hidden +
                          Accumulator::unit(e)] = narrow<E>(states[k][e]);
       }
     }
   }
 
-  // Has the inputs of step n copied.
-  DEVICE void ask(int n) const {
-    const Place at = self.place(time(n));
+  // Has the inputs of step n copied, at `asked`.
+  DEVICE void ask(int n) {
+    const Place at = asked;
     if (ring.seat < at.living) {
       const E* from = input_from + at.position * kGates;
       ring.template copy<0, kGates>(
           n, [&](int i) { return from + i * Ring::kLinesAtOnce * self.hidden; });
     }
     dev::cp_commit();
+    asked = self.next_place(at, n + 1);
   }
-  DEVICE void ask_first() const {
+  DEVICE void ask_first() {
     if constexpr (Ring::kExists) {
       if (!staged) return;
-      UNROLL
+      asked = self.first_place();
       for (int n = 0; n + 1 < Ring::kSlots; ++n) ask(n);
     }
   }
@@ -155,15 +157,13 @@ struct ForwardWorker {
     }
   }
 
-  DEVICE int time(int n) const { return self.direction == 1 ? self.count - 1 - n : n; }
-
   // First what the peers wait for, then what the next step needs, then the results.
   DEVICE void run() {
     load_bias();
     load_first_vector();
     self.exchanger.init();
     load_states();
-    Place at = self.place(time(0));
+    Place at = self.first_place();
     ask_first();
     load_inputs(0, at);
     for (int n = 0; n < self.count; ++n) {
@@ -179,7 +179,7 @@ struct ForwardWorker {
         self.send(n + 1, sent);
       }
       store(at);
-      at = self.place(time(n + 1));
+      at = self.next_place(at, n + 1);
       load_inputs(n + 1, at);
     }
     UNROLL

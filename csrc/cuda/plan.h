@@ -7,6 +7,7 @@
 
 #include "cuda/cost.h"
 #include "cuda/fma_shape.h"
+#include "cuda/grid_shape.h"
 #include "cuda/problem.h"
 #include "cuda/small_shape.h"
 
@@ -79,6 +80,7 @@ inline Plans plans(const Problem& p) {
   add_fma_plans(p, all);
   add_persistent_plans(p, all);
   add_small_plans(p, all);
+  add_grid_plans(p, all);
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
     const bool better = p.T > 1 && plan.microseconds < step.microseconds;

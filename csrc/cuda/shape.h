@@ -59,6 +59,7 @@ struct Shape {
   static constexpr int kVectorBuffers = kLayout.vector_buffers();
   static constexpr Sending kSending = kLayout.sending();
   static constexpr bool kSums = kSending == Sending::kSums;
+  static constexpr bool kTransposed = kLayout.transposed();
   static constexpr int kUnitTiles = kLayout.unit_tiles;
   static constexpr int kPartialBuffers = kLayout.partial_buffers();
   static constexpr int kStageBuffers = kLayout.stage_buffers();
@@ -86,10 +87,11 @@ struct Shape {
 struct Accumulator {
   static constexpr DEVICE int unit(int j) { return (j & 2) ? 8 : 0; }
   static constexpr DEVICE int batch(int j) { return (j & 1) + (j >> 2) * kMmaBatch; }
-  // Where its 16-byte row begins in a group's part of a vector of 16-bit numbers.
-  static constexpr DEVICE int bytes(int j) {
-    return ((j & 1) ? kRowBytes : 0) + ((j & 2) ? kCoreBytes : 0) + (j >> 2) * kTileBytes;
+  // Where its matrix begins in a group's part of a vector of 16-bit numbers, and there its row.
+  static constexpr DEVICE int core(int j) {
+    return ((j & 2) ? kCoreBytes : 0) + (j >> 2) * kTileBytes;
   }
+  static constexpr DEVICE int bytes(int j) { return core(j) + ((j & 1) ? kRowBytes : 0); }
 };
 
 }  // namespace rnnfast::cuda

@@ -89,7 +89,9 @@ struct Worker {
   const int count;             // steps at which the tile has living rows: the first `count` in time
   const int all_living;        // rows of the tile
   const int64_t step_numbers;  // [B, H]
-  int64_t origin;              // position of the first element's row at step 0
+  int64_t origin;              // position of the first element's row at time 0
+  int64_t initial;             // that of its initial state, if timelines began with the steps
+  int64_t stride;              // of a dense sequence, from one step to the next
   int64_t output_shift;        // of direction 1
   int first_unit;              // of the first element, in the layer
   Exchanger<S> exchanger;
@@ -121,7 +123,10 @@ struct Worker {
           base + flag_bytes(tiles * dev::grid_y(), S::kPeers) + place * 2 * S::kVectorBytes;
     }
     exchanger.place();
-    origin = (direction * all.rows + row(0)) * H;
+    // Kept as they are: the compiler would rather compute them again at every step.
+    origin = dev::opaque((direction * all.rows + row(0)) * H);
+    initial = dev::opaque(origin + (direction == 1 ? all.rows * H : -step_numbers));
+    stride = dev::opaque(backward_in_time() ? -step_numbers : step_numbers);
     first_unit = unit(0);
     output_shift = direction == 1 ? H - all.rows * H * dev::grid_y() : 0;
     UNROLL
@@ -132,8 +137,6 @@ struct Worker {
                      fragments * kWarpSize,
                  S::kWeightsAt + warp * S::kShared * kFragmentBytes, lane);
   }
-
-  DEVICE Walk walk() const { return {steps, direction == 1}; }
 
   DEVICE int living_steps() const {
     int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
@@ -148,12 +151,21 @@ struct Worker {
     return low;
   }
 
-  // Time t; nothing is alive outside the steps of the tile.
-  DEVICE Place place(int t) const {
-    const bool inside = static_cast<unsigned>(t) < static_cast<unsigned>(count);
-    if (steps.batch == nullptr) return {inside ? all_living : 0, t * step_numbers + origin};
-    if (!inside) return {0, 0};
+  DEVICE bool backward_in_time() const { return (direction == 1) != S::kBackward; }
+  DEVICE Place first_place() const {
+    const int t = backward_in_time() ? count - 1 : 0;
+    return {static_cast<int>(steps.batch_at(t)) - first_row, steps.offset_at(t) * hidden + origin};
+  }
+  // Of step n, from that of the step before. Nothing is alive after the last step.
+  DEVICE Place next_place(const Place& before, int n) const {
+    if (steps.batch == nullptr) return {n < count ? all_living : 0, before.position + stride};
+    if (n >= count) return {0, before.position};
+    const int t = backward_in_time() ? count - 1 - n : n;
     return {static_cast<int>(steps.batch[t]) - first_row, steps.offset[t] * hidden + origin};
+  }
+  // Of a row's state before a step that follows on the step at `then`, in a timeline.
+  DEVICE int64_t before(int row_seat, const Place& then) const {
+    return steps.batch == nullptr || row_seat < then.living ? then.position : initial;
   }
 
   // Of element e: its unit within the group and row within the tile, and both in the layer.
@@ -175,19 +187,16 @@ struct Worker {
   DEVICE int64_t in_state(int e) const {
     return (direction * steps.largest + row(e)) * hidden + unit(e);
   }
-  // Of element 0 in a tensor [D, rows, slots*H], a timeline (the state after the step; for the
-  // place of initial(), that before all), the output [rows, D*H].
+  // Of element 0 in a tensor [D, rows, slots*H], a timeline (the state after the step; for
+  // `initial`, that before all), the output [rows, D*H].
   DEVICE int64_t in_rows(int64_t position, int slots) const {
     return position * slots + first_unit;
   }
   DEVICE int64_t in_timeline(int64_t position) const {
     return position + step_numbers + first_unit;
   }
-  DEVICE int64_t initial() const {
-    return origin + (direction == 1 ? steps.rows * hidden : -step_numbers);
-  }
   DEVICE int64_t in_output(int64_t position) const {
-    return position * dev::grid_y() + output_shift + first_unit;
+    return (position << (dev::grid_y() - 1)) + output_shift + first_unit;
   }
   // Calls f(pointer, e, slot) for all elements and `slots` numbers each, which lie H apart, as
   // rows do: from the place of element 0. The compiler is kept from computing each pointer from the
@@ -214,6 +223,13 @@ struct Worker {
         e);
   }
 
+  static DEVICE void load_tiles(uint32_t (&b)[4], const uint8_t* row) {
+    if constexpr (S::kTransposed)
+      dev::ldm4_transposed(b, row);
+    else
+      dev::ldm4(b, row);
+  }
+
   // sum[e][o] = start[o], of the element's unit, plus the products of this thread's elements with
   // the vector of a round.
   DEVICE void product(int round, const float (&start)[S::kOut][S::kOwnUnits],
@@ -234,7 +250,7 @@ struct Worker {
     UNROLL
     for (int k = 0; k < S::kWarpTiles; k += kTilesPerLoad) {
       uint32_t b[4];
-      dev::ldm4(b, from + k * S::kColumns * kTileBytes);
+      load_tiles(b, from + k * S::kColumns * kTileBytes);
       UNROLL
       for (int n = 0; n < 2; ++n) {  // of one load: the next tile, or the second column
         const int at = k + (S::kColumns == 1 ? n : 0), column = S::kColumns == 1 ? 0 : n;
@@ -270,7 +286,7 @@ struct Worker {
       UNROLL
       for (int k = 0; k < S::kWarpTiles; k += 2) {
         uint32_t b[4];
-        dev::ldm4(b, from + k * kTileBytes);
+        load_tiles(b, from + k * kTileBytes);
         UNROLL
         for (int n = 0; n < 2; ++n) {
           UNROLL
