@@ -209,8 +209,8 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 
 // ---- copies into shared memory that go on while the thread does ----
 
-// 4 bytes of global memory; 0 with `bytes` = 0, which reads nothing. Until this thread has waited for
-// the group that the copy is in, nobody may touch `to`.
+// 4 bytes of global memory; 0 with `bytes` = 0, which reads nothing. Until this thread has waited
+// for the group that the copy is in, nobody may touch `to`.
 DEVICE void cp_async4(void* to, const void* from, int bytes) {
 #if HAS_MMA
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
