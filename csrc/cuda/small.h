@@ -3,17 +3,20 @@
 // share.
 //
 // A warp has 16 units and all of K: the sums over K end in its accumulators. Of the 8 columns of an
-// mma only 4 have a batch row (two each hold the same one): then a thread finishes two numbers, and
-// the latency of a step, which is all that counts here, is least.
+// mma only 4 are of use: then a thread finishes two numbers, and the latency of a step, which is
+// all that counts here, is least.
 //
-// Where a thread is: lane l has units 2 (l / 4) and the next of its warp's 16, a pair, of row l % 4
-// (with 8 rows: two pairs). The rows of an mma are laid out so: row g is the first unit of pair g,
-// row g + 8 the second. Numbers of a pair lie side by side in all tensors and travel as one word.
+// Where a thread is: lane l has units 2 (l / 4) and the next of its warp's 16, a pair, of row l
+// % 4. The rows of an mma are laid out so: row g is the first unit of pair g, row g + 8 the second.
+// Numbers of a pair lie side by side in all tensors and travel as one word.
 //
-// The exchanged vector in shared memory: blocks of 32 numbers of K, of which ldmatrix reads four
-// matrices of 8 numbers x 8 columns. The order of K is ours to choose, as long as the weights have
-// it too: word c of a row of matrix i holds units 8 c + 2 i and the next of the block. So the
-// weights that a lane needs for a block lie side by side in a row of w_hh.
+// The exchanged vector in shared memory: blocks of two parts of 32 numbers of K, which one ldmatrix
+// brings: four matrices of 8 numbers x 8 columns, where column 2 r is batch row r of the first part
+// and column 2 r + 1 that of the second. Both are multiplied with the weights of one part, and then
+// with those of the other, and of either product the columns of that part are taken.
+// The order of K is ours to choose, as long as the weights have it too: word c of a column of
+// matrix i holds units 8 c + 2 i and the next of the part. So the weights that a lane needs for a
+// part lie side by side in a row of w_hh.
 #pragma once
 
 #include "cuda/args.h"
@@ -32,10 +35,8 @@ struct SmallShape {
   static constexpr SmallLayout kLayout = small_layout(kInstance, Cell::kGates);
   static constexpr bool kBackward = kInstance.backward;
   static constexpr int kHidden = kInstance.hidden, kThreads = kLayout.threads();
-  static constexpr int kPairs = kInstance.rows / 4;  // of a thread
   static constexpr int kIn = kLayout.in, kOut = kLayout.out;
-  static constexpr int kBlocks = kLayout.blocks(), kTiles = kLayout.tiles();
-  static constexpr int kMatrixBytes = kLayout.matrix_bytes(), kBlockBytes = kLayout.block_bytes();
+  static constexpr int kParts = kLayout.parts(), kBlocks = kLayout.blocks();
   static constexpr int kVectorBytes = kLayout.vector_bytes(), kRingAt = kLayout.ring_at();
   static constexpr int kWordBytes = kLayout.word_bytes();
   static constexpr int kChains = kLayout.chains();
@@ -43,7 +44,7 @@ struct SmallShape {
   // before and after the step, and the gradient of the output.
   static constexpr int kSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
   static constexpr int kWords =
-      kPairs * (kBackward ? Cell::kReserve + Cell::kReadsBefore + Cell::kReadsAfter + 1 : Cell::kGates);
+      kBackward ? Cell::kReserve + Cell::kReadsBefore + Cell::kReadsAfter + 1 : Cell::kGates;
   static constexpr int kSharedBytes = kLayout.shared_bytes(kWords);
 };
 
@@ -79,10 +80,10 @@ struct SmallWorker {
   const Steps& steps;  // of the kernel's arguments
   const int hidden;
   const int direction, warp, lane;
-  const int unit;  // the first one of the pair
-  const int row;   // of the first pair in the batch
-  const int count;  // steps at which the tile has living rows: the first `count` in time
-  const int seat;   // the row, if the unit exists
+  const int unit;    // the first one of the pair
+  const int row;     // of the batch
+  const int count;   // steps at which the tile has living rows: the first `count` in time
+  const int seat;    // the row, if the unit exists
   const bool words;  // pairs are whole
 
   DEVICE SmallWorker(const Steps& all, int64_t H, bool whole)
@@ -92,7 +93,7 @@ struct SmallWorker {
         warp(dev::tid() / kWarpSize),
         lane(dev::tid() % kWarpSize),
         unit(warp * kMmaUnits + lane / 4 * 2),
-        row(dev::block_x() * S::kInstance.rows + lane % 4 * S::kPairs),
+        row(dev::block_x() * kSmallRows + lane % kSmallRows),
         count(living_steps()),
         seat(unit < hidden ? row : kNoSeat),
         words(kRegular || whole) {}
@@ -100,7 +101,7 @@ struct SmallWorker {
   DEVICE int living_steps() const {
     int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
     if (kRegular) return high;
-    const int first_row = dev::block_x() * S::kInstance.rows;
+    const int first_row = dev::block_x() * kSmallRows;
     while (low < high) {
       const int middle = low + (high - low) / 2;
       if (steps.batch_at(middle) > first_row) {
@@ -117,14 +118,12 @@ struct SmallWorker {
     if (static_cast<unsigned>(t) >= static_cast<unsigned>(count)) return {0, 0};
     return {static_cast<int>(steps.batch_at(t)), steps.offset_at(t)};
   }
-  DEVICE bool alive(int pair, int living) const { return seat + pair < living; }
-  DEVICE bool exists(int pair) const { return alive(pair, static_cast<int>(steps.largest)); }
+  DEVICE bool alive(const SmallStep& at) const { return seat < at.living; }
+  DEVICE bool exists() const { return seat < static_cast<int>(steps.largest); }
   DEVICE bool second() const { return kRegular || unit + 1 < hidden; }
 
-  // Of a pair in a tensor [D, B, H].
-  DEVICE int64_t in_state(int pair) const {
-    return (direction * steps.largest + row + pair) * hidden + unit;
-  }
+  // In a tensor [D, B, H].
+  DEVICE int64_t in_state() const { return (direction * steps.largest + row) * hidden + unit; }
   // The first row of direction d in a timeline; the row of the states before all steps.
   DEVICE int64_t timeline_rows() const { return direction * (steps.rows + steps.largest); }
   DEVICE int64_t initial_row() const {
@@ -148,23 +147,18 @@ struct SmallWorker {
   }
 
   // ---- the exchanged vector ----
-  DEVICE uint8_t* vector(int round) const {
-    return dev::smem() + (round & 1) * S::kVectorBytes;
+  DEVICE uint8_t* vector(int round) const { return dev::smem() + (round & 1) * S::kVectorBytes; }
+  // Where the pair of a number that units exchange is stored, from the vector on.
+  DEVICE int place(int number) const {
+    const int k = number * S::kHidden + unit, part = k / kSmallPart;
+    return part / 2 * 4 * kCoreBytes + k % 8 / 2 * kCoreBytes +
+           (lane % kSmallRows * 2 + part % 2) * kRowBytes + k % kSmallPart / 8 * 4;
   }
-  // Where word `pair` of a number that units exchange is stored, from the vector on.
-  DEVICE int place(int number, int pair) const {
-    const int in_block = unit % kSmallBlock;
-    return (number * S::kHidden + unit) / kSmallBlock * S::kBlockBytes +
-           in_block % 8 / 2 * S::kMatrixBytes +
-           (lane % 4 * S::kPairs + pair) * kRowBytes + in_block / 8 * 4;
-  }
-  // Where the row lies that this lane names to ldmatrix: column l % 8 of matrix l / 8.
-  DEVICE int column() const {
-    return lane / 8 * S::kMatrixBytes + lane % 8 * S::kPairs / 2 * kRowBytes;
-  }
+  // Of what is sent: what does not exist is 0, so that products with it are.
+  DEVICE uint32_t mask(bool alive) const { return !alive ? 0 : second() ? 0xffffffff : 0xffff; }
 };
 
-// The place of a thread's first pair in a tensor, as the steps go by.
+// The place of a thread's pair in a tensor, as the steps go by.
 template <class W, class T>
 struct SmallTrack {
   T* at;
@@ -179,7 +173,6 @@ struct SmallTrack {
   DEVICE void go(const SmallStep& from, const SmallStep& to) {
     at += W::kRegular ? advance : (to.offset - from.offset) * each;
   }
-  DEVICE T* slot(int pair, int i, int hidden) const { return at + pair * each + i * hidden; }
 };
 
 // Words in shared memory that this thread alone copies there, kSmallAhead steps before it reads
@@ -192,9 +185,7 @@ struct SmallRing {
 
   DEVICE SmallRing() : at(dev::smem() + S::kRingAt + dev::tid() * 4) {}
 
-  DEVICE uint32_t word(int i) const {
-    return *reinterpret_cast<const uint32_t*>(at + i * kWord);
-  }
+  DEVICE uint32_t word(int i) const { return *reinterpret_cast<const uint32_t*>(at + i * kWord); }
   template <class E>
   DEVICE void copy(const W& self, int i, const E* from, bool wanted) const {
     if (self.words) {
@@ -218,7 +209,7 @@ template <class W>
 struct SmallWeights {
   using S = typename W::S;
   using E = typename S::Element;
-  uint32_t held[S::kTiles][S::kOut][4];
+  uint32_t held[2 * S::kParts][S::kOut][4];  // of a part two tiles
 
   // Numbers `column` and the next of a row of w_hh; zeros beside it.
   static DEVICE uint32_t pair(const W& self, const E* row, int column, bool words) {
@@ -235,14 +226,14 @@ struct SmallWeights {
     }
   }
 
-  // Forward: a lane has 8 numbers of its two units' rows in every block.
+  // Forward: a lane has 8 numbers of its two units' rows in every part.
   DEVICE void load_rows(const W& self, const E* w_hh) {
     const bool wide = self.hidden % 8 == 0 && reinterpret_cast<uintptr_t>(w_hh) % 16 == 0;
     const bool words = whole_pairs(self.hidden, w_hh);
     UNROLL
-    for (int i = 0; i < S::kOut * 2 * S::kBlocks; ++i) {
-      const int block = i / (S::kOut * 2), out = i / 2 % S::kOut, half = i % 2;
-      const int column = block * kSmallBlock + self.lane % 4 * 8;
+    for (int i = 0; i < S::kOut * 2 * S::kParts; ++i) {
+      const int part = i / (S::kOut * 2), out = i / 2 % S::kOut, half = i % 2;
+      const int column = part * kSmallPart + self.lane % 4 * 8;
       const E* row = w_hh + (out * self.hidden + self.unit + half) * self.hidden;
       uint4 v{0, 0, 0, 0};
       if (self.unit + half < self.hidden) {
@@ -253,8 +244,8 @@ struct SmallWeights {
           v.z = pair(self, row, column + 4, words), v.w = pair(self, row, column + 6, words);
         }
       }
-      held[2 * block][out][half] = v.x, held[2 * block][out][half + 2] = v.y;
-      held[2 * block + 1][out][half] = v.z, held[2 * block + 1][out][half + 2] = v.w;
+      held[2 * part][out][half] = v.x, held[2 * part][out][half + 2] = v.y;
+      held[2 * part + 1][out][half] = v.z, held[2 * part + 1][out][half + 2] = v.w;
     }
   }
 
@@ -262,8 +253,8 @@ struct SmallWeights {
   DEVICE void load_columns(const W& self, const E* w_hh) {
     const bool words = whole_pairs(self.hidden, w_hh);
     UNROLL
-    for (int tile = 0; tile < S::kTiles; ++tile) {
-      const int k = tile / 2 * kSmallBlock, gate = k / S::kHidden;
+    for (int tile = 0; tile < 2 * S::kParts; ++tile) {
+      const int k = tile / 2 * kSmallPart, gate = k / S::kHidden;
       const int from = k % S::kHidden + self.lane % 4 * 8 + tile % 2 * 4;
       uint32_t rows[4];
       UNROLL
@@ -285,42 +276,48 @@ struct SmallWeights {
   using Early = uint32_t[kEarly][4];
   static DEVICE void begin(const uint8_t* vector, Early& early) {
     UNROLL
-    for (int block = 0; block < kEarly; ++block)
-      dev::ldm4(early[block], vector + block * S::kBlockBytes);
+    for (int block = 0; block < kEarly; ++block) dev::ldm4(early[block], lane_at(vector, block));
+  }
+  static DEVICE const uint8_t* lane_at(const uint8_t* vector, int block) {
+    return vector + block * 4 * kCoreBytes + dev::tid() % kWarpSize * kRowBytes;
   }
 
-  // sum[pair][unit of the pair][output] of the numbers in a vector.
-  DEVICE void multiply(const uint8_t* vector, const Early& early,
-                       float (&sum)[S::kPairs][2][S::kOut]) const {
+  // Of a tile of a part: an even one for the first part, as the columns to be taken are different.
+  static constexpr DEVICE int chain(int part, int n) {
+    return (S::kParts == 1 ? n : part + 2 * n) % S::kChains;
+  }
+  static constexpr DEVICE int column_of(int chain) { return S::kParts == 1 ? 0 : chain % 2; }
+
+  // sum[unit of the pair][output] of the numbers in a vector.
+  DEVICE void multiply(const uint8_t* vector, const Early& early, float (&sum)[2][S::kOut]) const {
     float acc[S::kChains][S::kOut][4] = {};
-    uint32_t b[S::kBlocks][4];
     UNROLL
     for (int block = 0; block < S::kBlocks; ++block) {
-      if (block >= kEarly) {
-        dev::ldm4(b[block], vector + block * S::kBlockBytes);
-      } else {
+      uint32_t b[4];
+      if (block < kEarly) {
         UNROLL
-        for (int i = 0; i < 4; ++i) b[block][i] = early[block < kEarly ? block : 0][i];
+        for (int i = 0; i < 4; ++i) b[i] = early[block < kEarly ? block : 0][i];
+      } else {
+        dev::ldm4(b, lane_at(vector, block));
       }
       UNROLL
-      for (int n = 0; n < 2; ++n) {
-        const int tile = 2 * block + n;
+      for (int i = 0; i < 4; ++i) {
+        const int part = i % 2, n = i / 2, tile = 2 * (2 * block + part) + n;
+        if (tile >= 2 * S::kParts) continue;
         UNROLL
         for (int o = 0; o < S::kOut; ++o)
-          dev::mma<typename S::Operand::Mma>(acc[tile % S::kChains][o], held[tile][o],
-                                             b[block][2 * n], b[block][2 * n + 1]);
+          dev::mma<typename S::Operand::Mma>(acc[chain(part, n)][o], held[tile][o], b[2 * n],
+                                             b[2 * n + 1]);
       }
     }
     UNROLL
-    for (int o = 0; o < S::kOut; ++o) {
+    for (int i = 0; i < 2 * S::kOut; ++i) {
+      const int half = i % 2, o = i / 2;
+      float total = acc[0][o][2 * half];
       UNROLL
-      for (int i = 0; i < 2 * S::kPairs; ++i) {
-        const int at = i / S::kPairs * 2 + i % S::kPairs;
-        float total = acc[0][o][at];
-        UNROLL
-        for (int chain = 1; chain < S::kChains; ++chain) total += acc[chain][o][at];
-        sum[i % S::kPairs][i / S::kPairs][o] = total;
-      }
+      for (int chain = 1; chain < S::kChains; ++chain)
+        total += acc[chain][o][2 * half + column_of(chain)];
+      sum[half][o] = total;
     }
   }
 };

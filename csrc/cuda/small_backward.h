@@ -11,21 +11,21 @@ struct SmallBackward {
   using E = typename S::Element;
   using V = typename S::Number;
   using W = SmallWorker<S, kRegular>;
-  static constexpr int kPairs = S::kPairs, kGates = Cell::kGates, kStates = Cell::kStates;
+  static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
   static constexpr int kReserve = Cell::kReserve, kSlots = S::kSlots;
   static constexpr int kLast = kStates - 1;  // the state that cells read
-  // Words of a pair in the ring.
+  // Words in the ring, behind those of the reserve.
   static constexpr int kBefore = kReserve, kAfter = kBefore + Cell::kReadsBefore,
-                       kGrad = kAfter + Cell::kReadsAfter, kWords = kGrad + 1;
+                       kGrad = kAfter + Cell::kReadsAfter, kWords = S::kWords;
   const BackwardArgs<E>& a;
   W self;
   SmallWeights<W> weights;
   SmallRing<W> ring;
   SmallTrack<W, const E> gates, timeline, grad_output;  // of the step to be asked for
   SmallTrack<W, E> grad_x, grad_h;
-  const E* initial;  // the last state before all steps
-  float grads[kStates][kPairs][2];  // of the states after the step to come
-  uint32_t to_x[kGates][kPairs], to_h[kGates][kPairs];  // of the step done, to be stored
+  const E* initial;                     // the last state before all steps
+  float grads[kStates][2];              // of the states after the step to come
+  uint32_t to_x[kGates], to_h[kGates];  // of the step done, to be stored
 
   DEVICE explicit SmallBackward(const BackwardArgs<E>& args)
       : a(args),
@@ -57,35 +57,23 @@ struct SmallBackward {
 
   DEVICE void load_states() {
     UNROLL
-    for (int k = 0; k < kStates; ++k) {
-      UNROLL
-      for (int p = 0; p < kPairs; ++p)
-        self.load(grads[k][p], a.grad_states_n[k] + self.in_state(p),
-                  a.grad_states_n[k] != nullptr && self.exists(p));
-    }
+    for (int k = 0; k < kStates; ++k)
+      self.load(grads[k], a.grad_states_n[k] + self.in_state(),
+                a.grad_states_n[k] != nullptr && self.exists());
   }
 
   // The inputs of step n. `then`: the step that it followed; rows not alive there began here.
   DEVICE void ask(int n, const SmallStep& at, const SmallStep& then) {
+    const bool wanted = n < self.count && self.alive(at);
     UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      const bool wanted = n < self.count && self.alive(p, at.living);
-      UNROLL
-      for (int k = 0; k < kReserve; ++k)
-        ring.copy(self, p * kWords + k, gates.slot(p, k, self.hidden), wanted);
-      if constexpr (Cell::kReadsAfter)
-        ring.copy(self, p * kWords + kAfter, timeline.slot(p, 0, self.hidden), wanted);
-      if constexpr (Cell::kReadsBefore) {
-        const bool continued = n + 1 < self.count && self.alive(p, then.living);
-        const int64_t back = kRegular ? timeline.advance
-                                      : (then.offset - at.offset) * self.hidden;
-        const E* before = continued ? timeline.slot(p, 0, self.hidden) + back
-                                    : initial + p * self.hidden;
-        ring.copy(self, p * kWords + kBefore, before, wanted);
-      }
-      ring.copy(self, p * kWords + kGrad, grad_output.slot(p, 0, self.hidden),
-                wanted && a.grad_output != nullptr);
+    for (int k = 0; k < kReserve; ++k) ring.copy(self, k, gates.at + k * self.hidden, wanted);
+    if constexpr (Cell::kReadsAfter) ring.copy(self, kAfter, timeline.at, wanted);
+    if constexpr (Cell::kReadsBefore) {
+      const bool continued = n + 1 < self.count && self.alive(then);
+      const int64_t back = kRegular ? timeline.advance : (then.offset - at.offset) * self.hidden;
+      ring.copy(self, kBefore, continued ? timeline.at + back : initial, wanted);
     }
+    ring.copy(self, kGrad, grad_output.at, wanted && a.grad_output != nullptr);
     ring.advance(n);
   }
   DEVICE void ask_next(const SmallStep& from, const SmallStep& to) {
@@ -99,8 +87,8 @@ struct SmallBackward {
   }
 
   // The gate gradients of a step.
-  DEVICE void update(const SmallStep& at, int p, const uint32_t (&in)[kWords]) {
-    const bool alive = kRegular || self.alive(p, at.living);
+  DEVICE void update(const SmallStep& at, const uint32_t (&in)[kWords]) {
+    const bool alive = kRegular || self.alive(at);
     float x[kGates][2], h[kGates][2];
     UNROLL
     for (int half = 0; half < 2; ++half) {
@@ -110,45 +98,37 @@ struct SmallBackward {
       if constexpr (Cell::kReadsBefore) before[kLast] = part(in[kBefore], half);
       if constexpr (Cell::kReadsAfter) after[kLast] = part(in[kAfter], half);
       UNROLL
-      for (int k = 0; k < kStates; ++k) ds[k] = grads[k][p][half];
+      for (int k = 0; k < kStates; ++k) ds[k] = grads[k][half];
       ds[0] = ds[0] + V(part(in[kGrad], half));
       Cell::backward(q, before, after, ds, dx, dh);
       UNROLL
-      for (int k = 0; k < kStates; ++k)
-        grads[k][p][half] = alive ? plain(ds[k]) : grads[k][p][half];
+      for (int k = 0; k < kStates; ++k) grads[k][half] = alive ? plain(ds[k]) : grads[k][half];
       UNROLL
       for (int g = 0; g < kGates; ++g) x[g][half] = plain(dx[g]), h[g][half] = plain(dh[g]);
     }
     UNROLL
     for (int g = 0; g < kGates; ++g) {
-      to_h[g][p] = dev::pack2<E>(h[g][0], h[g][1]);
-      to_x[g][p] = g < Cell::kSharedGates ? to_h[g][p] : dev::pack2<E>(x[g][0], x[g][1]);
+      to_h[g] = dev::pack2<E>(h[g][0], h[g][1]);
+      to_x[g] = g < Cell::kSharedGates ? to_h[g] : dev::pack2<E>(x[g][0], x[g][1]);
     }
   }
 
-  // The hidden-side ones where the products find them; 0 where there are none.
+  // The hidden-side ones where the products of a round find them.
   DEVICE void send(const SmallStep& at, int round) const {
     UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      const uint32_t mask = !self.alive(p, at.living) ? 0 : self.second() ? 0xffffffff : 0xffff;
-      UNROLL
-      for (int g = 0; g < kGates; ++g)
-        *reinterpret_cast<uint32_t*>(self.vector(round) + self.place(g, p)) = to_h[g][p] & mask;
-    }
+    for (int g = 0; g < kGates; ++g)
+      *reinterpret_cast<uint32_t*>(self.vector(round) + self.place(g)) =
+          to_h[g] & self.mask(self.alive(at));
   }
 
   DEVICE void store(const SmallStep& at) const {
+    const bool alive = self.alive(at);
     UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      const bool alive = self.alive(p, at.living);
+    for (int g = 0; g < kGates; ++g) self.store(grad_x.at + g * self.hidden, to_x[g], alive);
+    if constexpr (Cell::kSharedGates < kGates) {
+      if (a.grad_h_gates == nullptr) return;
       UNROLL
-      for (int g = 0; g < kGates; ++g) self.store(grad_x.slot(p, g, self.hidden), to_x[g][p], alive);
-      if constexpr (Cell::kSharedGates < kGates) {
-        if (a.grad_h_gates == nullptr) continue;
-        UNROLL
-        for (int g = 0; g < kGates; ++g)
-          self.store(grad_h.slot(p, g, self.hidden), to_h[g][p], alive);
-      }
+      for (int g = 0; g < kGates; ++g) self.store(grad_h.at + g * self.hidden, to_h[g], alive);
     }
   }
 
@@ -160,41 +140,34 @@ struct SmallBackward {
       ask_next(asked, then), asked = then, then = step(n + 2);
     }
     weights.load(self, a.w_hh[self.direction]);
-    const int column = self.column();
     for (int n = 0; n < self.count; ++n) {
+      uint32_t in[kWords];
       ring.wait();
       UNROLL
-      for (int p = 0; p < kPairs; ++p) {
-        uint32_t in[kWords];
-        UNROLL
-        for (int i = 0; i < kWords; ++i) in[i] = ring.word(p * kWords + i);
-        update(at, p, in);
-      }
+      for (int i = 0; i < kWords; ++i) in[i] = ring.word(i);
+      update(at, in);
       send(at, n);
       dev::cta_sync();
       typename SmallWeights<W>::Early early;
-      weights.begin(self.vector(n) + column, early);
+      weights.begin(self.vector(n), early);
       store(at);
       ask(n + kSmallAhead, asked, then);
-      float sum[kPairs][2][1];
-      weights.multiply(self.vector(n) + column, early, sum);
+      float sum[2][1];
+      weights.multiply(self.vector(n), early, sum);
       ask_next(asked, then), asked = then, then = step(n + 2 + kSmallAhead);
       const SmallStep next = step(n + 1);
       grad_x.go(at, next);
       if constexpr (Cell::kSharedGates < kGates) grad_h.go(at, next);
       at = next;
       UNROLL
-      for (int i = 0; i < 2 * kPairs; ++i) grads[0][i / 2][i % 2] += sum[i / 2][i % 2][0];
+      for (int half = 0; half < 2; ++half) grads[0][half] += sum[half][0];
     }
     UNROLL
     for (int k = 0; k < kStates; ++k) {
-      UNROLL
-      for (int p = 0; p < kPairs; ++p) {
-        E* to = a.grad_states_0[k] + self.in_state(p);
-        if (a.grad_states_0[k] == nullptr || !self.exists(p)) continue;
-        to[0] = narrow<E>(grads[k][p][0]);
-        if (self.second()) to[1] = narrow<E>(grads[k][p][1]);
-      }
+      E* to = a.grad_states_0[k] + self.in_state();
+      if (a.grad_states_0[k] == nullptr || !self.exists()) continue;
+      to[0] = narrow<E>(grads[k][0]);
+      if (self.second()) to[1] = narrow<E>(grads[k][1]);
     }
   }
 };

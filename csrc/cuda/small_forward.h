@@ -12,7 +12,7 @@ struct SmallForward {
   using E = typename S::Element;
   using V = typename S::Number;
   using W = SmallWorker<S, kRegular>;
-  static constexpr int kPairs = S::kPairs, kGates = Cell::kGates, kStates = Cell::kStates;
+  static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
   static constexpr int kReserve = Cell::kReserve, kSlots = S::kSlots;
   const ForwardArgs<E>& a;
   W self;
@@ -20,9 +20,9 @@ struct SmallForward {
   SmallRing<W> ring;
   SmallTrack<W, const E> inputs;  // of the step to be asked for
   SmallTrack<W, E> output, timelines[kMaxStates], gates;
-  float states[kStates][kPairs][2];
-  float bias[kGates][2], bias_x[kGates][2];      // hidden side, input side
-  uint32_t now[kStates][kPairs], kept[kSlots][kPairs];  // of the step done, to be stored
+  float states[kStates][2];
+  float bias_x[kGates][2], bias_h[kGates][2];  // those of shared gates are added in bias_x
+  uint32_t now[kStates], kept[kSlots];         // of the step done, to be stored
 
   DEVICE explicit SmallForward(const ForwardArgs<E>& args)
       : a(args),
@@ -46,8 +46,8 @@ struct SmallForward {
     return self.direction * a.steps.rows + step(0).offset + self.row;
   }
   DEVICE SmallTrack<W, E> timeline(int k) const {
-    const int64_t row = self.timeline_rows() + step(0).offset + self.row +
-                        (forward() ? a.steps.largest : 0);
+    const int64_t row =
+        self.timeline_rows() + step(0).offset + self.row + (forward() ? a.steps.largest : 0);
     return {self, a.timelines[k] + self.unit, row, a.hidden, forward()};
   }
 
@@ -60,9 +60,9 @@ struct SmallForward {
     for (int g = 0; g < kGates; ++g) {
       UNROLL
       for (int half = 0; half < 2; ++half) {
-        bias[g][half] = bias_of(a.b_hh[self.direction], g, half);
         bias_x[g][half] = bias_of(a.b_ih[self.direction], g, half);
-        if (g < Cell::kSharedGates) bias[g][half] += bias_x[g][half];
+        bias_h[g][half] = bias_of(a.b_hh[self.direction], g, half);
+        if (g < Cell::kSharedGates) bias_x[g][half] += bias_h[g][half];
       }
     }
   }
@@ -70,31 +70,24 @@ struct SmallForward {
   DEVICE void load_states() {
     UNROLL
     for (int k = 0; k < kStates; ++k) {
-      UNROLL
-      for (int p = 0; p < kPairs; ++p) {
-        self.load(states[k][p], a.states_0[k] + self.in_state(p),
-                  a.states_0[k] != nullptr && self.exists(p));
-        now[k][p] = dev::pack2<E>(states[k][p][0], states[k][p][1]);
-        if constexpr (kSave)
-          self.store(a.timelines[k] + (self.initial_row() + p) * self.hidden + self.unit, now[k][p],
-                     self.exists(p));
-      }
+      self.load(states[k], a.states_0[k] + self.in_state(),
+                a.states_0[k] != nullptr && self.exists());
+      now[k] = dev::pack2<E>(states[k][0], states[k][1]);
+      if constexpr (kSave)
+        self.store(a.timelines[k] + self.initial_row() * self.hidden + self.unit, now[k],
+                   self.exists());
     }
   }
 
   // The inputs of step n.
   DEVICE void ask(int n, const SmallStep& at) {
+    const bool wanted = n < self.count && self.alive(at);
     UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      const bool wanted = n < self.count && self.alive(p, at.living);
-      UNROLL
-      for (int g = 0; g < kGates; ++g)
-        ring.copy(self, p * kGates + g, inputs.slot(p, g, self.hidden), wanted);
-    }
+    for (int g = 0; g < kGates; ++g) ring.copy(self, g, inputs.at + g * self.hidden, wanted);
     ring.advance(n);
   }
 
-  DEVICE void update(const SmallStep& at, int p, const uint32_t (&x)[kGates],
+  DEVICE void update(const SmallStep& at, const uint32_t (&x)[kGates],
                      const float (&sum)[2][kGates]) {
     float next[kStates][2], reserve[kSlots][2];
     UNROLL
@@ -102,53 +95,43 @@ struct SmallForward {
       V in[kGates], h[kGates], s[kStates], q[kSlots];
       UNROLL
       for (int g = 0; g < kGates; ++g) {
-        h[g] = sum[half][g] + bias[g][half];
-        in[g] = half == 0 ? dev::low_float<E>(x[g]) : dev::high_float<E>(x[g]);
-        if (g >= Cell::kSharedGates) in[g] = in[g] + V(bias_x[g][half]);
+        in[g] = (half == 0 ? dev::low_float<E>(x[g]) : dev::high_float<E>(x[g])) + bias_x[g][half];
+        h[g] = g < Cell::kSharedGates ? sum[half][g] : sum[half][g] + bias_h[g][half];
       }
       UNROLL
-      for (int k = 0; k < kStates; ++k) s[k] = states[k][p][half];
+      for (int k = 0; k < kStates; ++k) s[k] = states[k][half];
       Cell::forward(in, h, s, q);
       UNROLL
       for (int k = 0; k < kStates; ++k) next[k][half] = plain(s[k]);
       UNROLL
       for (int k = 0; k < kReserve; ++k) reserve[k][half] = plain(q[k]);
     }
-    const bool alive = kRegular || self.alive(p, at.living);
+    const bool alive = kRegular || self.alive(at);
     UNROLL
     for (int k = 0; k < kStates; ++k) {
       UNROLL
       for (int half = 0; half < 2; ++half)
-        states[k][p][half] = alive ? next[k][half] : states[k][p][half];
-      now[k][p] = dev::pack2<E>(states[k][p][0], states[k][p][1]);
+        states[k][half] = alive ? next[k][half] : states[k][half];
+      now[k] = dev::pack2<E>(states[k][0], states[k][1]);
     }
     UNROLL
-    for (int k = 0; k < kReserve; ++k) kept[k][p] = dev::pack2<E>(reserve[k][0], reserve[k][1]);
+    for (int k = 0; k < kReserve; ++k) kept[k] = dev::pack2<E>(reserve[k][0], reserve[k][1]);
   }
 
-  // h where the products of a round find it. What does not exist is 0 there: products with it are.
+  // h where the products of a round find it.
   DEVICE void send(int round) const {
-    UNROLL
-    for (int p = 0; p < kPairs; ++p)
-      *reinterpret_cast<uint32_t*>(self.vector(round) + self.place(0, p)) = now[0][p] & mask(p);
-  }
-  DEVICE uint32_t mask(int p) const {
-    return !self.exists(p) ? 0 : self.second() ? 0xffffffff : 0xffff;
+    *reinterpret_cast<uint32_t*>(self.vector(round) + self.place(0)) =
+        now[0] & self.mask(self.exists());
   }
 
   DEVICE void store(const SmallStep& at) const {
-    UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      const bool alive = self.alive(p, at.living);
-      self.store(output.slot(p, 0, self.hidden), now[0][p], alive);
-      if constexpr (kSave) {
-        UNROLL
-        for (int k = 0; k < kStates; ++k)
-          self.store(timelines[k].slot(p, 0, self.hidden), now[k][p], alive);
-        UNROLL
-        for (int k = 0; k < kReserve; ++k)
-          self.store(gates.slot(p, k, self.hidden), kept[k][p], alive);
-      }
+    const bool alive = self.alive(at);
+    self.store(output.at, now[0], alive);
+    if constexpr (kSave) {
+      UNROLL
+      for (int k = 0; k < kStates; ++k) self.store(timelines[k].at, now[k], alive);
+      UNROLL
+      for (int k = 0; k < kReserve; ++k) self.store(gates.at + k * self.hidden, kept[k], alive);
     }
   }
 
@@ -172,37 +155,32 @@ struct SmallForward {
       inputs.go(asked, next), asked = next;
     }
     weights.load(self, a.w_hh[self.direction]);
-    const int column = self.column();
     dev::cta_sync();
     typename SmallWeights<W>::Early early;
-    weights.begin(self.vector(0) + column, early);
+    weights.begin(self.vector(0), early);
     for (int n = 0; n < self.count; ++n) {
-      uint32_t x[kPairs][kGates];
+      uint32_t x[kGates];
       ring.wait();
       UNROLL
-      for (int i = 0; i < kPairs * kGates; ++i) x[i / kGates][i % kGates] = ring.word(i);
-      float sum[kPairs][2][kGates];
-      weights.multiply(self.vector(n) + column, early, sum);
-      ask(n + kSmallAhead, asked);
-      UNROLL
-      for (int p = 0; p < kPairs; ++p) update(at, p, x[p], sum[p]);
+      for (int g = 0; g < kGates; ++g) x[g] = ring.word(g);
+      float sum[2][kGates];
+      weights.multiply(self.vector(n), early, sum);
+      update(at, x, sum);
       send(n + 1);
       dev::cta_sync();
-      weights.begin(self.vector(n + 1) + column, early);
+      weights.begin(self.vector(n + 1), early);
       store(at);
+      ask(n + kSmallAhead, asked);
       const SmallStep next = step(n + 1), ahead = step(n + 1 + kSmallAhead);
       go(at, next), at = next;
       inputs.go(asked, ahead), asked = ahead;
     }
     UNROLL
     for (int k = 0; k < kStates; ++k) {
-      UNROLL
-      for (int p = 0; p < kPairs; ++p) {
-        E* to = a.states_n[k] + self.in_state(p);
-        if (!self.exists(p)) continue;
-        to[0] = narrow<E>(states[k][p][0]);
-        if (self.second()) to[1] = narrow<E>(states[k][p][1]);
-      }
+      E* to = a.states_n[k] + self.in_state();
+      if (!self.exists()) continue;
+      to[0] = narrow<E>(states[k][0]);
+      if (self.second()) to[1] = narrow<E>(states[k][1]);
     }
   }
 };

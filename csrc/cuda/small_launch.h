@@ -28,8 +28,7 @@ struct SmallLaunches {
   template <bool kSave>
   static dev::Status forward_of(const ForwardArgs<E>& args, int64_t tiles, int directions,
                                 dev::Stream stream) {
-    const bool regular =
-        args.steps.batch == nullptr && SmallForward<S, kSave, true>::words(args);
+    const bool regular = args.steps.batch == nullptr && SmallForward<S, kSave, true>::words(args);
     return run(small_forward<S, kSave, true>, small_forward<S, kSave, false>, regular, args, tiles,
                directions, stream);
   }

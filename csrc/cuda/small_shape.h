@@ -13,50 +13,49 @@ namespace rnnfast::cuda {
 struct SmallInstance {
   bool backward;
   int hidden;  // H at most; a multiple of 32
-  int rows;    // of the batch that a CTA has: 4 or 8
 };
 
 // Forward and backward in turn.
 inline constexpr SmallInstance kSmallInstances[] = {
-    {false, 32, 4}, {true, 32, 4}, {false, 64, 4}, {true, 64, 4}, {false, 128, 4}, {true, 128, 4},
+    {false, 32}, {true, 32}, {false, 64}, {true, 64}, {false, 128}, {true, 128},
 };
 inline constexpr int kSmallCount = std::size(kSmallInstances);
 
-inline constexpr int kSmallAhead = 4;        // steps that inputs are asked for ahead
-inline constexpr int kSmallBlock = 32;       // numbers of K that one ldmatrix brings: two mma
-inline constexpr int kSmallMatrices = 4;     // of 8 numbers of K each
-inline constexpr int kSmallMostChains = 4;   // accumulators of one output
-inline constexpr int kSmallMmaClocks = 33;   // until an mma may add to the result of another
-inline constexpr int kSmallMmaPeriod = 6;    // between two mma of a tensor core
+inline constexpr int kSmallRows = 4;        // of the batch that a CTA has
+inline constexpr int kSmallAhead = 4;       // steps that inputs are asked for ahead
+inline constexpr int kSmallPart = 32;       // numbers of K that one lane has of a row of w_hh
+inline constexpr int kSmallMostChains = 4;  // accumulators of one output
+inline constexpr int kSmallMmaClocks = 33;  // until an mma may add to the result of another
+inline constexpr int kSmallMmaPeriod = 6;   // between two mma of a tensor core
 
 struct SmallLayout {
-  int hidden, rows, in, out;  // numbers per unit: exchanged, and computed by the products
+  int hidden, in, out;  // numbers per unit: exchanged, and computed by the products
 
   constexpr int warps() const { return hidden / kMmaUnits; }
   constexpr int threads() const { return warps() * kWarpSize; }
-  constexpr int blocks() const { return in * hidden / kSmallBlock; }
-  constexpr int tiles() const { return 2 * blocks(); }
-  constexpr int matrix_bytes() const { return rows * kRowBytes; }
-  constexpr int block_bytes() const { return kSmallMatrices * matrix_bytes(); }
-  constexpr int vector_bytes() const { return blocks() * block_bytes(); }
+  constexpr int parts() const { return in * hidden / kSmallPart; }
+  // Of the vector: two parts in four matrices, what one ldmatrix brings.
+  constexpr int blocks() const { return (parts() + 1) / 2; }
+  constexpr int vector_bytes() const { return blocks() * 4 * kCoreBytes; }
   constexpr int word_bytes() const { return threads() * 4; }  // of all threads at one step
   constexpr int ring_at() const { return 2 * vector_bytes(); }
   constexpr int shared_bytes(int words) const {
     return ring_at() + words * kSmallAhead * word_bytes();
   }
-  // So many accumulators that the tensor cores rather than the latency of an mma are the limit.
+  // The accumulators of the two parts of a block differ; more of them, so that the tensor cores
+  // rather than the latency of an mma are the limit.
   constexpr int chains() const {
-    const int busy = tiles() * out * std::max(1, warps() / 4) * kSmallMmaPeriod;
-    int chains = 1;
-    while (chains < kSmallMostChains && chains < tiles() && tiles() / chains * kSmallMmaClocks > busy)
+    const int tiles = 2 * parts();
+    const int busy = tiles * out * std::max(1, warps() / 4) * kSmallMmaPeriod;
+    int chains = std::min(2, parts());
+    while (chains < kSmallMostChains && chains < tiles && tiles / chains * kSmallMmaClocks > busy)
       chains *= 2;
     return chains;
   }
 };
 
 constexpr SmallLayout small_layout(const SmallInstance& instance, int gates) {
-  return {instance.hidden, instance.rows, instance.backward ? gates : 1,
-          instance.backward ? 1 : gates};
+  return {instance.hidden, instance.backward ? gates : 1, instance.backward ? 1 : gates};
 }
 
 // Microseconds a step of one CTA on an H200 (GRU: measured with prototypes; the others by their
@@ -65,7 +64,7 @@ inline double small_step(const SmallInstance& instance, int gates) {
   const int size = instance.hidden <= 32 ? 0 : instance.hidden <= 64 ? 1 : 2;
   constexpr double kForward[] = {0.24, 0.28, 0.50}, kBackward[] = {0.45, 0.56, 0.98};
   const double gru = instance.backward ? kBackward[size] : kForward[size];
-  return gru * (gates == 1 ? 0.7 : gates == 3 ? 1 : 1.2) * (instance.rows == 8 ? 1.6 : 1);
+  return gru * (gates == 1 ? 0.7 : gates == 3 ? 1 : 1.2);
 }
 
 // CTAs that share an SM hide each other's latencies.
@@ -89,9 +88,9 @@ inline void add_small_plans(const Problem& p, Plans& plans) {
   for (int i = 0; i < kSmallCount; ++i) {
     const SmallInstance& instance = kSmallInstances[i];
     if (!small_serves(instance, p)) continue;
-    const int64_t tiles = (p.B - 1) / instance.rows + 1;
-    plans.push_back({Kernel::kSmall, i, instance.hidden, 1, instance.rows, tiles,
-                     small_cost(instance, p, tiles)});
+    const int64_t tiles = (p.B - 1) / kSmallRows + 1;
+    plans.push_back(
+        {Kernel::kSmall, i, instance.hidden, 1, kSmallRows, tiles, small_cost(instance, p, tiles)});
   }
 }
 
