@@ -8,6 +8,7 @@ python -m benchmarks.report benchmarks/results/*.json --readme          README.m
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,6 +105,7 @@ def _row(measurement: Measurement) -> list[str]:
         for side in (measurement.baseline, measurement.candidate)
     )
     speed_up, pairwise = measurement.speed_up, measurement.pairwise
+    errors = dataclasses.astuple(measurement.errors) if measurement.errors else ()
     colour = "green" if speed_up >= 1.05 else "yellow" if speed_up >= 0.95 else "red"
     return [
         measurement.problem.label,
@@ -111,8 +113,7 @@ def _row(measurement: Measurement) -> list[str]:
         *sides,
         f"[{colour}]{speed_up:.2f}x[/{colour}]",
         f"{pairwise.median:.2f} ({pairwise.p20:.2f} {pairwise.p80:.2f})",
-        f"{measurement.errors.baseline:.1e}",
-        f"{measurement.errors.candidate:.1e}",
+        *(f"{error:.1e}" for error in errors),
     ]
 
 
