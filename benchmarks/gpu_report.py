@@ -44,7 +44,7 @@ def of(record: Record, graph: bool, name: str) -> list[Measurement]:
 
 
 def ratios(found: Iterable[Measurement]) -> dict[str, dict[tuple[Problem, str], float]]:
-    """By precision, problem and cell: cuDNN's time over ours; of 16 bits also at each one's best."""
+    """By precision, problem and cell: cuDNN's time over ours; of 16 bits also the best."""
     result: dict[str, dict[tuple[Problem, str], float]] = {}
     pairs: dict[tuple[Problem, str], list[Measurement]] = {}
     for m in found:
