@@ -19,6 +19,8 @@ inline constexpr int kCoreBytes = kMmaBatch * kRowBytes;  // one 8 x 16-byte mat
 inline constexpr int kTileBytes = 2 * kCoreBytes;         // a K tile of 8 batch rows
 inline constexpr int kFragmentBytes = kWarpSize * 16;     // the weights of one mma
 inline constexpr int kPackThreads = 256;
+// Most shared memory that a CTA may have on any architecture: sm_90 and sm_100.
+inline constexpr int kMaxSharedBytes = 227 * 1024;
 // Few warps: each holds more operands, and there is less to reduce and to issue. Three groups share
 // the four tensor cores evenly only as twelve warps.
 inline constexpr int kMostWarps = 12, kMostWarpsOfFourGates = 8;
@@ -27,13 +29,24 @@ inline constexpr int kFewFragments = 40;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
 enum class Exchange { kCta, kCluster, kGrid };
-// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kRows: from
-// registers, 16 bytes at a time. kStage: collected in shared memory first, then 16 bytes at a time.
-// kGlobal: collected, then to global memory. kSums: backward in a cluster. Gate gradients stay in
-// their CTA, which multiplies them with its rows of w_hh; the products, partial sums for all units,
-// go to the CTAs of those units.
-enum class Sending { kPlace, kRows, kStage, kGlobal, kSums };
+// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kWords, kRows: from
+// registers, 4 bytes at a time as they are or 16 after shuffles. kStage: collected in shared memory
+// first, then 16 bytes at a time. kGlobal: collected, then to global memory. kSums: backward in a
+// cluster. Gate gradients stay in their CTA, which multiplies them with its rows of w_hh; the
+// products, partial sums for all units, go to the CTAs of those units.
+enum class Sending { kPlace, kWords, kRows, kStage, kGlobal, kSums };
+// The vectors up to which kWords is faster: four times as many sends count on an mbarrier.
+inline constexpr int kMostWordBytes = 4096;
 inline constexpr int kMessageBytes = kWarpSize * 16;  // the sums of 16 units, 8 rows
+
+// Inputs of a step are asked for so many steps before it: a step may be shorter than a read.
+inline constexpr int kStepsAhead = 4;
+// Numbers per unit and batch row that a step reads: forward x_gates; backward the gates, what
+// Cell::kReadsBefore and kReadsAfter say of the states, and grad_output.
+constexpr int input_lines(int gates, bool backward) {
+  if (!backward) return gates;
+  return gates == 1 ? 2 : gates == 3 ? 6 : 7;
+}
 
 struct Instance {
   Exchange exchange;
@@ -82,6 +95,7 @@ struct Layout {
   int warp_tiles;        // K tiles of a warp
   int fragments;         // operands of a warp
   int shared_fragments;  // of them in shared memory
+  int ring_slots;        // steps whose inputs are under way or waiting; 0: no room for a ring
 
   constexpr int warps() const { return groups * splits; }
   constexpr int threads() const { return warps() * kWarpSize; }
@@ -98,22 +112,35 @@ struct Layout {
     if (exchange != Exchange::kCluster)
       return exchange == Exchange::kCta ? Sending::kPlace : Sending::kGlobal;
     if (sums()) return Sending::kSums;
-    return element_bytes == 2 && columns == 1 ? Sending::kRows : Sending::kStage;
+    if (element_bytes != 2 || columns != 1) return Sending::kStage;
+    return elements() > 1 && vector_bytes() <= kMostWordBytes ? Sending::kWords : Sending::kRows;
+  }
+  constexpr bool from_registers() const {
+    return sending() == Sending::kWords || sending() == Sending::kRows;
+  }
+  // Whether the 16-byte rows of a vector are 8 batch rows of a unit, where else they are units of a
+  // batch row: so lie two accumulators of a thread.
+  constexpr bool transposed() const {
+    return element_bytes == 2 && elements() > 1 && sending() != Sending::kRows &&
+           sending() != Sending::kGlobal;
   }
   // With kSums, warps still multiply what is on the stage when others have received the sums of the
   // round, and collect for the next one.
   constexpr int stage_buffers() const {
-    return sending() == Sending::kPlace || sending() == Sending::kRows ? 0 : sums() ? 2 : 1;
+    return sending() == Sending::kPlace || from_registers() ? 0 : sums() ? 2 : 1;
   }
   // Without a barrier before the warps send, partial sums of the next step are written while others
   // still read these.
-  constexpr int partial_buffers() const { return sending() == Sending::kRows ? 2 : 1; }
+  constexpr int partial_buffers() const { return from_registers() ? 2 : 1; }
   constexpr int partial_floats() const {  // of a group
     return sums() ? 0 : splits * (splits - 1) * out * elements() * kWarpSize;
   }
   constexpr int partial_bytes() const { return groups * partial_floats() * 4; }  // one buffer
 
-  // Shared memory: vectors, partial sums, stage, mbarriers, weights.
+  int constexpr lines() const { return input_lines(gates, backward); }
+  constexpr int slot_bytes() const { return lines() * units * columns * kMmaBatch * element_bytes; }
+
+  // Shared memory: vectors, partial sums, stage, mbarriers, weights, inputs.
   constexpr int partial_at() const { return vector_buffers() * vector_bytes(); }
   constexpr int stage_at() const { return partial_at() + partial_buffers() * partial_bytes(); }
   constexpr int bars_at() const {  // tiles are read in pairs
@@ -121,9 +148,10 @@ struct Layout {
            (sums() && warp_tiles % 2 == 1 ? kTileBytes : 0);
   }
   constexpr int weights_at() const { return bars_at() + 16; }
-  constexpr int shared_bytes() const {
+  constexpr int ring_at() const {
     return weights_at() + warps() * shared_fragments * kFragmentBytes;
   }
+  constexpr int shared_bytes() const { return ring_at() + ring_slots * slot_bytes(); }
   constexpr int64_t packed_bytes() const {  // of w_hh, one direction
     return int64_t{peers} * warps() * fragments * kFragmentBytes;
   }
@@ -168,11 +196,10 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   l.fragments = l.unit_tiles * l.warp_tiles * l.out * (precision == Precision::kFloat ? 2 : 1);
   const int held = register_fragments(l);
   l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
+  l.ring_slots = kStepsAhead;
+  if (l.shared_bytes() > kMaxSharedBytes) l.ring_slots = 0;
   return l;
 }
-
-// Most shared memory that a CTA may have on any architecture: sm_90 and sm_100.
-inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
