@@ -17,6 +17,7 @@
 #define DEVICE __device__ __forceinline__
 #define KERNEL __global__ void
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
+#define LAUNCH_BOUNDS_FOR(threads, ctas) __launch_bounds__(threads, ctas)
 #define UNROLL _Pragma("unroll")
 
 // What the architecture being compiled for has, for #if and if constexpr in kernel bodies: clusters
@@ -305,6 +306,21 @@ DEVICE uint4 load_l2(const uint4* p) {
                : "memory");
   return v;
 }
+DEVICE uint2 load_l2(const uint2* p) {
+  uint2 v;
+  asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  return v;
+}
+DEVICE uint32_t load_l2(const uint32_t* p) {
+  uint32_t v;
+  asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+DEVICE uint16_t load_l2(const uint16_t* p) {
+  uint16_t v;
+  asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+  return v;
+}
 DEVICE void store_l2(uint4* p, uint4 v) {
   asm volatile("st.global.cg.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)
@@ -313,6 +329,33 @@ DEVICE void store_l2(uint4* p, uint4 v) {
 
 // Whether 16 bytes can be loaded at once.
 DEVICE bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// ---- kernels that begin before the one before them in the stream has ended ----
+// A launch that is `dependent` may begin as soon as all CTAs of the kernel before it have called
+// let_next_start() or ended. Between other kernels, and where the architecture cannot do it, both
+// do nothing.
+
+// All kernels before this one have ended, and what they stored is seen. Before it a thread may
+// store nothing, and read nothing that they may have stored.
+DEVICE void wait_for_previous() {
+#if HAS_CLUSTER
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// After wait_for_previous() only: so that whoever begins while this kernel runs can rely on all
+// that came before this one.
+DEVICE void let_next_start() {
+#if HAS_CLUSTER
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// As load_l2, of memory that no kernel near this one stores to: may come before
+// wait_for_previous().
+template <class T>
+DEVICE T load_settled(const T* p) {
+  return load_l2(p);
+}
 
 // ---- numbers ----
 

@@ -3,7 +3,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 
 #include "binder.h"
 
@@ -46,12 +45,6 @@ void multiply(const Product& product);
 // Whether float32 products may use TF32: torch.nn's layers go by cuDNN's switch for RNNs.
 inline bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
-// Whether torch's own products do.
-inline bool torch_uses_tf32() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
-         at::Float32Precision::TF32;
-}
-
 // out = a b + beta out, for contiguous matrices.
 inline void multiply(const Tensor& out, const Tensor& a, bool a_transposed, const Tensor& b,
                      bool b_transposed, double beta, bool tf32) {
@@ -75,17 +68,9 @@ inline void multiply(const Tensor& out, const Tensor& a, bool a_transposed, cons
             tf32});
 }
 
-// out [rows, G*H] = x [rows, I] times w_ih [G*H, I] transposed, plus the bias if it is defined.
-inline void project(Tensor out, const Tensor& x, const Tensor& w_ih, const Tensor& bias,
-                    bool tf32) {
-  // torch's own addmm adds the bias on the way, but it goes by another switch.
-  const bool same_switch = out.scalar_type() != at::kFloat || tf32 == torch_uses_tf32();
-  if (bias.defined() && same_switch) {
-    at::addmm_out(out, bias, x, w_ih.t());
-  } else {
-    if (bias.defined()) out.copy_(bias.expand_as(out));
-    multiply(out, x, false, w_ih, true, bias.defined() ? 1 : 0, tf32);
-  }
+// out [rows, G*H] = x [rows, I] times w_ih [G*H, I] transposed.
+inline void project(const Tensor& out, const Tensor& x, const Tensor& w_ih, bool tf32) {
+  multiply(out, x, false, w_ih, true, 0, tf32);
 }
 
 }  // namespace rnnfast::cuda

@@ -56,10 +56,10 @@ KERNEL step_forward(StepForwardArgs<E> args) {
   const int64_t row = rows.row + b, B = layer.steps.largest;
   const E* x_gates = layer.x_gates + (d * layer.steps.rows + row) * Cell::kGates * H + j;
   const Compute<E>* h_gates = a.h_gates + (d * B + b) * Cell::kGates * H + j;
-  const E* b_hh = layer.b_hh[d];
+  const E *b_ih = layer.b_ih[d], *b_hh = layer.b_hh[d];
   V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[Cell::kReserve + 1];
   for (int g = 0; g < Cell::kGates; ++g) {
-    x[g] = V(widen(x_gates[g * H]));
+    x[g] = V(widen(x_gates[g * H]) + (b_ih ? widen(b_ih[g * H + j]) : Compute<E>(0)));
     h[g] = V(h_gates[g * H] + (b_hh ? widen(b_hh[g * H + j]) : Compute<E>(0)));
   }
   const int64_t own = (d * B + b) * H + j;

@@ -11,6 +11,7 @@
 #define DEVICE inline
 #define KERNEL inline void
 #define LAUNCH_BOUNDS(threads)
+#define LAUNCH_BOUNDS_FOR(threads, ctas)
 #define UNROLL
 #define HAS_CLUSTER 1
 #define HAS_MMA 1
@@ -240,12 +241,33 @@ DEVICE void check_aligned(const uint4* p) {
     machine->fail("16 bytes of global memory at a misaligned address");
 }
 
+// Of a launch that is dependent: what kernels before it have stored may not be there yet.
+DEVICE void check_waited(const char* what) {
+  if (machine->shape().dependent && !machine->fiber().waited)
+    machine->fail(std::string(what) + " before wait_for_previous");
+}
+
 DEVICE uint4 load_l2(const uint4* p) {
   check_aligned(p);
+  check_waited("load_l2");
   machine->maybe_yield();
   for (const auto* stores :
        {&machine->fiber().stores, &machine->warp().stores, &machine->cta().stores})
     if (const uint4* own = find_store(*stores, p)) return *own;
+  return *p;
+}
+
+template <class T>
+DEVICE T load_l2(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0)
+    machine->fail("load_l2 from a misaligned address");
+  check_waited("load_l2");
+  return *p;
+}
+template <class T>
+DEVICE T load_settled(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0)
+    machine->fail("load_settled from a misaligned address");
   return *p;
 }
 
@@ -293,6 +315,14 @@ DEVICE void poll_until(Ready ready) {
     pause();
   }
 }
+
+// ---- kernels that begin before the one before them in the stream has ended ----
+
+DEVICE void wait_for_previous() {
+  machine->fiber().waited = true;
+  machine->maybe_yield();
+}
+DEVICE void let_next_start() { check_waited("let_next_start"); }
 
 // ---- numbers ----
 

@@ -67,6 +67,7 @@ struct Shape {
   int grid_x, grid_y, threads, cluster;
   size_t smem_bytes;
   bool cooperative;
+  bool dependent = false;
 };
 inline std::vector<Shape> launches;  // all so far, until somebody empties it
 
@@ -105,6 +106,7 @@ struct Fiber {
   Cta* cta = nullptr;
   const char* where = "";  // the primitive it waits in
   bool done = false;
+  bool waited = false;            // for the kernel before, in a dependent launch
   const uint64_t* bar = nullptr;  // the mbarrier it waits for, and
   uint32_t parity = 0;
   std::vector<Store> stores;  // not seen by others yet, and ordered before nothing of them
