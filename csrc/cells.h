@@ -6,7 +6,6 @@
 // backward takes q, the states before (p) and after (s) the step and, in ds, the gradients of the
 // states after it. It gives the gradients of x and h in dx and dh, and leaves in ds what reaches
 // the states before the step elementwise; what reaches h_{t-1} through W_hh is the driver's to add.
-// Of the states, backward reads the last one alone: p with kBefore, s with kAfter.
 // A new cell is a struct here and a word in dispatch_cell and kCells.
 #pragma once
 
@@ -46,7 +45,9 @@ struct Elman {
   static constexpr const char* kName = Activation::kCell;
   static constexpr int kGates = 1, kStates = 1, kReserve = 0;
   static constexpr int kSharedGates = 1;  // dx == dh for so many, the first ones
-  static constexpr bool kBefore = false, kAfter = true;
+  // Whether backward reads the last of the states before the step, and after it; others it does
+  // not.
+  static constexpr bool kReadsBefore = false, kReadsAfter = true;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V*) {
@@ -66,7 +67,7 @@ struct Gru {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3, kStates = 1, kReserve = 4;  // gates r z n; reserve r z n h_n
   static constexpr int kSharedGates = 2;
-  static constexpr bool kBefore = true, kAfter = false;
+  static constexpr bool kReadsBefore = true, kReadsAfter = false;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {
@@ -92,7 +93,7 @@ struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
   static constexpr int kSharedGates = 4;
-  static constexpr bool kBefore = true, kAfter = true;
+  static constexpr bool kReadsBefore = true, kReadsAfter = true;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {

@@ -207,10 +207,32 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 #endif
 }
 
+// The same with 4 bytes.
+DEVICE void st_async4(Remote to, uint32_t v, Remote bar) {
+#if HAS_CLUSTER
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to.address),
+      "r"(v), "r"(bar.address)
+      : "memory");
+#else
+  trap("clusters need compute capability 9.0");
+#endif
+}
+
 // ---- copies into shared memory that go on while the thread does ----
 
-// 4 bytes of global memory; 0 with `bytes` = 0, which reads nothing. Until this thread has waited
-// for the group that the copy is in, nobody may touch `to`.
+// 16 bytes of global memory. Until this thread has waited for the group that the copy is in, nobody
+// may touch `to`.
+DEVICE void cp_async16(void* to, const void* from) {
+#if HAS_MMA
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+#else
+  trap("asynchronous copies need compute capability 8.0");
+#endif
+}
+
+// The same with 4 bytes; 0 with `bytes` = 0, which reads nothing.
 DEVICE void cp_async4(void* to, const void* from, int bytes) {
 #if HAS_MMA
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from),
@@ -375,6 +397,14 @@ DEVICE float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v
 // of row l / 4.
 DEVICE void ldm4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same with each matrix transposed: r[i] gets elements 2 (l % 4) and the next of column l / 4.
+DEVICE void ldm4_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");

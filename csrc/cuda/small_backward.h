@@ -15,8 +15,8 @@ struct SmallBackward {
   static constexpr int kReserve = Cell::kReserve, kSlots = S::kSlots;
   static constexpr int kLast = kStates - 1;  // the state that cells read
   // Words in the ring, behind those of the reserve.
-  static constexpr int kBefore = kReserve, kAfter = kBefore + Cell::kBefore,
-                       kGrad = kAfter + Cell::kAfter, kWords = S::kWords;
+  static constexpr int kBefore = kReserve, kAfter = kBefore + Cell::kReadsBefore,
+                       kGrad = kAfter + Cell::kReadsAfter, kWords = S::kWords;
   const BackwardArgs<E>& a;
   W self;
   SmallWeights<W> weights;
@@ -67,8 +67,8 @@ struct SmallBackward {
     const bool wanted = n < self.count && self.alive(at);
     UNROLL
     for (int k = 0; k < kReserve; ++k) ring.copy(self, k, gates.at + k * self.hidden, wanted);
-    if constexpr (Cell::kAfter) ring.copy(self, kAfter, timeline.at, wanted);
-    if constexpr (Cell::kBefore) {
+    if constexpr (Cell::kReadsAfter) ring.copy(self, kAfter, timeline.at, wanted);
+    if constexpr (Cell::kReadsBefore) {
       const bool continued = n + 1 < self.count && self.alive(then);
       const int64_t back = kRegular ? timeline.advance : (then.offset - at.offset) * self.hidden;
       ring.copy(self, kBefore, continued ? timeline.at + back : initial, wanted);
@@ -95,8 +95,8 @@ struct SmallBackward {
       V q[kSlots], before[kStates], after[kStates], ds[kStates], dx[kGates], dh[kGates];
       UNROLL
       for (int k = 0; k < kReserve; ++k) q[k] = part(in[k], half);
-      if constexpr (Cell::kBefore) before[kLast] = part(in[kBefore], half);
-      if constexpr (Cell::kAfter) after[kLast] = part(in[kAfter], half);
+      if constexpr (Cell::kReadsBefore) before[kLast] = part(in[kBefore], half);
+      if constexpr (Cell::kReadsAfter) after[kLast] = part(in[kAfter], half);
       UNROLL
       for (int k = 0; k < kStates; ++k) ds[k] = grads[k][half];
       ds[0] = ds[0] + V(part(in[kGrad], half));

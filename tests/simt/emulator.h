@@ -4,8 +4,9 @@
 // Modelled: CTA, named, warp and cluster barriers; warp collectives; mbarriers with transaction
 // counts; asynchronous stores to other CTAs, which land late and in random order; stores by
 // store_l2, which other CTAs see only after a store_release by a thread that is ordered behind
-// them, or when the CTA ends; CTAs that run at the same time: all of a cooperative grid, else some
-// clusters at a time, in random order.
+// them, or when the CTA ends; cp.async, which lands at once or when its thread waits for it; CTAs
+// that run at the same time: all of a cooperative grid, else some clusters at a time, in random
+// order.
 //
 // Found, and thrown as Error: deadlocks, warp collectives that not all lanes reach, wrong uses of
 // barriers, accesses beyond shared memory and guarded global memory (memory.h), copies into a CTA
@@ -80,16 +81,12 @@ struct Store {
   uint4 value;
 };
 
-// A copy of 4 bytes that a thread has begun and not waited for; zeros without a source.
+// A copy of 4 or 16 bytes that a thread has begun and not waited for.
 struct ThreadCopy {
-  uint8_t* to;
-  const uint8_t* from;
-  void land() const {
-    if (from == nullptr)
-      std::memset(to, 0, 4);
-    else
-      std::memcpy(to, from, 4);
-  }
+  void* to;
+  uint4 value;
+  size_t bytes;
+  void land() const { std::memcpy(to, &value, bytes); }
 };
 
 struct Fiber {
@@ -161,6 +158,7 @@ struct Copy {
   uint8_t* address;
   uint64_t* bar;
   uint4 value;
+  size_t bytes;  // the first ones of it
 };
 
 // What the scheduler holds back until nothing else can go on.
