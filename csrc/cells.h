@@ -6,7 +6,6 @@
 // backward takes q, the states before (p) and after (s) the step and, in ds, the gradients of the
 // states after it. It gives the gradients of x and h in dx and dh, and leaves in ds what reaches
 // the states before the step elementwise; what reaches h_{t-1} through W_hh is the driver's to add.
-// Of the states, backward reads the last one alone: p with kBefore, s with kAfter.
 // A new cell is a struct here and a word in dispatch_cell and kCells.
 #pragma once
 

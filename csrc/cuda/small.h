@@ -165,8 +165,9 @@ struct SmallTrack {
   int64_t each;     // numbers of a row of the tensor
   int64_t advance;  // kRegular: from step to step
 
+  // Opaque: or the compiler derives one track from another, by multiplications.
   DEVICE SmallTrack(const W& self, T* tensor, int64_t row, int64_t numbers, bool forward)
-      : at(tensor + row * numbers), each(numbers) {
+      : at(dev::opaque_global(tensor + row * numbers)), each(numbers) {
     const int64_t step = self.steps.largest * numbers;
     advance = forward ? step : -step;
   }
