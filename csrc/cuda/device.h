@@ -207,6 +207,46 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 #endif
 }
 
+// The same with 4 bytes.
+DEVICE void st_async4(Remote to, uint32_t v, Remote bar) {
+#if HAS_CLUSTER
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to.address),
+      "r"(v), "r"(bar.address)
+      : "memory");
+#else
+  trap("clusters need compute capability 9.0");
+#endif
+}
+
+// ---- copies into shared memory that go on while the thread does ----
+
+// 16 bytes of global memory. Until this thread has waited for the group that the copy is in, nobody
+// may touch `to`.
+DEVICE void cp_async16(void* to, const void* from) {
+#if HAS_MMA
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+#else
+  trap("asynchronous copies need compute capability 8.0");
+#endif
+}
+
+// Ends a group: the copies of this thread since the last one.
+DEVICE void cp_commit() {
+#if HAS_MMA
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups of this thread but the last `kPending`. Their copies are then visible to it.
+template <int kPending>
+DEVICE void cp_wait() {
+#if HAS_MMA
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
 // The place `count` times `bytes` beyond p, by one instruction.
 template <class T>
 DEVICE T* advance(T* p, int count, int bytes) {
@@ -346,6 +386,14 @@ DEVICE float shfl(float v, int from) { return __shfl_sync(0xffffffffu, v, from);
 // of row l / 4.
 DEVICE void ldm4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same with each matrix transposed: r[i] gets elements 2 (l % 4) and the next of column l / 4.
+DEVICE void ldm4_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");

@@ -5,7 +5,8 @@
 //
 // A vector lies in shared memory as the 8 x 16-byte matrices that ldmatrix reads: [K tile][column
 // of 8 batch rows][half of the tile][batch row] of 16 bytes. A K tile is 32 bytes of K, 16 units of
-// a 16-bit type or 8 floats, so that one layout serves all types.
+// a 16-bit type or 8 floats, so that one layout serves all types. Of a 16-bit type each matrix may
+// be transposed, [unit] of 8 batch rows: two accumulators of a thread are then one word of it.
 #pragma once
 
 #include "cuda/shape.h"
@@ -69,9 +70,11 @@ struct Exchanger {
   uint8_t* global;  // grid kernels: two vectors of this tile
   uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
   int rank, group, split, lane;
-  // kRows: shared memory of the receivers, and this lane's row in a vector there.
-  dev::Remote receivers[S::kSending == Sending::kRows ? kReceivers : 1];
-  int row_at;
+  // kWords, kRows: shared memory of the receivers, and where in a vector there this lane sends to.
+  dev::Remote receivers[S::kSending == Sending::kWords  ? S::kPeers
+                        : S::kSending == Sending::kRows ? kReceivers
+                                                        : 1];
+  int send_at;
 
   DEVICE uint8_t* vector(int round) const {
     return dev::smem() + round % S::kVectorBuffers * S::kVectorBytes;
@@ -111,32 +114,54 @@ struct Exchanger {
   static DEVICE void store(uint8_t* part, int in, int unit, int batch, float value) {
     constexpr int kHalf = S::kTileUnits / 2;
     const int tile = in * (kMmaUnits / S::kTileUnits) + unit / S::kTileUnits;
+    const int row = S::kTransposed ? unit % kHalf : batch % kMmaBatch;
+    const int in_row = S::kTransposed ? batch % kMmaBatch : unit % kHalf;
     uint8_t* to = part + (tile * S::kColumns + batch / kMmaBatch) * kTileBytes +
-                  unit % S::kTileUnits / kHalf * kCoreBytes + batch % kMmaBatch * kRowBytes +
-                  unit % kHalf * static_cast<int>(sizeof(E));
+                  unit % S::kTileUnits / kHalf * kCoreBytes + row * kRowBytes +
+                  in_row * static_cast<int>(sizeof(E));
     if constexpr (S::kPrecision == Precision::kTf32) {
       *reinterpret_cast<uint32_t*>(to) = dev::to_tf32(value);
     } else {
       *reinterpret_cast<E*>(to) = narrow<E>(value);
     }
   }
-  DEVICE void put(int round, int in, int unit, int batch, float value) const {
-    store(part(round), in, unit, batch, value);
+  // Where, in a transposed part of a vector, the word of this lane's first two accumulators lies.
+  DEVICE int word_at() const {
+    return lane / 4 * kRowBytes + lane % 4 * static_cast<int>(sizeof(uint32_t)) +
+           Accumulator::core(split * kElements);
+  }
+  // Collects what this thread has of a round.
+  template <class Unit, class Batch>
+  DEVICE void put(int round, const float (&values)[S::kIn][kElements], Unit unit,
+                  Batch batch) const {
+    UNROLL
+    for (int in = 0; in < S::kIn; ++in) {
+      UNROLL
+      for (int e = 0; e < kElements; e += S::kTransposed ? 2 : 1) {
+        if constexpr (S::kTransposed)
+          *reinterpret_cast<uint32_t*>(part(round) + in * S::kInBytes + word_at() +
+                                       Accumulator::core(e)) =
+              dev::pack2<E>(values[in][e], values[in][e + 1]);
+        else
+          store(part(round), in, unit(e), batch(e), values[in][e]);
+      }
+    }
   }
 
   // Sends what this thread has of a round; element e is that of unit(e) and batch(e).
   template <class Unit, class Batch>
   DEVICE void send(int round, const float (&values)[S::kIn][kElements], Unit unit,
                    Batch batch) const {
-    if constexpr (S::kSending == Sending::kRows) {
-      UNROLL
-      for (int in = 0; in < S::kIn; ++in) send_rows(round, in, values[in]);
-    } else {
+    if constexpr (S::kSending == Sending::kRows || S::kSending == Sending::kWords) {
       UNROLL
       for (int in = 0; in < S::kIn; ++in) {
-        UNROLL
-        for (int e = 0; e < kElements; ++e) put(round, in, unit(e), batch(e), values[in][e]);
+        if constexpr (S::kSending == Sending::kRows)
+          send_rows(round, in, values[in]);
+        else
+          send_words(round, in, values[in]);
       }
+    } else {
+      put(round, values, unit, batch);
       if constexpr (S::kSending == Sending::kStage) {
         group_barrier();
         send_to_peers(round);
@@ -154,19 +179,42 @@ struct Exchanger {
   // Before the first send.
   DEVICE void place() {
     if constexpr (S::kSending == Sending::kRows) {
-      row_at = part_at() + lane % 4 * 2 * kRowBytes + Accumulator::bytes(split * kElements) +
-               Accumulator::bytes(Pack::row(lane));
+      send_at = part_at() + lane % 4 * 2 * kRowBytes + Accumulator::bytes(split * kElements) +
+                Accumulator::bytes(Pack::row(lane));
       UNROLL
       for (int j = 0; j < kReceivers; ++j)
         receivers[j] =
             dev::remote(dev::smem(), (Pack::sharer(lane) + Pack::kSharers * j) % S::kPeers);
+    } else if constexpr (S::kSending == Sending::kWords) {
+      send_at = part_at() + word_at();
+      UNROLL
+      for (int peer = 0; peer < S::kPeers; ++peer) receivers[peer] = dev::remote(dev::smem(), peer);
+    }
+  }
+
+  // Of a round, in the receivers' shared memory: this lane's place in the vector, and the mbarrier.
+  DEVICE int send_at_round(int round, int in) const {
+    return round % S::kVectorBuffers * S::kVectorBytes + in * S::kInBytes + send_at;
+  }
+  DEVICE int signal_at(int round) const {
+    return S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t));
+  }
+
+  DEVICE void send_words(int round, int in, const float (&values)[kElements]) const {
+    const int to = send_at_round(round, in), signal = signal_at(round);
+    UNROLL
+    for (int e = 0; e < kElements; e += 2) {
+      const uint32_t word = dev::pack2<E>(values[e], values[e + 1]);
+      UNROLL
+      for (int peer = 0; peer < S::kPeers; ++peer)
+        dev::st_async4(receivers[peer] + (to + Accumulator::core(e)), word,
+                       receivers[peer] + signal);
     }
   }
 
   DEVICE void send_rows(int round, int in, const float (&values)[kElements]) const {
     const uint4 row = Pack::pack(values, lane);
-    const int to = round % S::kVectorBuffers * S::kVectorBytes + in * S::kInBytes + row_at;
-    const int signal = S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t));
+    const int to = send_at_round(round, in), signal = signal_at(round);
     UNROLL
     for (int j = 0; j < kReceivers; ++j) {
       if (S::kPeers % Pack::kSharers == 0 || Pack::sharer(lane) + Pack::kSharers * j < S::kPeers)
@@ -198,7 +246,7 @@ struct Exchanger {
     uint4 bits;
     bits.x = as_bits(v[0]), bits.y = as_bits(v[1]), bits.z = as_bits(v[2]), bits.w = as_bits(v[3]);
     dev::st_async16(base + ((round & 1) * S::kVectorBytes + message), bits,
-                    base + (S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t))));
+                    base + signal_at(round));
   }
   // Accumulator j of a lane is number j ^ message_order() of its message.
   DEVICE int message_order() const {
