@@ -256,6 +256,15 @@ DEVICE void cp_wait() {
 #endif
 }
 
+// The place `count` times `bytes` beyond p, by one instruction.
+template <class T>
+DEVICE T* advance(T* p, int count, int bytes) {
+  T* result;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(result) : "r"(count), "r"(bytes), "l"(p));
+  __builtin_assume(__isGlobal(result));
+  return result;
+}
+
 // Asks for the 128 bytes around an address to be brought into the L2 cache.
 DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 

@@ -32,7 +32,11 @@ struct FmaShape {
   static constexpr int kVectorBytes = kLayout.vector_bytes();
   static constexpr int kReceivedAt = kLayout.received_at();
   static constexpr int kReceivedBytes = kLayout.received_bytes(), kBarsAt = kLayout.bars_at();
+  // Each lane numbers its units so that the one it ends with is the first: then the compiler knows
+  // which sums to keep.
+  static constexpr bool kOwnFirst = kOutputs == kUnits;
   static_assert(kColumns % 4 == 0 && kThreads % kWarpSize == 0 && kCopies * kOutputs == kShare);
+  static_assert((kCopies >= 2 || kSums) && (kRows == 1 || kUnits == 1 || kSums));
   static_assert(!kCluster || (kLanes % 4 == 0 && 4 * kCopies >= kRows));
 };
 
@@ -51,40 +55,44 @@ struct FmaProduct {
   // Of the columns of a lane come four at a time, `share` times four apart.
   static DEVICE int column(int part, int i) { return (i / 4 * S::kShare + part) * 4 + i % 4; }
 
-  // The weight between computed unit `unit` and number k of the vector. Forward: of output `out`,
-  // k counts the units of the layer; backward: k counts gates, then the units of this CTA.
-  static DEVICE float weight(const float* w_hh, int hidden, int rank, int unit, int out, int k) {
-    const int from = S::kBackward ? rank * S::kOwn + k % S::kOwn : k;
-    const int gate = S::kBackward ? k / S::kOwn : out;
-    if (unit >= hidden || from >= hidden) return 0.f;
-    const int64_t row = gate * hidden + (S::kBackward ? from : unit);
-    return w_hh[row * hidden + (S::kBackward ? unit : from)];
+  // The weights between unit `unit` and four numbers of the vector, from k on. Forward: of output
+  // `out`, k counts the units of the layer; backward: k counts gates, then the units of this CTA.
+  DEVICE void load4(float (&to)[4], const float* w_hh, int hidden, int rank, int unit, int out,
+                    int k, bool wide) const {
+    const int row_bytes = hidden * static_cast<int>(sizeof(float));
+    if constexpr (S::kBackward) {
+      const int from = rank * S::kOwn + k % S::kOwn;
+      const float* first = dev::advance(w_hh + unit, k / S::kOwn * hidden + from, row_bytes);
+      UNROLL
+      for (int j = 0; j < 4; ++j)
+        to[j] = unit < hidden && from + j < hidden ? *dev::advance(first, j, row_bytes) : 0.f;
+    } else {
+      const float* first = dev::advance(w_hh + k, out * hidden + unit, row_bytes);
+      if (wide) {
+        uint4 v{};
+        if (unit < hidden && k < hidden) v = *reinterpret_cast<const uint4*>(first);
+        to[0] = as_float(v.x), to[1] = as_float(v.y), to[2] = as_float(v.z), to[3] = as_float(v.w);
+      } else {
+        UNROLL
+        for (int j = 0; j < 4; ++j) to[j] = unit < hidden && k + j < hidden ? first[j] : 0.f;
+      }
+    }
   }
 
   // unit_of(u): the computed units of this lane.
   template <class UnitOf>
   DEVICE void load(const float* w_hh, int hidden, int rank, int part, UnitOf unit_of) {
-    const bool wide = !S::kBackward && hidden % 4 == 0 && dev::aligned16(w_hh);
+    const bool wide = hidden % 4 == 0 && dev::aligned16(w_hh);
     UNROLL
     for (int u = 0; u < S::kUnits; ++u) {
-      const int unit = unit_of(u);
       UNROLL
       for (int out = 0; out < S::kOut; ++out) {
         UNROLL
         for (int i = 0; i < S::kColumns; i += 4) {
-          const int k = column(part, i);
-          if (wide) {
-            uint4 v{};
-            if (unit < hidden && k < hidden)
-              v = *reinterpret_cast<const uint4*>(w_hh + (out * hidden + unit) * int64_t{hidden} +
-                                                  k);
-            w[u][out][i] = as_float(v.x), w[u][out][i + 1] = as_float(v.y);
-            w[u][out][i + 2] = as_float(v.z), w[u][out][i + 3] = as_float(v.w);
-          } else {
-            UNROLL
-            for (int j = 0; j < 4; ++j)
-              w[u][out][i + j] = weight(w_hh, hidden, rank, unit, out, k + j);
-          }
+          float four[4];
+          load4(four, w_hh, hidden, rank, unit_of(u), out, column(part, i), wide);
+          UNROLL
+          for (int j = 0; j < 4; ++j) w[u][out][i + j] = four[j];
         }
       }
     }
@@ -139,19 +147,24 @@ struct FmaProduct {
   }
 };
 
-// Adds up the sums of the lanes that share K. A lane ends, in sum[0], with output part / kCopies.
+// Adds up the sums of the lanes that share K. A lane ends, in sum[0], with output part / kCopies,
+// which is its unit 0 if kOwnFirst.
 template <class S>
 DEVICE void add_parts(float (&sum)[S::kOutputs][S::kValues], int part) {
   UNROLL
   for (int mask = S::kShare / 2; mask >= S::kCopies; mask /= 2) {
     const int half = mask / S::kCopies;  // of the outputs left: a lane hands on the other half
-    const bool upper = part & mask;
+    [[maybe_unused]] const bool upper = part & mask;
     UNROLL
     for (int o = 0; o < half; ++o) {
       UNROLL
       for (int v = 0; v < S::kValues; ++v) {
-        const float low = sum[o][v], high = sum[o + half][v];
-        sum[o][v] = (upper ? high : low) + dev::shfl_xor(upper ? low : high, mask * S::kLanes);
+        float keep = sum[o][v], give = sum[o + half][v];
+        if constexpr (!S::kOwnFirst) {
+          const float low = keep, high = give;
+          keep = upper ? high : low, give = upper ? low : high;
+        }
+        sum[o][v] = keep + dev::shfl_xor(give, mask * S::kLanes);
       }
     }
   }
@@ -168,9 +181,13 @@ template <class S>
 struct FmaWorker {
   static constexpr int kLaneUnits = S::kUnits * S::kLanes;  // computed by a warp
   const Steps& steps;                                       // of the kernel's arguments
-  const int hidden;  // the plan keeps T * B and H small enough for 32 bits
-  const int direction, lane, warp, part, neighbour, rank, first_row;
-  const int count;  // steps at which the tile has living rows: the first `count` in time
+  // The plan keeps T * B and H small enough for 32 bits. Where the compiler would compute numbers
+  // again at every step, it is told not to know them.
+  const int hidden, direction, lane, warp, part, neighbour, rank, first_row;
+  const int count;      // steps at which the tile has living rows: the first `count` in time
+  const int batch;      // of a dense sequence; 0: packed
+  int first_time, way;  // time n is first_time + n * way
+  int unit_bytes;       // from a gate of a unit to the next one
   // The one unit and batch row whose maths this thread does, as `copies` threads do; backward in a
   // cluster not every thread has one.
   int unit, row, copy;
@@ -180,15 +197,19 @@ struct FmaWorker {
 
   DEVICE FmaWorker(const Steps& all, int64_t H, const float* const (&w_hh)[2])
       : steps(all),
-        hidden(static_cast<int>(H)),
-        direction(dev::block_y()),
+        hidden(dev::opaque(static_cast<int>(H))),
+        direction(dev::opaque(dev::block_y())),
         lane(dev::tid() % kWarpSize),
         warp(dev::tid() / kWarpSize),
         part(lane / S::kLanes),
         neighbour(lane % S::kLanes),
         rank(dev::block_x() % S::kPeers),
         first_row(dev::block_x() / S::kPeers * S::kRows),
-        count(living_steps(first_row)) {
+        count(dev::opaque(living_steps(first_row))),
+        batch(dev::opaque(all.offset == nullptr ? static_cast<int>(all.largest) : 0)) {
+    unit_bytes = dev::opaque(hidden * static_cast<int>(sizeof(float)));
+    const bool from_end = (direction == 1) != S::kBackward;
+    first_time = dev::opaque(from_end ? count - 1 : 0), way = dev::opaque(from_end ? -1 : 1);
     if constexpr (S::kSums) {
       constexpr int kElements = S::kRows * S::kOwn;
       unit = rank * S::kOwn + dev::tid() % S::kOwn;
@@ -196,19 +217,23 @@ struct FmaWorker {
       copy = dev::tid() / kElements;
     } else {
       const int output = part / S::kCopies;
-      unit = first_unit() + computed(output % S::kUnits);
-      row = first_row + output / S::kUnits;
+      unit = first_unit() + computed(0);
+      row = first_row + (S::kOwnFirst ? 0 : output);
       copy = part % S::kCopies;
     }
     exists = unit < hidden && row < all.largest;
     last = !exists ? 0 : S::kRows == 1 ? count : living_steps(row);
+    last = dev::opaque(last), row = dev::opaque(row);
     product.load(w_hh[direction], hidden, rank, part,
                  [this](int u) { return first_unit() + computed(u); });
   }
 
   // Of the units that a CTA computes: the one in the layer, and those of this lane.
   DEVICE int first_unit() const { return S::kSums ? 0 : rank * S::kOwn; }
-  DEVICE int computed(int u) const { return warp * kLaneUnits + u * S::kLanes + neighbour; }
+  DEVICE int computed(int u) const {
+    const int own = S::kOwnFirst ? part / S::kCopies : 0;
+    return warp * kLaneUnits + (u ^ own) * S::kLanes + neighbour;
+  }
 
   DEVICE int living_steps(int row) const {
     int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
@@ -223,22 +248,27 @@ struct FmaWorker {
     return low;
   }
 
-  // The row of the sequence in which this thread's row lies at time t of the tile.
-  DEVICE int row_at(int t) const {
-    if (steps.offset == nullptr) return t * static_cast<int>(steps.largest) + row;
-    return static_cast<int>(steps.offset[t]) + row;
+  // Steps of the kernel count from 0: forward from the first one of the direction, backward from
+  // its last one.
+  DEVICE int time(int n) const { return first_time + n * way; }
+  // Whether the thread's row is alive in step n, which the tile has.
+  DEVICE bool alive(int n) const { return S::kRows == 1 ? last > 0 : time(n) < last; }
+  // The row of the sequence in which the thread's row lies then.
+  DEVICE int row_at(int n) const {
+    const int t = time(n);
+    return (batch > 0 ? t * batch : static_cast<int>(steps.offset[t])) + row;
   }
   DEVICE int64_t rows_before() const { return direction * steps.rows; }
   // In a tensor [D, B, H].
   DEVICE int64_t in_state() const { return (direction * steps.largest + row) * hidden + unit; }
-  // In a timeline [D, rows + B, H]: its first row, how far from a row of the sequence lies the
-  // state after it, and where the state before all lies.
+  // In a timeline [D, rows + B, H] of this direction: the row of the state after a row of the
+  // sequence, and that of the state before all.
+  DEVICE int after(int row_of_sequence) const {
+    return row_of_sequence + (direction == 1 ? 0 : static_cast<int>(steps.largest));
+  }
+  DEVICE int initial() const { return row + (direction == 1 ? static_cast<int>(steps.rows) : 0); }
   DEVICE int64_t timeline() const {
     return direction * (steps.rows + steps.largest) * hidden + unit;
-  }
-  DEVICE int64_t after() const { return direction == 1 ? 0 : steps.largest * hidden; }
-  DEVICE int64_t initial() const {
-    return timeline() + ((direction == 1 ? steps.rows : 0) + row) * hidden;
   }
   DEVICE int64_t in_output() const { return direction * hidden + unit; }
 
@@ -290,48 +320,48 @@ struct FmaWorker {
   }
 };
 
-// A place in a tensor whose rows are those of the sequence.
+// One number of every row of a tensor.
 template <class T>
 struct FmaColumn {
-  T* first;  // of row 0
-  int row_size;
+  T* first = nullptr;  // in row 0
+  int row_bytes = 0;
 
-  DEVICE T* at(int row) const { return first + static_cast<int64_t>(row) * row_size; }
+  DEVICE FmaColumn() {}
+  DEVICE FmaColumn(T* in_row_0, int row_size)
+      : first(dev::opaque_global(in_row_0)),
+        row_bytes(dev::opaque(row_size * static_cast<int>(sizeof(T)))) {}
+
+  DEVICE T* at(int row) const { return dev::advance(first, row, row_bytes); }
 };
-// Chosen by value: an index that the compiler does not know would put them into memory.
-template <class T>
-DEVICE FmaColumn<T> choose(bool second, const FmaColumn<T>& a, const FmaColumn<T>& b) {
-  return {second ? b.first : a.first, second ? b.row_size : a.row_size};
-}
 
 // What one thread brings into the L2 cache at every step of a dense sequence: a line of a row.
 struct FmaPrefetcher {
-  const float* first = nullptr;
-  int row_size = 0, row = 0;
+  FmaColumn<const float> column;
+  int row = 0, end = 0;  // steps before `end`
 
   // Line `line`, of all threads of a cluster, of `sizes` numbers of the rows of `tensors`.
   template <class S, int kTensors>
   DEVICE void init(const FmaWorker<S>& self, const float* const (&tensors)[kTensors],
                    const int (&sizes)[kTensors], const int (&row_sizes)[kTensors]) {
     constexpr int kLine = 32;
-    if (self.steps.offset != nullptr) return;
     int line = dev::tid() * S::kPeers + self.rank;
-    const int tile_row = line % S::kRows;
+    row = dev::opaque(self.first_row + line % S::kRows);
+    if (self.batch == 0 || row >= self.batch) return;
     line /= S::kRows;
-    row = self.first_row + tile_row;
-    if (row >= self.steps.largest) return;
+    const float* first = nullptr;
+    int row_size = 0;
     UNROLL
     for (int i = 0; i < kTensors; ++i) {
       const int lines = (sizes[i] + kLine - 1) / kLine;
-      if (first == nullptr && line >= 0 && line < lines && tensors[i] != nullptr)
+      if (line >= 0 && line < lines && tensors[i] != nullptr)
         first = tensors[i] + line * kLine, row_size = row_sizes[i];
       line -= lines;
     }
+    if (first != nullptr) column = {first, row_size}, end = self.count;
   }
-  DEVICE void run(const Steps& steps, int t) const {
-    if (first != nullptr)
-      dev::prefetch_l2(first +
-                       static_cast<int64_t>(t * static_cast<int>(steps.largest) + row) * row_size);
+  template <class S>
+  DEVICE void run(const FmaWorker<S>& self, int n) const {
+    if (n < end) dev::prefetch_l2(column.at(self.time(n) * self.batch + row));
   }
 };
 

@@ -19,8 +19,8 @@ struct FmaBackward {
   static constexpr bool kBothSides = Cell::kSharedGates < kGates;
   static constexpr int kResults = kBothSides ? 2 * kGates : kGates;
   static constexpr int kElements = S::kRows * S::kOwn;  // of a CTA
-  static constexpr int kWriters = (S::kSums ? S::kThreads / kElements : S::kCopies) > 1 ? 2 : 1;
-  static constexpr int kStores = (kResults + kWriters - 1) / kWriters;
+  static constexpr int kStores = (kResults + 1) / 2;
+  static_assert(!S::kSums || (S::kThreads >= 2 * kElements && kElements % kWarpSize == 0));
   struct Inputs {
     float gates[kSlots], before[kStates], grad;
   };
@@ -30,8 +30,10 @@ struct FmaBackward {
   float grads[kStates];  // of the states after the step to come
   float after[kStates];
   FmaColumn<const float> gates, timelines[kStates], grad_output;
-  FmaColumn<float> results[kStores];
-  bool stores[kStores];
+  FmaColumn<float> results;  // the first, and how far apart they lie
+  int result_bytes;
+  bool writes;
+  int from_after;  // from a row of the sequence to the state after it in a timeline
   Inputs in[kFmaSlots];
   int rows[kFmaSlots], next_rows[kFmaSlots];
   FmaPrefetcher prefetcher;
@@ -39,39 +41,27 @@ struct FmaBackward {
   DEVICE FmaBackward(const BackwardArgs<float>& args)
       : a(args), self(args.steps, args.hidden, args.w_hh) {}
 
-  // Steps count from the last one.
-  DEVICE int time(int n) const { return self.direction == 1 ? n : self.count - 1 - n; }
-  DEVICE bool alive(int n) const { return n < self.count && time(n) < self.last; }
+  DEVICE bool alive(int n) const { return n < self.count && self.alive(n); }
   // Whether this thread has a row and a unit at all: in a cluster, as whole warps do.
-  DEVICE bool works() const { return !S::kSums || self.copy < kWriters; }
+  DEVICE bool works() const { return !S::kSums || self.copy < 2; }
 
   DEVICE void place() {
-    const int H = self.hidden;
+    const int H = self.hidden, D = dev::grid_y();
+    from_after = dev::opaque(self.after(0));
     gates = {a.gates + self.rows_before() * kReserve * H + self.unit, kReserve * H};
     UNROLL
-    for (int k = 0; k < kStates; ++k)
-      timelines[k] = {a.timelines[k] + self.timeline() + self.after(), H};
-    const int D = dev::grid_y();
-    grad_output = {a.grad_output == nullptr ? nullptr : a.grad_output + self.in_output(), D * H};
-    FmaColumn<float> all[kStores * kWriters] = {};
-    bool wanted[kStores * kWriters] = {};
-    UNROLL
-    for (int i = 0; i < kResults; ++i) {
-      const bool to_h = kBothSides && i % 2 == 1;
-      const int g = kBothSides ? i / 2 : i;
-      float* to = to_h ? a.grad_h_gates : a.grad_x_gates;
-      wanted[i] = self.exists && self.copy < kWriters && to != nullptr;
-      all[i] = {to + (self.rows_before() * kGates + g) * H + self.unit, kGates * H};
-    }
-    UNROLL
-    for (int i = 0; i < kStores; ++i) {
-      const int first = i * kWriters, second = first + kWriters - 1;
-      results[i] = choose(self.copy == 1, all[first], all[second]);
-      stores[i] = self.copy == 1 ? wanted[second] : wanted[first];
-    }
+    for (int k = 0; k < kStates; ++k) timelines[k] = {a.timelines[k] + self.timeline(), H};
+    if (a.grad_output != nullptr) grad_output = {a.grad_output + self.in_output(), D * H};
+    const bool second = self.copy == 1;
+    float* const dx = a.grad_x_gates + self.rows_before() * kGates * H + self.unit;
+    float* const dh = a.grad_h_gates + self.rows_before() * kGates * H + self.unit;
+    writes = self.last > 0 && self.copy < 2;
+    if (kBothSides && second && a.grad_h_gates == nullptr) writes = false;
+    results = {kBothSides ? (second ? dh : dx) : dx + (second ? H : 0), kGates * H};
+    result_bytes = dev::opaque((kBothSides ? 1 : 2) * self.unit_bytes);
     const float* const tensors[3] = {
         kReserve > 0 ? a.gates + self.rows_before() * kReserve * H : nullptr,
-        a.timelines[kStates - 1] + self.timeline() - self.unit + self.after(),
+        a.timelines[kStates - 1] + self.timeline() - self.unit + int64_t{from_after} * H,
         a.grad_output == nullptr ? nullptr : a.grad_output + self.direction * H};
     prefetcher.init(self, tensors, {kReserve * H, H, H}, {kReserve * H, H, D * H});
   }
@@ -81,7 +71,7 @@ struct FmaBackward {
     for (int k = 0; k < kStates; ++k) {
       const bool given = a.grad_states_n[k] != nullptr && self.exists;
       grads[k] = given ? a.grad_states_n[k][self.in_state()] : 0.f;
-      after[k] = alive(0) ? *timelines[k].at(next_rows[0]) : 0.f;
+      after[k] = alive(0) ? *timelines[k].at(next_rows[0] + from_after) : 0.f;
     }
   }
 
@@ -89,27 +79,23 @@ struct FmaBackward {
   // the one after step n + 1, or the initial one.
   DEVICE void load(int n, int slot) {
     if (n >= self.count) return;
-    const int other = (slot + 1) % kFmaSlots;
-    const bool here = alive(n), earlier = alive(n + 1);
+    const bool here = self.alive(n), earlier = alive(n + 1);
     rows[slot] = next_rows[slot];
-    in[slot] = Inputs{};
-    if (here) {
-      const float* q = gates.at(rows[slot]);
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) in[slot].gates[k] = q[k * self.hidden];
-      if (grad_output.first != nullptr) in[slot].grad = *grad_output.at(rows[slot]);
+    const float* q = gates.at(rows[slot]);
+    UNROLL
+    for (int k = 0; k < kReserve; ++k) {
+      in[slot].gates[k] = here ? *dev::advance(q, k, self.unit_bytes) : 0.f;
     }
-    if (here || earlier) {
-      UNROLL
-      for (int k = 0; k < kStates; ++k)
-        in[slot].before[k] =
-            *(earlier ? timelines[k].at(next_rows[other]) : a.timelines[k] + self.initial());
-    }
-    if (n + kFmaSlots < self.count) next_rows[slot] = self.row_at(time(n + kFmaSlots));
+    in[slot].grad = here && grad_output.row_bytes > 0 ? *grad_output.at(rows[slot]) : 0.f;
+    const int before = earlier ? next_rows[(slot + 1) % kFmaSlots] + from_after : self.initial();
+    UNROLL
+    for (int k = 0; k < kStates; ++k)
+      in[slot].before[k] = here || earlier ? *timelines[k].at(before) : 0.f;
+    if (n + kFmaSlots < self.count) next_rows[slot] = self.row_at(n + kFmaSlots);
   }
 
   // The gate gradients of step n; the hidden-side ones go into its vector.
-  DEVICE void update(int n, int slot, float (&values)[kStores * kWriters]) {
+  DEVICE void update(int n, int slot, float (&values)[2 * kStores]) {
     V q[kSlots], p[kStates], s[kStates], ds[kStates], dx[kGates], dh[kGates];
     UNROLL
     for (int k = 0; k < kSlots; ++k) q[k] = in[slot].gates[k];
@@ -117,7 +103,7 @@ struct FmaBackward {
     for (int k = 0; k < kStates; ++k) p[k] = in[slot].before[k], s[k] = after[k], ds[k] = grads[k];
     ds[0] = ds[0] + V(in[slot].grad);
     Cell::backward(q, p, s, ds, dx, dh);
-    const bool here = S::kRows == 1 || alive(n);
+    const bool here = S::kRows == 1 || self.alive(n);
     UNROLL
     for (int k = 0; k < kStates; ++k) {
       grads[k] = here ? plain(ds[k]) : grads[k];
@@ -133,11 +119,14 @@ struct FmaBackward {
     }
   }
 
-  DEVICE void store(const float (&values)[kStores * kWriters], int slot) const {
+  DEVICE void store(int n, const float (&values)[2 * kStores], int slot) const {
+    if (!writes || (S::kRows > 1 && !self.alive(n))) return;
+    const bool second = self.copy == 1;
+    float* const first = results.at(rows[slot]);
     UNROLL
     for (int i = 0; i < kStores; ++i) {
-      const float first = values[i * kWriters], second = values[i * kWriters + kWriters - 1];
-      if (stores[i]) *results[i].at(rows[slot]) = kWriters == 2 && self.copy == 1 ? second : first;
+      if (2 * i + 2 <= kResults || !second)
+        *dev::advance(first, i, result_bytes) = second ? values[2 * i + 1] : values[2 * i];
     }
   }
 
@@ -148,7 +137,7 @@ struct FmaBackward {
     self.product.run(self.vector(n), self.part, zeros, sum);
     add_parts<S>(sum, self.part);
     if constexpr (S::kSums) {
-      const int unit = self.computed(self.part / S::kCopies);
+      const int unit = self.computed(0);
       const int own = self.rank * S::kRows * S::kOwn + unit % S::kOwn / 4 * 4;
       UNROLL
       for (int r = 0; r < S::kRows; ++r) {
@@ -176,7 +165,7 @@ struct FmaBackward {
   }
 
   DEVICE void step(int n, int slot, bool multiplies) {
-    float values[kStores * kWriters] = {};
+    float values[2 * kStores] = {};
     if (works()) {
       if constexpr (S::kSums)
         if (n > 0) add_received(n);
@@ -186,10 +175,10 @@ struct FmaBackward {
     if constexpr (S::kSums)
       if (multiplies) multiply(n);
     if (works()) {
-      if (alive(n)) store(values, slot);
+      store(n, values, slot);
       load(n + kFmaSlots, slot);
     }
-    if (n + kFmaAhead < self.count) prefetcher.run(a.steps, time(n + kFmaAhead));
+    prefetcher.run(self, n + kFmaAhead);
     if constexpr (!S::kSums)
       if (multiplies) multiply(n);
   }
@@ -199,9 +188,9 @@ struct FmaBackward {
     place();
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i)
-      if (i < self.count) next_rows[i] = self.row_at(time(i));
+      if (i < self.count) next_rows[i] = self.row_at(i);
     load_states();
-    for (int n = kFmaSlots; n < kFmaAhead && n < self.count; ++n) prefetcher.run(a.steps, time(n));
+    for (int n = kFmaSlots; n < kFmaAhead; ++n) prefetcher.run(self, n);
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i) load(i, i);
     self.start();

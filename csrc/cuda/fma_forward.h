@@ -15,8 +15,7 @@ struct FmaForward {
   // What a step stores: the reserve, the states (in training), h. Lanes with the same numbers take
   // turns.
   static constexpr int kResults = kReserve + (kSave ? kStates : 0) + 1;
-  static constexpr int kWriters = S::kCopies > 1 ? 2 : 1;
-  static constexpr int kStores = (kResults + kWriters - 1) / kWriters;
+  static constexpr int kStores = (kResults + 1) / 2;
   static constexpr int kReceivers =
       (S::kPeers + FmaWorker<S>::kSenders - 1) / FmaWorker<S>::kSenders;
 
@@ -31,8 +30,6 @@ struct FmaForward {
 
   DEVICE FmaForward(const ForwardArgs<float>& args)
       : a(args), self(args.steps, args.hidden, args.w_hh) {}
-
-  DEVICE int time(int n) const { return self.direction == 1 ? self.count - 1 - n : n; }
 
   // Where both sides of a gate are only added up, the sums begin with both biases.
   DEVICE void load_bias() {
@@ -65,24 +62,31 @@ struct FmaForward {
     for (int k = 0; k < kStates; ++k) {
       const bool given = a.states_0[k] != nullptr && self.exists;
       states[k] = given ? a.states_0[k][self.in_state()] : 0.f;
-      if (kSave && self.exists && self.copy == 0) a.timelines[k][self.initial()] = states[k];
+      if (kSave && self.exists && self.copy == 0)
+        a.timelines[k][self.timeline() + int64_t{self.initial()} * self.hidden] = states[k];
     }
   }
 
   DEVICE void place() {
     const int H = self.hidden;
     inputs = {a.x_gates + self.rows_before() * kGates * H + self.unit, kGates * H};
-    FmaColumn<float> all[kStores * kWriters] = {};
+    float* first[2 * kStores] = {};
+    int sizes[2 * kStores] = {};
     UNROLL
     for (int q = 0; q < kReserve; ++q)
-      all[q] = {a.gates + (self.rows_before() * kReserve + q) * H + self.unit, kReserve * H};
+      first[q] = a.gates + (self.rows_before() * kReserve + q) * H + self.unit,
+      sizes[q] = kReserve * H;
     UNROLL
     for (int k = 0; kSave && k < kStates; ++k)
-      all[kReserve + k] = {a.timelines[k] + self.timeline() + self.after(), H};
-    all[kResults - 1] = {a.output + self.in_output(), dev::grid_y() * H};
+      first[kReserve + k] = a.timelines[k] + self.timeline() + int64_t{self.after(0)} * H,
+                       sizes[kReserve + k] = H;
+    first[kResults - 1] = a.output + self.in_output(), sizes[kResults - 1] = dev::grid_y() * H;
     UNROLL
-    for (int i = 0; i < kStores; ++i)
-      results[i] = choose(self.copy == 1, all[i * kWriters], all[i * kWriters + kWriters - 1]);
+    for (int i = 0; i < kStores; ++i) {
+      const bool second = self.copy == 1;
+      results[i] = {second ? first[2 * i + 1] : first[2 * i],
+                    second ? sizes[2 * i + 1] : sizes[2 * i]};
+    }
     const float* const tensors[1] = {a.x_gates + self.rows_before() * kGates * H};
     prefetcher.init(self, tensors, {kGates * H}, {kGates * H});
   }
@@ -92,18 +96,20 @@ struct FmaForward {
     if (n >= self.count) return;
     rows[slot] = next_rows[slot];
     const float* from = inputs.at(rows[slot]);
+    const bool alive = self.alive(n);
     UNROLL
-    for (int g = 0; g < kGates; ++g) x[slot][g] = time(n) < self.last ? from[g * self.hidden] : 0.f;
-    if (n + kFmaSlots < self.count) next_rows[slot] = self.row_at(time(n + kFmaSlots));
+    for (int g = 0; g < kGates; ++g) {
+      x[slot][g] = alive ? *dev::advance(from, g, self.unit_bytes) : 0.f;
+    }
+    if (n + kFmaSlots < self.count) next_rows[slot] = self.row_at(n + kFmaSlots);
   }
 
-  DEVICE void store(const float (&values)[kStores * kWriters], int slot) const {
+  DEVICE void store(const float (&values)[2 * kStores], int slot) const {
+    const bool second = self.copy == 1;
     UNROLL
     for (int i = 0; i < kStores; ++i) {
-      const bool second = kWriters == 2 && self.copy == 1;
-      const float value = second ? values[i * kWriters + kWriters - 1] : values[i * kWriters];
-      const bool both = i * kWriters + kWriters <= kResults;
-      if (self.copy < kWriters && (both || !second)) *results[i].at(rows[slot]) = value;
+      if (self.copy < (2 * i + 2 <= kResults ? 2 : 1))
+        *results[i].at(rows[slot]) = second ? values[2 * i + 1] : values[2 * i];
     }
   }
 
@@ -138,12 +144,12 @@ struct FmaForward {
     UNROLL
     for (int k = 0; k < kStates; ++k) s[k] = states[k];
     Cell::forward(in, h, s, q);
-    const bool alive = time(n) < self.last;
+    const bool alive = self.alive(n);
     UNROLL
     for (int k = 0; k < kStates; ++k) states[k] = S::kRows == 1 || alive ? plain(s[k]) : states[k];
     if (n + 1 < self.count) send(n + 1);
     if constexpr (!S::kCluster) dev::cta_sync();
-    float values[kStores * kWriters] = {};
+    float values[2 * kStores] = {};
     UNROLL
     for (int i = 0; i < kReserve; ++i) values[i] = plain(q[i]);
     UNROLL
@@ -151,17 +157,17 @@ struct FmaForward {
     values[kResults - 1] = states[0];
     if (alive) store(values, slot);
     load(n + kFmaSlots, slot);
-    if (n + kFmaAhead < self.count) prefetcher.run(a.steps, time(n + kFmaAhead));
+    prefetcher.run(self, n + kFmaAhead);
   }
 
   DEVICE void run() {
     load_bias();
     load_states();
     place();
-    for (int n = kFmaSlots; n < kFmaAhead && n < self.count; ++n) prefetcher.run(a.steps, time(n));
+    for (int n = kFmaSlots; n < kFmaAhead; ++n) prefetcher.run(self, n);
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i) {
-      if (i < self.count) next_rows[i] = self.row_at(time(i));
+      if (i < self.count) next_rows[i] = self.row_at(i);
       load(i, i);
     }
     self.start();

@@ -208,6 +208,12 @@ DEVICE void cp_wait() {
   machine->maybe_yield();
 }
 
+template <class T>
+DEVICE T* advance(T* p, int count, int bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) +
+                              static_cast<uintptr_t>(int64_t{count} * bytes));
+}
+
 // A wrong address fails here.
 DEVICE void prefetch_l2(const void* p) {
   static_cast<void>(*static_cast<const volatile uint8_t*>(p));
