@@ -156,7 +156,10 @@ struct GridBackward {
         }
       }
       at = next, next = after, before = living;
-      if (++fence == kGridFence) dev::fence_words(), fence = 0;
+      if (++fence == kGridFence) {
+        fence = 0;
+        dev::fence_words();
+      }
     }
     for (int part = 0; part < self.parts; ++part) {
       UNROLL

@@ -47,21 +47,23 @@ struct GridExchange {
   static DEVICE bool missing(const uint4& v) {
     return v.x == kNothing || v.y == kNothing || v.z == kNothing || v.w == kNothing;
   }
+  // Asks again for what has not come; whether all had.
+  static DEVICE bool complete(uint4 (&v)[S::kChunk], const uint8_t* from) {
+    bool all = true;
+    UNROLL
+    for (int k = 0; k < S::kChunk; ++k)
+      if (missing(v[k])) v[k] = load(from, k), all = false;
+    return all;
+  }
+  static DEVICE uint4 load(const uint8_t* from, int k) {
+    return dev::load_words(reinterpret_cast<const uint4*>(from + k * kFragmentBytes));
+  }
   // The operands from the load `first` on; by the whole warp.
   DEVICE void receive(uint4 (&v)[S::kChunk], int round, int part, int first) const {
     const uint8_t* p = from + at(round, part) + first * kFragmentBytes;
-    const auto load = [&](int k) {
-      v[k] = dev::load_words(reinterpret_cast<const uint4*>(p + k * kFragmentBytes));
-    };
     UNROLL
-    for (int k = 0; k < S::kChunk; ++k) load(k);
-    dev::poll_until([&] {
-      bool all = true;
-      UNROLL
-      for (int k = 0; k < S::kChunk; ++k)
-        if (missing(v[k])) load(k), all = false;
-      return all;
-    });
+    for (int k = 0; k < S::kChunk; ++k) v[k] = load(p, k);
+    dev::poll_until([&] { return complete(v, p); });
   }
 };
 

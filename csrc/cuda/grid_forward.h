@@ -138,7 +138,6 @@ struct GridForward {
   DEVICE void run() {
     load_bias();
     for (int part = 0; part < self.parts; ++part) begin(part);
-    dev::cta_sync();
     Place at = self.place(time(0));
     load_inputs(at, 0);
     int fence = 0;
@@ -151,7 +150,10 @@ struct GridForward {
         load_inputs(last ? next : at, last ? 0 : part + 1);
       }
       at = next;
-      if (++fence == kGridFence) dev::fence_words(), fence = 0;
+      if (++fence == kGridFence) {
+        fence = 0;
+        dev::fence_words();
+      }
     }
     for (int part = 0; part < self.parts; ++part) {
       UNROLL

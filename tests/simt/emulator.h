@@ -60,6 +60,7 @@ struct Settings {
   int max_cluster = 16;
   int max_active_clusters = 1 << 20;
   int max_cooperative_blocks = 1 << 20;
+  int processors = 132;  // what the plan is told
 };
 inline Settings settings;
 

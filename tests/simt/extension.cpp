@@ -46,7 +46,7 @@ Tensors guarded(at::TensorList tensors) {
 Context context(std::string_view kernel, int64_t seed) {
   TORCH_CHECK(kernel == "auto" || find_wish(kernel), "unknown kernel ", kernel);
   emu::settings.seed = static_cast<uint64_t>(seed);
-  return {{90, 132, static_cast<int>(emu::settings.max_smem_bytes), emu::settings.max_cluster},
+  return {{90, emu::settings.processors, static_cast<int>(emu::settings.max_smem_bytes), emu::settings.max_cluster},
           {},
           find_wish(kernel)};
 }
@@ -96,6 +96,8 @@ TORCH_LIBRARY(rnnfast_simt, m) {
   m.def("set_cooperative_blocks(int count) -> ()", [](int64_t count) {
     rnnfast::emu::settings.max_cooperative_blocks = static_cast<int>(count);
   });
+  m.def("set_processors(int count) -> ()",
+        [](int64_t count) { rnnfast::emu::settings.processors = static_cast<int>(count); });
 }
 
 TORCH_LIBRARY_IMPL(rnnfast_simt, CPU, m) {
