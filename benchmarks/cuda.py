@@ -3,6 +3,7 @@
     python -m benchmarks.cuda                        the most important first, within --seconds
     python -m benchmarks.cuda --precisions tf32 --cells lstm --problems t50b32i128h128
     python -m benchmarks.cuda --grid                 few samples of many layers, T = 100, I = H
+    python -m benchmarks.cuda --users                the layers of models in use
     python -m benchmarks.cuda --device cpu --quick   a dry run: tests the program, measures nothing
 
 Values are compared with torch.nn in float64 before anything is timed, and a graph's replay with the
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import rnnfast
-from benchmarks import problems, report, results
+from benchmarks import gpu_report, problems, report, results
 from benchmarks.problems import Problem
 from benchmarks.timing import Budget, interleave
 from benchmarks.workloads import (
@@ -124,6 +125,17 @@ def grid_jobs() -> list[Job]:
         cells = ("gru", "lstm", "rnn_tanh")
         found += [Job(problem, cell, PRECISIONS[name]) for cell in cells for name in names]
     return found
+
+
+def user_jobs() -> list[Job]:
+    """The models of problems.USERS, the short ones first."""
+    names = ("bfloat16", "float16", "float32")
+    return [
+        Job(problem, cell, PRECISIONS[name])
+        for problem, cells in problems.USERS.items()
+        for cell in cells
+        for name in names
+    ]
 
 
 def default_problems() -> list[Problem]:
@@ -238,9 +250,10 @@ def run(options: argparse.Namespace, facts: dict[str, object], path: Path) -> re
     record = results.Record(facts, (), _micro(options.micro))
     failures: list[str] = []
     precisions = [PRECISIONS[name] for name in options.precisions]
-    todo = grid_jobs() if options.grid else jobs(options.chosen, options.cells, precisions)
+    todo = (user_jobs() if options.users else []) + (grid_jobs() if options.grid else [])
+    todo = todo or jobs(options.chosen, options.cells, precisions)
     begun = written = time.monotonic()
-    budget = SHORT if options.grid else BUDGET
+    budget = SHORT if options.grid or options.users else BUDGET
     if options.quick:
         budget = replace(budget, total=0.02, rounds=(2, 3))
     for job in todo:
@@ -275,54 +288,13 @@ def _brief(found: Sequence[results.Measurement]) -> str:
     return "  ".join(f"{m.pass_name}{' graph' if m.graph else ''} {m.speed_up:.2f}x" for m in found)
 
 
-def steps_table(record: results.Record) -> str:
-    """Markdown: microseconds a step, torch.nn → ours, the faster of eager and graph on each side;
-    problems and cells down, precisions across.
-    """
-    rows: dict[tuple[Problem, str, str], dict[str, list[results.Measurement]]] = {}
-    for m in record.measurements:
-        row = rows.setdefault((m.problem, m.pass_name, m.cell), {})
-        row.setdefault(m.precision, []).append(m)
-    measured = list(dict.fromkeys(problem for problem, _, _ in rows))
-    precisions = [name for name in PRECISIONS if any(name in row for row in rows.values())]
-    lines = [f"| T, B, I, H | pass | cell | {' | '.join(precisions)} |"]
-    lines.append("|---|---|---|" + "---:|" * len(precisions))
-    for key in sorted(rows, key=lambda key: (measured.index(key[0]), *key[1:])):
-        entries = [_steps_entry(rows[key].get(name, [])) for name in precisions]
-        lines.append(f"| {' | '.join((key[0].label, *key[1:], *entries))} |")
-    return "\n".join(lines)
-
-
-def _steps_entry(found: Sequence[results.Measurement]) -> str:
-    if not found:
-        return ""
-    problem = found[0].problem
-    steps = problem.T * problem.layers * (2 if problem.bidirectional else 1)
-    theirs, ours = (
-        min(getattr(m, side).median for m in found) / steps * 1e6
-        for side in ("baseline", "candidate")
-    )
-    return f"{theirs:.2f} → {ours:.2f} **{theirs / ours:.2f}x**"
-
-
-def means_table(record: results.Record) -> str:
-    """Markdown: the geometric mean of the speed-ups, one row a precision, eager and graph."""
-    parts = [(part.environment["dtype"], part.geometric_means()) for part in record.parts()]
-    keys = list(dict.fromkeys(key for _, means in parts for key in means))
-    lines = [f"| speed-up | {' | '.join(' '.join(key) for key in keys)} |"]
-    lines.append("|---|" + "---:|" * len(keys))
-    for name, means in parts:
-        entries = (f"{means[key]:.2f}x" if key in means else "" for key in keys)
-        lines.append(f"| {name} | {' | '.join(entries)} |")
-    return "\n".join(lines)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="only these; see problems.py")
     cells = ("gru", "lstm", "rnn_tanh")
     parser.add_argument("--grid", action="store_true", help="the layers that kernels are chosen by")
+    parser.add_argument("--users", action="store_true", help="the layers of models in use")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=cells)
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
@@ -358,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nothing was measured")
         return 1
     headline = report.headline(replace(record, environment={**facts, "dtype": "every precision"}))
-    print("", headline, steps_table(record), means_table(record), sep="\n\n")
+    print("", headline, gpu_report.tables(record), gpu_report.summary(record), sep="\n\n")
     print(f"written to {path}")
     return 0
 

@@ -125,14 +125,30 @@ GRID: tuple[Problem, ...] = (
 )
 """What `python -m benchmarks.cuda --grid` measures: sizes side by side."""
 
+_GATED = ("gru", "lstm")
+
+USERS: dict[Problem, tuple[str, ...]] = {
+    Problem(1, 1, 640, 640, "Parakeet: one token of its decoder", layers=2): ("lstm",),
+    Problem(200, 1, 512, 256, "Kokoro: the text of a sentence", bidirectional=True): ("lstm",),
+    Problem(100, 1, 256, 256, "DeepFilterNet: one second of frames"): ("gru",),
+    Problem(32, 128, 64, 64, "the 4 layers that a Triton kernel is shown on", layers=4): ("gru",),
+    Problem(16, 128, 256, 256, "reinforcement learning: short roll-outs"): _GATED,
+    Problem(64, 128, 256, 256, "reinforcement learning: longer roll-outs"): _GATED,
+    Problem(512, 10, 128, 256, "KernelBench, level 3", layers=6): _GATED,
+    Problem(400, 1024, 96, 96, "nanopore base calling: the fast model"): ("lstm",),
+    Problem(400, 1024, 384, 384, "nanopore base calling: the accurate model"): ("lstm",),
+    Problem(400, 1024, 1024, 1024, "nanopore base calling: the most accurate"): ("lstm",),
+}
+"""What `python -m benchmarks.cuda --users` measures: layers of models in use, with their cells."""
+
 
 def select(names: Iterable[str]) -> tuple[Problem, ...]:
-    """The problems of these names, in the order of ALL, GPU and GRID.
+    """The problems of these names, in the order of ALL, GPU, GRID and USERS.
 
     Raises ValueError, listing the names there are, for one that is unknown.
     """
     wanted = set(names)
-    everything = ALL + GPU + GRID
+    everything = (*ALL, *GPU, *GRID, *USERS)
     unknown = wanted - {problem.name for problem in everything}
     if unknown:
         known = " ".join(problem.name for problem in everything)

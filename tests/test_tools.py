@@ -186,8 +186,8 @@ def test_a_dry_run_writes_every_precision(
     ]
     assert all(part.environment["dtype"] in cuda.PRECISIONS for _, part in parts)
     printed = capsys.readouterr().out
-    assert "| 20, 3, 5, 6 | inference | gru |" in printed
-    assert "| tf32 |" in printed
+    assert "| 20, 3, 5, 6 | GRU |" in printed
+    assert "| inference, eager: float32, TF32 everywhere | 1 |" in printed
 
 
 def test_graphs_are_a_table_of_their_own() -> None:

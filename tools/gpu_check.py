@@ -1,12 +1,13 @@
 """Tests, measures and sanitizes on a GPU, within minutes: `make gpu-check`.
 
     bash tools/gpu-check.sh                      all parts, the most important first
-    bash tools/gpu-check.sh correct compare      some of them: correct compare tune micro sanitize
+    bash tools/gpu-check.sh correct compare      some of them: correct compare tune users ...
     bash tools/gpu-check.sh --dry                a rehearsal on a machine without a GPU
 
 correct    tests/test_cuda.py on the kernels that the plan chooses, or on RNNFAST_TEST_KERNELS
 compare    the layers of benchmarks.cuda --grid beside cuDNN: GPU.json
 tune       every kernel that could run a layer, one after the other: GPU-tune.json
+users      layers of models in use beside cuDNN: GPU-users.json
 micro      what the GPU's primitives cost: GPU-micro.json
 sanitize   compute-sanitizer on every kernel; memcheck alone is a part, too
 
@@ -97,6 +98,7 @@ def installed(module: str) -> bool:
 
 # ---- the stages ----
 
+TIMES = r"as fast as cuDNN|^\| (inference|training),|against torch.nn|[Ww]rong|Error"
 COUNTS = r"^(FAILED|ERROR) |\d+ (passed|failed|error)"
 
 
@@ -148,7 +150,15 @@ def compare(machine: Machine) -> list[Stage]:
         command += ["--device", "cpu", "--quick", "--cells", "gru"]
     else:
         command += ["--grid", "--seconds", "65"]
-    return [Stage("compare", command, 85, keep=r"^\| |against torch.nn|[Ww]rong|Error|behind")]
+    return [Stage("compare", command, 85, keep=TIMES)]
+
+
+def users(machine: Machine) -> list[Stage]:
+    command = [sys.executable, "-u", "-m", "benchmarks.cuda", "--users", "--seconds", "70"]
+    if machine.dry:
+        return []
+    command += ["--output", str(machine.file("users"))]
+    return [Stage("users", command, 90, keep=TIMES)]
 
 
 def tune(machine: Machine) -> list[Stage]:
@@ -189,11 +199,12 @@ PARTS = {
     "correct": correct,
     "compare": compare,
     "tune": tune,
+    "users": users,
     "micro": micro,
     "sanitize": sanitize,
     "memcheck": memcheck,
 }
-DEFAULT = ("correct", "compare", "tune", "micro", "sanitize")
+DEFAULT = ("correct", "compare", "tune", "users", "micro", "sanitize")
 
 
 # ---- running them ----
@@ -316,7 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runner.run(*PARTS[part](machine))
         text = summary(runner.outcomes)
         log.write(text)
-    tables = [o.output for o in runner.outcomes if o.stage.name in ("compare", "tune", "micro")]
+    measured = ("compare", "tune", "users", "micro")
+    tables = [o.output for o in runner.outcomes if o.stage.name in measured]
     machine.file(suffix=".txt").write_text("\n".join(tables))
     print(text)
     return 0 if all(outcome.ok for outcome in runner.outcomes) else 1
