@@ -14,6 +14,7 @@
 #include "cells.h"
 #include "cuda/plan.h"
 #include "eager.h"
+#include "ops.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -173,4 +174,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("kernel") = "auto", py::arg("I") = py::none(),
         "The CUDA kernels to try for a layer, the best first. I is H unless it is given.");
   if (PyModule_AddFunctions(m.ptr(), rnnfast::kEagerMethods) != 0) throw py::error_already_set();
+  // Looked up here and not in the first call: a fork in the middle of that would leave the child
+  // waiting for it.
+  rnnfast::layer_op(), rnnfast::layer_backward_op();
 }
