@@ -284,7 +284,8 @@ struct Worker {
   // of w_hh: partial sums for all units, which go to their CTAs. Two tiles of units at a time, so
   // that the first ones leave early.
   DEVICE void send_sums(int round) const {
-    constexpr int kPairs = S::kUnitTiles % 2 == 0 ? 2 : 1, kChains = kPairs == 2 ? 1 : 2;
+    constexpr int kPairs = S::kUnitTiles % 2 == 0 ? 2 : 1;
+    constexpr int kChains = kPairs == 1 || (S::kWarps <= 4 && !S::kTwoParts) ? 2 : 1;
     const uint8_t* from =
         dev::smem() + S::kStageAt + (round & 1) * S::kSourceBytes + lane * kRowBytes;
     UNROLL
