@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rnnfast import _C
 
-KERNELS = ("step", "cta", "cluster", "grid")
+KERNELS = ("step", "small", "cta", "cluster", "grid")
 H100 = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
 A100 = {"arch": 80, "processors": 108, "shared_bytes": 163 << 10, "max_cluster": 1}
 TURING = {"arch": 75, "processors": 40, "shared_bytes": 64 << 10, "max_cluster": 1}
@@ -63,11 +63,11 @@ def test_plan_is_sound(
         assert kernel != "auto" or T > 1, "one step reads the weights once anyway"
         assert kernel != "auto" or choice["microseconds"] < choices[-1]["microseconds"]
         assert choice["hidden"] >= H
-        assert (choice["tiles"] - 1) * 8 < B <= choice["tiles"] * 16
+        assert (choice["tiles"] - 1) * choice["rows"] < B <= choice["tiles"] * choice["rows"]
         assert dtype != "float64"
         assert device["arch"] >= 80
         peers = choice["peers"]
-        if choice["kernel"] == "cta":
+        if choice["kernel"] in ("small", "cta"):
             assert peers == 1
         elif choice["kernel"] == "cluster":
             assert 1 < peers <= device["max_cluster"]
