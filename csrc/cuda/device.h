@@ -107,6 +107,9 @@ DEVICE void wait_until(Condition condition) {
 DEVICE void cta_sync() { __syncthreads(); }
 DEVICE void warp_sync() { __syncwarp(); }
 
+// Keeps the compiler from moving accesses of memory over it; orders nothing that others see.
+DEVICE void keep_order() { __syncwarp(); }
+
 // Barrier of the `threads` threads, whole warps, that name it; ids 1 to 15.
 DEVICE void group_sync(int id, int threads) {
   __syncwarp();  // bar.sync wants the warp together

@@ -66,7 +66,7 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
     const Kernel kernel = kernel_of(l.exchange);
     if (kernel == Kernel::kGrid && groups * instance.peers > p.device.processors) continue;
     plans.push_back({kernel, i, instance.hidden, instance.peers, rows, tiles,
-                     whole_sequence_cost(l, *precision(p), groups, p.device.processors)});
+                     whole_sequence_cost(l, groups, p.device.processors)});
   }
 }
 

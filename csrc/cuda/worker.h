@@ -321,7 +321,7 @@ struct Worker {
         round, values, [this](int e) { return group_unit(e); },
         [this](int e) { return tile_row(e); });
     if constexpr (S::kSums) send_sums(round);
-    dev::warp_sync();  // or the compiler has results stored before
+    dev::keep_order();  // or the compiler has results stored before
   }
 };
 

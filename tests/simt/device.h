@@ -93,6 +93,8 @@ DEVICE void warp_sync() {
   });
 }
 
+DEVICE void keep_order() {}
+
 DEVICE void cluster_sync() {
   emu::Cluster& cluster = *machine->cta().cluster;
   const int all = static_cast<int>(cluster.ctas.size()) * threads();
