@@ -34,8 +34,12 @@ void multiply(const Product& p) {
 
 namespace {
 
-// The arguments where an access beside them is an error; what is not contiguous, the driver copies.
-Tensor guarded(const Tensor& t) { return t.is_contiguous() ? t.clone() : t; }
+// The arguments where an access beside them is an error; what is not contiguous, the driver copies;
+// what is not aligned stays where it is.
+Tensor guarded(const Tensor& t) {
+  const bool aligned = reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0;
+  return t.is_contiguous() && aligned ? t.clone() : t;
+}
 Tensors guarded(at::TensorList tensors) {
   Tensors result;
   for (const Tensor& t : tensors) result.push_back(guarded(t));
