@@ -56,8 +56,14 @@ class LayerForward {
 
   void project_inputs() {
     x_gates_ = at::empty({layer_.D, layer_.rows, columns()}, x_.options());
-    const Tensor rows = x_.view({layer_.rows, layer_.I});
-    for (int64_t d = 0; d < layer_.D; ++d) project(x_gates_[d], rows, weight(d, 0), problem_.tf32);
+    if (layer_.I == 0) {
+      x_gates_.zero_();
+      return;
+    }
+    const Matrix x{x_.const_data_ptr(), layer_.rows, layer_.I, x_.scalar_type()};
+    for (int64_t d = 0; d < layer_.D; ++d)
+      multiply(address(x_gates_, d * layer_.rows * columns()), x, false, Matrix::of(weight(d, 0)),
+               true, 0, problem_.tf32);
   }
 
   ForwardArgs<void> arguments() const {

@@ -8,6 +8,16 @@
 
 namespace rnnfast::cuda {
 
+// The address of an element of a contiguous tensor.
+inline char* address(const Tensor& t, int64_t element) {
+  return static_cast<char*>(t.mutable_data_ptr()) +
+         element * static_cast<int64_t>(t.element_size());
+}
+inline const char* const_address(const Tensor& t, int64_t element) {
+  return static_cast<const char*>(t.const_data_ptr()) +
+         element * static_cast<int64_t>(t.element_size());
+}
+
 // One operand of a product: row-major matrices, `stride` elements apart.
 struct Operand {
   const void* data;
@@ -45,32 +55,30 @@ void multiply(const Product& product);
 // Whether float32 products may use TF32: torch.nn's layers go by cuDNN's switch for RNNs.
 inline bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
-// out = a b + beta out, for contiguous matrices.
-inline void multiply(const Tensor& out, const Tensor& a, bool a_transposed, const Tensor& b,
-                     bool b_transposed, double beta, bool tf32) {
-  const int64_t depth = a.size(a_transposed ? 0 : 1);
-  if (out.numel() == 0) return;
-  if (depth == 0) {  // an empty sum
-    if (beta == 0) out.zero_();
-    return;
-  }
-  multiply({1,
-            out.size(0),
-            out.size(1),
-            depth,
-            a.scalar_type(),
-            {a.const_data_ptr(), 0, a_transposed},
-            {b.const_data_ptr(), 0, b_transposed},
-            out.mutable_data_ptr(),
-            0,
-            out.scalar_type(),
-            beta,
-            tf32});
-}
+// A contiguous matrix; of a tensor [D, rows, columns] that of one direction.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns;
+  at::ScalarType type;
 
-// out [rows, G*H] = x [rows, I] times w_ih [G*H, I] transposed.
-inline void project(const Tensor& out, const Tensor& x, const Tensor& w_ih, bool tf32) {
-  multiply(out, x, false, w_ih, true, 0, tf32);
+  static Matrix of(const Tensor& t) {
+    return {t.const_data_ptr(), t.size(0), t.size(1), t.scalar_type()};
+  }
+  static Matrix of(const Tensor& t, int64_t direction) {
+    const int64_t rows = t.size(1), columns = t.size(2);
+    return {const_address(t, direction * rows * columns), rows, columns, t.scalar_type()};
+  }
+};
+
+// out = a b + beta out, in the type of a and b; each or none of them transposed. Neither is empty.
+inline void multiply(void* out, const Matrix& a, bool a_transposed, const Matrix& b,
+                     bool b_transposed, double beta, bool tf32) {
+  Product p{};
+  p.count = 1, p.rows = a_transposed ? a.columns : a.rows;
+  p.depth = a_transposed ? a.rows : a.columns, p.columns = b_transposed ? b.rows : b.columns;
+  p.type = p.out_type = a.type, p.out = out, p.beta = beta, p.tf32 = tf32;
+  p.a = {a.data, 0, a_transposed}, p.b = {b.data, 0, b_transposed};
+  multiply(p);
 }
 
 }  // namespace rnnfast::cuda

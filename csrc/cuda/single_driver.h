@@ -29,7 +29,8 @@ inline bool run_single(const Layer& layer, const Problem& problem, const Tensor&
   single.hidden_width = row_alignment(layer.H * element, args.states_0[0], single.layer.w_hh[0],
                                       single.layer.w_hh[1]);
   single.input_warps = input_warps(layer.I, args.states_0[0] != nullptr ? layer.H : 0);
-  for (const Plan& plan : plans(problem)) {
+  const auto plans = cached_plans(problem);
+  for (const Plan& plan : *plans) {
     if (plan.kernel != Kernel::kSingle) break;
     const SingleLauncher launch = single_kernel(layer.cell.name, problem.type, plan.instance);
     const bool dependent = problem.device.arch >= 90;

@@ -120,24 +120,29 @@ KERNEL step_backward(StepBackwardArgs<E> args) {
 }
 
 // ---- column sums ----
+// Blocks take the columns of one matrix after the other.
 template <class E>
 KERNEL partial_sums(ColumnSums<E, Compute<E>> a) {
-  const int64_t column = int64_t{dev::block_x()} * kThreads + dev::tid(), part = dev::block_y();
+  const int blocks = dev::grid_x() / a.count, matrix = dev::block_x() / blocks;
+  const int64_t column = int64_t{dev::block_x() % blocks} * kThreads + dev::tid();
   if (column >= a.columns) return;
-  const int64_t begin = part * a.part_rows,
+  const int64_t part = dev::block_y(), begin = part * a.part_rows,
                 end = begin + a.part_rows < a.rows ? begin + a.part_rows : a.rows;
+  const E* from = a.matrices[matrix].rows;
   Compute<E> sum = 0;
-  for (int64_t row = begin; row < end; ++row) sum += widen(a.matrix[row * a.columns + column]);
-  a.partial[part * a.columns + column] = sum;
+  for (int64_t row = begin; row < end; ++row) sum += widen(from[row * a.columns + column]);
+  a.partial[(matrix * a.parts + part) * a.columns + column] = sum;
 }
 
 template <class E>
 KERNEL total_sums(ColumnSums<E, Compute<E>> a) {
-  const int64_t column = int64_t{dev::block_x()} * kThreads + dev::tid();
+  const int blocks = dev::grid_x() / a.count, matrix = dev::block_x() / blocks;
+  const int64_t column = int64_t{dev::block_x() % blocks} * kThreads + dev::tid();
   if (column >= a.columns) return;
+  const Compute<E>* partial = a.partial + matrix * a.parts * a.columns + column;
   Compute<E> sum = 0;
-  for (int64_t part = 0; part < a.parts; ++part) sum += a.partial[part * a.columns + column];
-  for (E* sums : a.sums)
+  for (int64_t part = 0; part < a.parts; ++part) sum += partial[part * a.columns];
+  for (E* sums : a.matrices[matrix].sums)
     if (sums) sums[column] = narrow<E>(sum);
 }
 
