@@ -32,7 +32,7 @@ import rnnfast
 from benchmarks import results
 from benchmarks.cuda import PRECISIONS, events, set_switches, spin_up
 from benchmarks.problems import Problem
-from benchmarks.workloads import CELLS, ERROR_FACTOR, ERROR_FLOOR, make_layer, relative_error
+from benchmarks.workloads import CELLS, make_layer, relative_error
 from rnnfast import _C
 
 PASSES = ("inference", "training", "backward")
@@ -180,7 +180,7 @@ def check(made: Made, entry: Entry, result: Any) -> tuple[float, float, bool]:
     pairs = list(zip(ours, made.theirs[chosen], made.truth[chosen], strict=True))
     own = max(relative_error(ours, exact) for ours, _, exact in pairs)
     peer = max(relative_error(theirs, exact) for _, theirs, exact in pairs)
-    return own, peer, own <= ERROR_FACTOR * peer + ERROR_FLOOR * torch.finfo(made.x.dtype).eps
+    return own, peer, own <= 3 * peer + 8 * torch.finfo(made.x.dtype).eps
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,15 @@ class Timed:
     call: Callable[[], object]
 
 
-def graph_of(call: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+def graph_of(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """On the current stream; without the collection of garbage of `torch.cuda.graph`."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    torch.cuda.synchronize()
+    graph.capture_begin()
+    try:
         call()
+    finally:
+        graph.capture_end()
     return graph
 
 
@@ -213,7 +218,7 @@ def measure(layer: Layer, chosen: Sequence[Entry], begin: Callable[[Entry], None
                 call = calls(made, entry)
                 own, peer, right = check(made, entry, call())
                 row |= {"error": own, "error_cudnn": peer, "right": right}
-                graph = graph_of(call, stream)
+                graph = graph_of(call)
                 times = sorted(events(graph.replay, REPLAYS) for _ in range(REPEATS))
                 row["call_us"] = round(times[REPEATS // 2] * 1e6, 2)
                 timed.append(Timed(row, entry, call))
@@ -241,12 +246,7 @@ def profile(timed: Sequence[Timed]) -> None:
         for event in profiler.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
     )
-    parts: list[list[tuple[str, float]]] = []
-    for _, name, microseconds in found:
-        if "spin_kernel" in name:
-            parts.append([])
-        elif parts:
-            parts[-1].append((name, microseconds))
+    parts = split([(name, microseconds) for _, name, microseconds in found])
     if len(parts) != len(timed):
         print(f"the profiler saw {len(parts)} of {len(timed)} runs")
         return
@@ -255,6 +255,17 @@ def profile(timed: Sequence[Timed]) -> None:
         one.row["refused"] = stepwise and one.entry.name != "step"  # by the device, at the launch
         one.row["launches"] = len(part)
         one.row["kernels_us"] = top(part)
+
+
+def split(kernels: Sequence[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """What ran after each marker."""
+    parts: list[list[tuple[str, float]]] = []
+    for name, microseconds in kernels:
+        if "spin_kernel" in name:
+            parts.append([])
+        elif parts:
+            parts[-1].append((name, microseconds))
+    return parts
 
 
 def step_microseconds(kernels: Sequence[tuple[str, float]]) -> tuple[float, bool]:
@@ -289,6 +300,9 @@ class Run:
         self.broke = {(r["layer"], r["pass"], r["entry"]) for r in rows if "broken" in r}
         self.current: tuple[str, Entry | None] = ("", None)
         self.since = time.monotonic()
+
+    def watch(self) -> None:
+        """Ends, from a thread of its own, what hangs."""
         threading.Thread(target=self._watch, daemon=True).start()
 
     def begin(self, layer: Layer, entry: Entry | None) -> None:
@@ -360,6 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     spin_up()
     run = Run(options.output, results.gpu_environment("rnnfast"), options.resume)
+    run.watch()
     for layer in chosen:
         if str(layer) in run.done:
             continue
