@@ -473,6 +473,7 @@ DEVICE T* opaque_global(T* p) {
 
 DEVICE uint32_t shfl_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEVICE double shfl_xor(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float shfl(float v, int from) { return __shfl_sync(0xffffffffu, v, from); }
 
 // Four 8x8 matrices of 16-bit elements out of shared memory. Lane l brings the address of row l % 8

@@ -445,6 +445,12 @@ DEVICE uint32_t shfl_xor(uint32_t v, int mask) {
 DEVICE float shfl_xor(float v, int mask) {
   return bit_cast<float>(shfl_xor(bit_cast<uint32_t>(v), mask));
 }
+DEVICE double shfl_xor(double v, int mask) {
+  const auto bits = bit_cast<uint64_t>(v);
+  const uint64_t low = shfl_xor(static_cast<uint32_t>(bits), mask);
+  const uint64_t high = shfl_xor(static_cast<uint32_t>(bits >> 32), mask);
+  return bit_cast<double>(high << 32 | low);
+}
 DEVICE float shfl(float v, int from) {
   emu::Lane& lane = machine->lane();
   lane.in[0] = bit_cast<uint32_t>(v);
