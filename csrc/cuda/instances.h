@@ -168,8 +168,8 @@ constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
   const bool grid = l.exchange == Exchange::kGrid;
   int step = (l.backward ? 66 : 78) + 3 * l.gates;
-  if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 24 : 16;
-  if (l.element_bytes > 2) step += grid ? 12 : 16;
+  if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 28 : 16;
+  if (l.element_bytes > 2) step += grid ? 12 : 20;
   if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
   if (grid) step += 28;
   if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
