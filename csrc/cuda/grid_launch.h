@@ -29,9 +29,10 @@ struct GridInstanceLauncher {
     launch.cooperative = true;
     return launch;
   }
-  static dev::Status pack(const PackArgs& args, dev::Stream stream) {
+  static dev::Status pack(const LayerPackArgs& args, dev::Stream stream) {
     dev::Launch launch{};
     launch.grid_x = static_cast<int>(kLayout.packed_bytes() / 16 / kPackThreads);
+    launch.grid_y = args.directions;
     launch.threads = kPackThreads;
     return dev::launch(grid_pack<S>, launch, stream, args);
   }

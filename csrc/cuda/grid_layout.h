@@ -46,8 +46,9 @@ struct GridBackwardArgs {
 // One 16-byte piece of packed weights per thread. Rows g and g + 8 of an operand are the units 2 g
 // and 2 g + 1 of a block, so that a thread finishes pairs of neighbours.
 template <class S>
-KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const PackArgs args) {
+KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const LayerPackArgs layer) {
   using E = typename S::Element;
+  const PackArgs args = layer.of(dev::block_y());
   const int64_t piece = int64_t{dev::block_x()} * kPackThreads + dev::tid();
   const int lane = piece % kWarpSize;
   int64_t rest = piece / kWarpSize;

@@ -23,9 +23,10 @@ struct PersistentInstance {
     launch.cooperative = S::kExchange == Exchange::kGrid;
     return launch;
   }
-  static dev::Status pack(const PackArgs& args, dev::Stream stream) {
+  static dev::Status pack(const LayerPackArgs& args, dev::Stream stream) {
     dev::Launch launch{};
-    launch.grid_x = (PackWeights<S>::kPieces + kPackThreads - 1) / kPackThreads, launch.grid_y = 1;
+    launch.grid_x = (PackWeights<S>::kPieces + kPackThreads - 1) / kPackThreads,
+    launch.grid_y = args.directions;
     launch.threads = kPackThreads, launch.cluster = 1;
     return dev::launch(pack_weights<S>, launch, stream, args);
   }

@@ -22,7 +22,7 @@ BackwardArgs<E> typed(const BackwardArgs<void>& args) {
 // All null where an instance is not possible; forward or backward is null where it is of the other
 // pass.
 struct SequenceLauncher {
-  dev::Status (*pack)(const PackArgs&, dev::Stream);  // null: the kernel takes w_hh as it lies
+  dev::Status (*pack)(const LayerPackArgs&, dev::Stream);  // null: the kernel takes w_hh as it lies
   dev::Status (*forward)(const ForwardArgs<void>&, int64_t tiles, int directions, dev::Stream);
   dev::Status (*backward)(const BackwardArgs<void>&, int64_t tiles, int directions, dev::Stream);
   int64_t packed_bytes;  // of w_hh, one direction

@@ -155,9 +155,10 @@ struct PackWeights {
 };
 
 template <class S>
-KERNEL LAUNCH_BOUNDS(kPackThreads) pack_weights(const PackArgs args) {
+KERNEL LAUNCH_BOUNDS(kPackThreads) pack_weights(const LayerPackArgs args) {
   const int64_t piece = int64_t{dev::block_x()} * kPackThreads + dev::tid();
-  if (piece < PackWeights<S>::kPieces) PackWeights<S>{args}.run(piece);
+  const PackArgs own = args.of(dev::block_y());
+  if (piece < PackWeights<S>::kPieces) PackWeights<S>{own}.run(piece);
 }
 
 }  // namespace rnnfast::cuda

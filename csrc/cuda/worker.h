@@ -284,7 +284,8 @@ struct Worker {
   // of w_hh: partial sums for all units, which go to their CTAs. Two tiles of units at a time, so
   // that the first ones leave early.
   DEVICE void send_sums(int round) const {
-    constexpr int kPairs = S::kUnitTiles % 2 == 0 ? 2 : 1, kChains = kPairs == 2 ? 1 : 2;
+    constexpr int kPairs = S::kUnitTiles % 2 == 0 ? 2 : 1;
+    constexpr int kChains = kPairs == 1 || (S::kWarps <= 4 && !S::kTwoParts) ? 2 : 1;
     const uint8_t* from =
         dev::smem() + S::kStageAt + (round & 1) * S::kSourceBytes + lane * kRowBytes;
     UNROLL
@@ -321,7 +322,7 @@ struct Worker {
         round, values, [this](int e) { return group_unit(e); },
         [this](int e) { return tile_row(e); });
     if constexpr (S::kSums) send_sums(round);
-    dev::warp_sync();  // or the compiler has results stored before
+    dev::keep_order();  // or the compiler has results stored before
   }
 };
 

@@ -68,6 +68,7 @@ struct Shape {
   int grid_x, grid_y, threads, cluster;
   size_t smem_bytes;
   bool cooperative;
+  bool dependent = false;
 };
 inline std::vector<Shape> launches;  // all so far, until somebody empties it
 
@@ -89,8 +90,16 @@ struct Word {
   bool late;  // not before nothing else can go on, or its thread orders its stores
 };
 
-// A copy that a thread has begun and not waited for.
-using ThreadCopy = Store;
+// A copy that a thread has begun and not waited for: `bytes` out of `size`, zeros behind them.
+struct ThreadCopy {
+  uint8_t* to;
+  const uint8_t* from;
+  int size, bytes;
+  void land() const {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    std::memset(to + bytes, 0, static_cast<size_t>(size - bytes));
+  }
+};
 
 struct Fiber {
   Context context;
@@ -98,6 +107,7 @@ struct Fiber {
   Cta* cta = nullptr;
   const char* where = "";  // the primitive it waits in
   bool done = false;
+  bool waited = false;            // for the kernel before, in a dependent launch
   const uint64_t* bar = nullptr;  // the mbarrier it waits for, and
   uint32_t parity = 0;
   std::vector<Store> stores;  // not seen by others yet, and ordered before nothing of them

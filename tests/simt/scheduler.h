@@ -256,6 +256,7 @@ inline void Machine::run_fiber() {
     thrown = e.what();
   }
   if (!thrown.empty()) m.fail("exception: " + thrown);
+  if (m.shape_.dependent && !m.current_->waited) m.fail("ended without wait_for_previous");
   m.current_->done = true;
   m.leave();
 }
