@@ -78,7 +78,7 @@ struct GridLayout {
 // loads at a time, and what the step itself needs. From the compiler's reports: none may spill.
 constexpr int grid_held_fragments(const GridLayout& l) {
   const int sums = 4 * l.chains * l.out * l.blocks * l.columns;
-  return (255 - (l.backward ? 72 : 56) - sums - 4 * l.chunk) / 4;
+  return (255 - (l.backward ? 72 : l.gates == 4 ? 60 : 56) - sums - 4 * l.chunk) / 4;
 }
 
 constexpr GridLayout grid_layout(const GridInstance& instance, int gates) {
