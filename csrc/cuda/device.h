@@ -297,6 +297,10 @@ DEVICE uint4 load_words(const uint4* p) {
 DEVICE void store_word(uint32_t* p, uint32_t v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
+DEVICE void store_words(uint2* p, uint2 v) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
+               : "memory");
+}
 // What this thread stored before is seen by who sees what it stores after, once that thread has
 // called this in its turn.
 DEVICE void fence_words() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
