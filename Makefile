@@ -2,7 +2,9 @@
 # make bench-peers: rnnfast beside oneDNN, ONNX Runtime, OpenVINO and JAX, in .venv-peers.
 # make cuda-compile: the CUDA kernels for every GPU, registers and spills; needs nvcc, no GPU.
 # make cuda-build: the whole package against a torch for CUDA, in .venv-cuda; needs nvcc, no GPU.
-# make gpu-check: builds, tests and measures on this machine's GPU, with PYTHON's torch; fetches nothing.
+# make gpu-check: tests and measures on this machine's GPU, with PYTHON's torch; fetches nothing.
+# make gpu-pack: builds here what gpu-check needs there, into .gpu; needs nvcc, no GPU. PYTHONS="python3.12"
+# names more Pythons, ARCH="9.0" the GPU. PARTS="correct compare tune" of gpu-check: see tools/gpu_check.py.
 # Needed: Python 3.10+, g++, make. Another Python or torch: make PYTHON=python3.12 TORCH=torch==2.11.0 test
 # (after `make clean`). MAX_JOBS limits the compilers that run side by side.
 
@@ -17,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 
-.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-build gpu-check
+.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-build gpu-pack gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -40,8 +42,11 @@ cuda-compile:
 cuda-build: .venv-cuda/torch
 	bash tools/cuda-build.sh .venv-cuda/bin/python
 
+gpu-pack: .venv-cuda/torch
+	.venv-cuda/bin/python -m tools.gpu_pack $(if $(ARCH),--arch $(ARCH)) --pythons $(PYTHONS)
+
 gpu-check:
-	bash tools/gpu-check.sh
+	bash tools/gpu-check.sh $(PARTS)
 
 lint: build
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@
 ``rnnfast._cpu_*``     the same kernels, once per CPU instruction set; one of them is loaded
 ``rnnfast._cuda``      the CUDA kernels: built where this torch has CUDA and nvcc is found;
                        RNNFAST_CUDA=0 leaves them out, RNNFAST_CUDA=1 insists on them
+``RNNFAST_CPU``        instruction sets to build for, separated by spaces (default: all of them)
 ``MAX_JOBS``           the number of compilers that run side by side (default: one per core)
 """
 
@@ -32,6 +33,15 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma"]
     INSTRUCTION_SETS["avx512bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
+
+
+def instruction_sets() -> list[str]:
+    """Those to build for."""
+    wanted = os.environ.get("RNNFAST_CPU", " ".join(INSTRUCTION_SETS)).split()
+    if unknown := set(wanted) - set(INSTRUCTION_SETS):
+        known = " ".join(INSTRUCTION_SETS)
+        raise SystemExit(f"RNNFAST_CPU must be of {known}, got {' '.join(sorted(unknown))!r}")
+    return wanted
 
 
 def cpu_extension(name: str, sources: list[str], flags: list[str]) -> CppExtension:
@@ -95,8 +105,8 @@ setup(
     ext_modules=[
         cpu_extension("rnnfast._C", sorted(glob("csrc/*.cpp")), []),
         *(
-            cpu_extension(f"rnnfast._cpu_{name}", [f"csrc/cpu/{name}.cpp"], flags)
-            for name, flags in INSTRUCTION_SETS.items()
+            cpu_extension(f"rnnfast._cpu_{name}", [f"csrc/cpu/{name}.cpp"], INSTRUCTION_SETS[name])
+            for name in instruction_sets()
         ),
         *cuda_extensions(),
     ],

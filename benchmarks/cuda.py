@@ -2,11 +2,13 @@
 
     python -m benchmarks.cuda                        the most important first, within --seconds
     python -m benchmarks.cuda --precisions tf32 --cells lstm --problems t50b32i128h128
+    python -m benchmarks.cuda --grid                 few samples of many layers, T = 100, I = H
+    python -m benchmarks.cuda --users                the layers of models in use
     python -m benchmarks.cuda --device cpu --quick   a dry run: tests the program, measures nothing
 
 Values are compared with torch.nn in float64 before anything is timed, and a graph's replay with the
-eager call. What fails is written down and costs no more than itself. The result is rewritten after
-every layer, so that a run that is cut short keeps what it has.
+eager call. What fails is written down and costs no more than itself. The result is rewritten every
+few seconds, so that a run that is cut short keeps what it has.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import rnnfast
-from benchmarks import problems, report, results
+from benchmarks import gpu_report, problems, report, results
 from benchmarks.problems import Problem
 from benchmarks.timing import Budget, interleave
 from benchmarks.workloads import (
@@ -41,6 +43,9 @@ from benchmarks.workloads import (
 )
 
 BUDGET = Budget(total=0.12, block=0.002, rounds=(3, 30), warm_up=0.01)
+SHORT = Budget(total=0.008, block=0.001, rounds=(3, 9), warm_up=0.001)
+"""For the many layers of --grid."""
+
 FIRST = (
     "t128b32i256h256",
     "t512b64i512h512",
@@ -51,28 +56,36 @@ FIRST = (
 )
 """The problems of docs/tuning.md."""
 
+WRITE_SECONDS = 5
+"""Between two times that the result is written: a run that is ended loses no more."""
+
 REPLAY_ERROR = 0.02
 """A replay may differ by rounding from the eager call, whose sums may be made in another order."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A dtype, and whether float32 products may round their operands to TF32."""
+    """A dtype, and whether float32 products may round their operands to TF32, by torch's switches
+    for cuDNN (which are ours, too) and for other products.
+    """
 
     name: str
     dtype: torch.dtype
-    tf32: bool = False
+    cudnn_tf32: bool = False
+    matmul_tf32: bool = False
 
 
 PRECISIONS = {
     precision.name: precision
     for precision in (
         Precision("bfloat16", torch.bfloat16),
-        Precision("tf32", torch.float32, tf32=True),
+        Precision("float32", torch.float32, cudnn_tf32=True),
         Precision("float16", torch.float16),
-        Precision("float32", torch.float32),
+        Precision("float32 exact", torch.float32),
+        Precision("tf32", torch.float32, cudnn_tf32=True, matmul_tf32=True),
     )
 }
+"""float32 is torch's defaults."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,31 @@ def jobs(
         for precision, of in enumerate(precisions)
     ]
     return [job for _, job in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def grid_jobs() -> list[Job]:
+    """Every cell and precision on problems.GRID; exact float32 for one batch size alone, the
+    largest problems in 16 bits alone.
+    """
+    found = []
+    for problem in problems.GRID:
+        square = problem.B in (1, 32, 128) and problem.H <= 1024
+        names = ["bfloat16", "float16"] + ["float32"] * square
+        names += ["float32 exact"] * (square and problem.B == 32)
+        cells = ("gru", "lstm", "rnn_tanh")
+        found += [Job(problem, cell, PRECISIONS[name]) for cell in cells for name in names]
+    return found
+
+
+def user_jobs() -> list[Job]:
+    """The models of problems.USERS, the short ones first."""
+    names = ("bfloat16", "float16", "float32")
+    return [
+        Job(problem, cell, PRECISIONS[name])
+        for problem, cells in problems.USERS.items()
+        for cell in cells
+        for name in names
+    ]
 
 
 def default_problems() -> list[Problem]:
@@ -148,16 +186,20 @@ def captured(workload: Workload, call: Callable[[], Tensor]) -> Callable[[], Non
     return graph.replay
 
 
-def set_tf32(on: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = on
-    torch.backends.cuda.matmul.allow_tf32 = on
+def set_switches(precision: Precision) -> None:
+    """TF32 as it is to be; and bfloat16 weights of cuDNN in one piece, which torch 2.11 leaves out:
+    there every call copies them.
+    """
+    torch.backends.cudnn.allow_tf32 = precision.cudnn_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision.matmul_tf32
+    torch.backends.cudnn.CUDNN_TENSOR_DTYPES.add(torch.bfloat16)
 
 
 def measure(
     job: Job, passes: Sequence[str], device: str, budget: Budget, failures: list[str]
 ) -> Iterator[results.Measurement]:
     """Checks, then times one layer in every pass, eager and as a graph."""
-    set_tf32(job.precision.tf32)
+    set_switches(job.precision)
     dtype = job.precision.dtype
     workload = make_workload(job.problem, job.cell, dtype, nn, rnnfast, device=device)
     for name in passes:
@@ -207,12 +249,16 @@ def run(options: argparse.Namespace, facts: dict[str, object], path: Path) -> re
     """Everything for which there is time. `path` holds what there is after each layer."""
     record = results.Record(facts, (), _micro(options.micro))
     failures: list[str] = []
-    todo = jobs(options.chosen, options.cells, [PRECISIONS[name] for name in options.precisions])
-    begun = time.monotonic()
-    budget = replace(BUDGET, total=0.02, rounds=(2, 3)) if options.quick else BUDGET
+    precisions = [PRECISIONS[name] for name in options.precisions]
+    todo = (user_jobs() if options.users else []) + (grid_jobs() if options.grid else [])
+    todo = todo or jobs(options.chosen, options.cells, precisions)
+    begun = written = time.monotonic()
+    budget = SHORT if options.grid or options.users else BUDGET
+    if options.quick:
+        budget = replace(budget, total=0.02, rounds=(2, 3))
     for job in todo:
         left = options.seconds - (time.monotonic() - begun)
-        if left < 100 * guess_seconds(job.problem):
+        if left < (100 if budget is BUDGET else 20) * guess_seconds(job.problem):
             failures.append(f"{job}: left out, no time")
             continue
         found: list[results.Measurement] = []
@@ -222,8 +268,13 @@ def run(options: argparse.Namespace, facts: dict[str, object], path: Path) -> re
         except (RuntimeError, WrongValuesError) as error:
             failures.append(f"{job}: {_line(error)}")
         record = replace(record, measurements=(*record.measurements, *found))
-        results.write(record, path)
+        if time.monotonic() - written > WRITE_SECONDS:
+            results.write(record, path)
+            written = time.monotonic()
         print(f"[{time.monotonic() - begun:5.0f} s] {job}  {_brief(found)}", flush=True)
+        if failures and "CUDA error" in failures[-1]:  # which every later call would report
+            break
+    results.write(record, path)
     print("\n".join(failures))
     return record
 
@@ -237,53 +288,13 @@ def _brief(found: Sequence[results.Measurement]) -> str:
     return "  ".join(f"{m.pass_name}{' graph' if m.graph else ''} {m.speed_up:.2f}x" for m in found)
 
 
-def steps_table(record: results.Record) -> str:
-    """Markdown: microseconds a step, torch.nn → ours, the faster of eager and graph on each side;
-    problems and cells down, precisions across.
-    """
-    rows: dict[tuple[Problem, str, str], dict[str, list[results.Measurement]]] = {}
-    for m in record.measurements:
-        row = rows.setdefault((m.problem, m.pass_name, m.cell), {})
-        row.setdefault(m.precision, []).append(m)
-    measured = list(dict.fromkeys(problem for problem, _, _ in rows))
-    precisions = [name for name in PRECISIONS if any(name in row for row in rows.values())]
-    lines = [f"| T, B, I, H | pass | cell | {' | '.join(precisions)} |"]
-    lines.append("|---|---|---|" + "---:|" * len(precisions))
-    for key in sorted(rows, key=lambda key: (measured.index(key[0]), *key[1:])):
-        entries = [_steps_entry(rows[key].get(name, [])) for name in precisions]
-        lines.append(f"| {' | '.join((key[0].label, *key[1:], *entries))} |")
-    return "\n".join(lines)
-
-
-def _steps_entry(found: Sequence[results.Measurement]) -> str:
-    if not found:
-        return ""
-    problem = found[0].problem
-    steps = problem.T * problem.layers * (2 if problem.bidirectional else 1)
-    theirs, ours = (
-        min(getattr(m, side).median for m in found) / steps * 1e6
-        for side in ("baseline", "candidate")
-    )
-    return f"{theirs:.2f} → {ours:.2f} **{theirs / ours:.2f}x**"
-
-
-def means_table(record: results.Record) -> str:
-    """Markdown: the geometric mean of the speed-ups, one row a precision, eager and graph."""
-    parts = [(part.environment["dtype"], part.geometric_means()) for part in record.parts()]
-    keys = list(dict.fromkeys(key for _, means in parts for key in means))
-    lines = [f"| speed-up | {' | '.join(' '.join(key) for key in keys)} |"]
-    lines.append("|---|" + "---:|" * len(keys))
-    for name, means in parts:
-        entries = (f"{means[key]:.2f}x" if key in means else "" for key in keys)
-        lines.append(f"| {name} | {' | '.join(entries)} |")
-    return "\n".join(lines)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="only these; see problems.py")
     cells = ("gru", "lstm", "rnn_tanh")
+    parser.add_argument("--grid", action="store_true", help="the layers that kernels are chosen by")
+    parser.add_argument("--users", action="store_true", help="the layers of models in use")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=cells)
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
@@ -319,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nothing was measured")
         return 1
     headline = report.headline(replace(record, environment={**facts, "dtype": "every precision"}))
-    print("", headline, steps_table(record), means_table(record), sep="\n\n")
+    print("", headline, gpu_report.tables(record), gpu_report.summary(record), sep="\n\n")
     print(f"written to {path}")
     return 0
 

@@ -109,15 +109,48 @@ GPU: tuple[Problem, ...] = (
 )
 """What `python -m benchmarks.cuda` adds: shapes that a CPU would take minutes for."""
 
+_CROSSOVER = "where one kernel takes over from another"
+
+GRID: tuple[Problem, ...] = (
+    *(
+        Problem(100, B, H, H, _CROSSOVER)
+        for H in (256, 128, 512, 64, 1024, 32, 768, 384)
+        for B in (32, 1, 128)
+    ),
+    Problem(100, 16, 768, 768, _CROSSOVER),
+    Problem(100, 16, 1024, 1024, _CROSSOVER),
+    Problem(100, 32, 2048, 2048, _CROSSOVER),
+    Problem(100, 1024, 256, 256, _CROSSOVER),
+    Problem(100, 1024, 512, 512, _CROSSOVER),
+)
+"""What `python -m benchmarks.cuda --grid` measures: sizes side by side."""
+
+_GATED = ("gru", "lstm")
+
+USERS: dict[Problem, tuple[str, ...]] = {
+    Problem(1, 1, 640, 640, "Parakeet: one token of its decoder", layers=2): ("lstm",),
+    Problem(200, 1, 512, 256, "Kokoro: the text of a sentence", bidirectional=True): ("lstm",),
+    Problem(100, 1, 256, 256, "DeepFilterNet: one second of frames"): ("gru",),
+    Problem(32, 128, 64, 64, "the 4 layers that a Triton kernel is shown on", layers=4): ("gru",),
+    Problem(16, 128, 256, 256, "reinforcement learning: short roll-outs"): _GATED,
+    Problem(64, 128, 256, 256, "reinforcement learning: longer roll-outs"): _GATED,
+    Problem(512, 10, 128, 256, "KernelBench, level 3", layers=6): _GATED,
+    Problem(400, 1024, 96, 96, "nanopore base calling: the fast model"): ("lstm",),
+    Problem(400, 1024, 384, 384, "nanopore base calling: the accurate model"): ("lstm",),
+    Problem(400, 1024, 1024, 1024, "nanopore base calling: the most accurate"): ("lstm",),
+}
+"""What `python -m benchmarks.cuda --users` measures: layers of models in use, with their cells."""
+
 
 def select(names: Iterable[str]) -> tuple[Problem, ...]:
-    """The problems of these names, in the order of ALL and GPU.
+    """The problems of these names, in the order of ALL, GPU, GRID and USERS.
 
     Raises ValueError, listing the names there are, for one that is unknown.
     """
     wanted = set(names)
-    unknown = wanted - {problem.name for problem in ALL + GPU}
+    everything = (*ALL, *GPU, *GRID, *USERS)
+    unknown = wanted - {problem.name for problem in everything}
     if unknown:
-        known = " ".join(problem.name for problem in ALL + GPU)
+        known = " ".join(problem.name for problem in everything)
         raise ValueError(f"no problem named {', '.join(sorted(unknown))}; there are: {known}")
-    return tuple(problem for problem in ALL + GPU if problem.name in wanted)
+    return tuple(problem for problem in everything if problem.name in wanted)

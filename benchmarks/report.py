@@ -8,10 +8,12 @@ python -m benchmarks.report benchmarks/results/*.json --readme          README.m
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import gpu_report
 from benchmarks.problems import Problem
 from benchmarks.results import REPOSITORY, Measurement, Record, read
 from benchmarks.workloads import PASSES
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 BEGIN = "<!-- numbers: written by python -m benchmarks.report --readme -->"
 END = "<!-- end of numbers -->"
+GPU_BEGIN = "<!-- GPU numbers: written by python -m benchmarks.report --readme -->"
+GPU_END = "<!-- end of GPU numbers -->"
 
 CELL_LABELS = {"rnn_tanh": "RNN (tanh)", "rnn_relu": "RNN (relu)", "gru": "GRU", "lstm": "LSTM"}
 COLOURS = {"rnn_tanh": "#0072B2", "rnn_relu": "#56B4E9", "gru": "#E69F00", "lstm": "#009E73"}
@@ -104,6 +108,7 @@ def _row(measurement: Measurement) -> list[str]:
         for side in (measurement.baseline, measurement.candidate)
     )
     speed_up, pairwise = measurement.speed_up, measurement.pairwise
+    errors = dataclasses.astuple(measurement.errors) if measurement.errors else ()
     colour = "green" if speed_up >= 1.05 else "yellow" if speed_up >= 0.95 else "red"
     return [
         measurement.problem.label,
@@ -111,8 +116,7 @@ def _row(measurement: Measurement) -> list[str]:
         *sides,
         f"[{colour}]{speed_up:.2f}x[/{colour}]",
         f"{pairwise.median:.2f} ({pairwise.p20:.2f} {pairwise.p80:.2f})",
-        f"{measurement.errors.baseline:.1e}",
-        f"{measurement.errors.candidate:.1e}",
+        *(f"{error:.1e}" for error in errors),
     ]
 
 
@@ -252,6 +256,35 @@ def load(path: Path) -> list[tuple[str, Record]]:
     return [(f"{path.stem}-{word}", part) for word, part in zip(words, parts, strict=True)]
 
 
+def write_readme(paths: Sequence[Path]) -> None:
+    """The blocks of README.md, their plots, and beside the JSON of a GPU all its tables."""
+    readme = REPOSITORY / "README.md"
+    gpus = [path for path in paths if "gpu" in read(path).environment]
+    records = [part for path in paths if path not in gpus for part in load(path)]
+    if records:
+        for name, record in records:
+            plot(record, REPOSITORY / IMAGES / f"{name}.png")
+        readme.write_text(replace_block(readme.read_text(), readme_block(records)))
+    if gpus:
+        blocks = "\n\n".join(gpu_block(path) for path in gpus)
+        readme.write_text(replace_block(readme.read_text(), blocks, GPU_BEGIN, GPU_END))
+
+
+def gpu_block(path: Path) -> str:
+    """Writes the plot and the tables of a GPU's record; what README.md says of them."""
+    record, image = read(path), IMAGES / f"{path.stem}.png"
+    record.environment["dtype"] = "every precision"
+    gpu_report.plot(record, REPOSITORY / image)
+    title = f"{headline(record)}. {record.environment.get('note', '')}".strip()
+    tables = path.with_suffix(".md")
+    tables.write_text(f"# {record.environment['gpu']}\n\n{title}\n\n{gpu_report.tables(record)}\n")
+    link = tables.resolve().relative_to(REPOSITORY).as_posix()
+    return (
+        f"![Speed of rnnfast over cuDNN]({image.as_posix()})\n\n{title}\n\n"
+        f"{gpu_report.summary(record)}\n\nEvery layer, in microseconds a step: [{link}]({link})."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -273,10 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plot:
         plot(records[0][1], options.plot)
     if options.readme:
-        for name, record in records:
-            plot(record, REPOSITORY / IMAGES / f"{name}.png")
-        readme = REPOSITORY / "README.md"
-        readme.write_text(replace_block(readme.read_text(), readme_block(records)))
+        write_readme(options.results)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One problem, cell and pass: the samples of both sides and their errors against float64.
+    """One problem, cell and pass: the samples of both sides and their errors against float64, None
+    where only times are known.
 
     ran: what computed the candidate, in the words of `rnnfast.explain`. precision: of this one
     measurement, where the record holds several. graph: replayed as a CUDA graph.
@@ -35,7 +36,7 @@ class Measurement:
     cell: str
     pass_name: str
     pair: Pair
-    errors: Errors
+    errors: Errors | None
     ran: str
     precision: str = ""
     graph: bool = False
@@ -104,7 +105,12 @@ def cpu_model() -> str:
 
 
 def git_commit() -> str:
-    """The commit the benchmark ran from, with a plus sign where tracked files were changed."""
+    """The commit the benchmark ran from, with a plus sign where tracked files were changed. In a
+    folder that `make gpu-pack` made, the one that it was made of.
+    """
+    carried = REPOSITORY / "commit"
+    if carried.exists():
+        return carried.read_text().strip()
     try:
         run = ("git", "-C", str(REPOSITORY))
         commit: str = subprocess.check_output([*run, "rev-parse", "--short=12", "HEAD"], text=True)
@@ -145,6 +151,7 @@ def gpu_environment(candidate: str) -> dict[str, Any]:
         "gpu": gpu.name,
         "compute_capability": f"{gpu.major}.{gpu.minor}",
         "multiprocessors": gpu.multi_processor_count,
+        "shared_bytes": gpu.shared_memory_per_block_optin,
         "driver": nvidia_smi("driver_version"),
         "clocks": nvidia_smi("clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu"),
         "cuda": torch.version.cuda,
@@ -218,7 +225,8 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
         "ran": measurement.ran,
         "precision": measurement.precision,
         "graph": measurement.graph,
-        "errors": {k: _rounded(v) for k, v in dataclasses.asdict(measurement.errors).items()},
+        "errors": measurement.errors
+        and {k: _rounded(v) for k, v in dataclasses.asdict(measurement.errors).items()},
     }
 
 
@@ -231,7 +239,7 @@ def _from_json(entry: dict[str, Any]) -> Measurement:
         entry["cell"],
         entry["pass"],
         Pair(**seconds),
-        Errors(**entry["errors"]),
+        Errors(**entry["errors"]) if entry["errors"] else None,
         entry["ran"],
         entry.get("precision", ""),
         entry.get("graph", False),

@@ -60,7 +60,9 @@ class Summary:
 
 
 def summarise(samples: Sequence[float]) -> Summary:
-    """Of at least two samples, interpolated linearly between them."""
+    """Interpolated linearly between the samples; of one, that one."""
+    if len(samples) == 1:
+        return Summary(samples[0], samples[0], samples[0])
     p20, _, _, p80 = statistics.quantiles(samples, n=5, method="inclusive")
     return Summary(statistics.median(samples), p20, p80)
 

@@ -6,12 +6,15 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <iterator>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cells.h"
 #include "cuda/plan.h"
 #include "eager.h"
+#include "ops.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -112,6 +115,10 @@ cuda::Type cuda_type(const std::string& dtype) {
   throw py::value_error("cuda_plan: no kernels for dtype '" + dtype + "'");
 }
 
+std::vector<std::string> cuda_kernels() {
+  return {std::begin(cuda::kKernelNames), std::end(cuda::kKernelNames)};
+}
+
 // The kernels that would be tried on a GPU, the best first.
 py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
                    int64_t H, int directions, bool backward, bool tf32, int arch, int processors,
@@ -119,7 +126,7 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
                    std::optional<int64_t> I) {
   if (T < 1 || B < 1 || H < 1 || I.value_or(0) < 0 || directions < 1 || directions > 2)
     throw py::value_error("cuda_plan: sizes must be positive, directions 1 or 2");
-  const auto wanted = cuda::find_kernel(kernel);
+  const auto wanted = cuda::find_wish(kernel);
   if (!wanted && kernel != "auto")
     throw py::value_error("cuda_plan: unknown kernel '" + kernel + "'");
   const cuda::Problem problem{find_cell(cell).gates,
@@ -159,10 +166,15 @@ PYBIND11_MODULE(_C, m) {
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
         py::arg("uniform") = true, py::arg("hand_over") = 100.0,
         "How the CPU kernels would run a layer.");
+  m.def("cuda_kernels", &rnnfast::cuda_kernels,
+        "The names that RNNFAST_CUDA_KERNEL knows, beside auto.");
   m.def("cuda_plan", &rnnfast::cuda_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"),
         py::arg("B"), py::arg("H"), py::arg("directions"), py::arg("backward"), py::arg("tf32"),
         py::arg("arch"), py::arg("processors"), py::arg("shared_bytes"), py::arg("max_cluster"),
         py::arg("kernel") = "auto", py::arg("I") = py::none(),
         "The CUDA kernels to try for a layer, the best first. I is H unless it is given.");
   if (PyModule_AddFunctions(m.ptr(), rnnfast::kEagerMethods) != 0) throw py::error_already_set();
+  // Looked up here and not in the first call: a fork in the middle of that would leave the child
+  // waiting for it.
+  rnnfast::layer_op(), rnnfast::layer_backward_op();
 }

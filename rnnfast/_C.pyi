@@ -45,6 +45,7 @@ def plan(
     threads: int,
     uniform: bool = True,
 ) -> Plan: ...
+def cuda_kernels() -> list[str]: ...
 def cuda_plan(
     cell: str,
     dtype: str,

@@ -3,7 +3,7 @@
 Write ``rnnfast.GRU`` for ``torch.nn.GRU``, or ``rnnfast.convert(model)``. See the README.
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from rnnfast import functional, ops
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
@@ -12,7 +12,10 @@ from rnnfast.diagnose import explain
 from rnnfast.freeze import freeze, unfreeze
 from rnnfast.modules import GRU, LSTM, RNN
 
-__version__ = version("rnnfast")
+try:
+    __version__ = version("rnnfast")
+except PackageNotFoundError:  # built in place, not installed
+    __version__ = "unknown"
 __all__ = [
     "GRU",
     "LSTM",

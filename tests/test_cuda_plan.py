@@ -1,9 +1,12 @@
 """The CUDA plan is a pure function of the problem and the GPU: which kernels are tried for a layer.
 
 Catches a kernel on a GPU that cannot run it, one that is smaller than the layer, a plan that does
-not end with `step`, which runs anything, and a wish that is not heard.
+not end with `step`, which runs anything, a wish that is not heard, and a choice that took longer
+on a GPU than another one, where benchmarks/results/tune holds its figures.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,12 @@ from hypothesis import strategies as st
 
 from rnnfast import _C
 
-KERNELS = ("step", "cta", "cluster", "grid")
+# The repository's root, last: an installed rnnfast must win over the source folder beside this one.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks import tuned
+
+KERNELS = tuple(_C.cuda_kernels())
 H100 = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
 A100 = {"arch": 80, "processors": 108, "shared_bytes": 163 << 10, "max_cluster": 1}
 TURING = {"arch": 75, "processors": 40, "shared_bytes": 64 << 10, "max_cluster": 1}
@@ -63,11 +71,11 @@ def test_plan_is_sound(
         assert kernel != "auto" or T > 1, "one step reads the weights once anyway"
         assert kernel != "auto" or choice["microseconds"] < choices[-1]["microseconds"]
         assert choice["hidden"] >= H
-        assert (choice["tiles"] - 1) * 8 < B <= choice["tiles"] * 16
+        assert (choice["tiles"] - 1) * choice["rows"] < B <= choice["tiles"] * choice["rows"]
         assert dtype != "float64"
         assert device["arch"] >= 80
         peers = choice["peers"]
-        if choice["kernel"] == "cta":
+        if choice["kernel"] in ("small", "cta"):
             assert peers == 1
         elif choice["kernel"] == "cluster":
             assert 1 < peers <= device["max_cluster"]
@@ -95,6 +103,22 @@ def test_plan_hears_a_wish() -> None:
         assert {c["kernel"] for c in choices} == {kernel, "step"}
 
 
+def test_plan_hears_a_wish_for_one_entry() -> None:
+    problem = ("gru", "bfloat16", 100, 8, 64)
+    for kernel in KERNELS:
+        *entries, step = plan(*problem, kernel=kernel)
+        for number, entry in enumerate(entries):
+            assert plan(*problem, kernel=f"{kernel}/{number}") == [entry, step]
+        beyond = len(entries)
+        assert plan(*problem, kernel=f"{kernel}/{beyond}") == [step]
+
+
+@pytest.mark.parametrize("kernel", ["step/", "step/x", "step/-1", "step/1x", "/1", "warp/1", ""])
+def test_plan_refuses_a_wish_that_is_none(kernel: str) -> None:
+    with pytest.raises(ValueError, match="unknown kernel"):
+        plan("gru", "bfloat16", 100, 8, 64, kernel=kernel)
+
+
 @pytest.mark.parametrize(
     ("problem", "text"),
     [
@@ -109,3 +133,56 @@ def test_plan_refuses_nonsense(problem: tuple[Any, ...], text: str) -> None:
         plan(*problem)
     with pytest.raises(ValueError, match="unknown kernel 'warp'"):
         plan("gru", "float32", 1, 1, 1, kernel="warp")
+
+
+# ---- beside what was measured ----
+
+FACTS = {"compute_capability": "9.0", "multiprocessors": 132, "shared_bytes": 227 << 10}
+
+
+def tuned_rows(times: dict[str, float], **options: Any) -> dict[str, Any]:
+    """What benchmarks.tune would write of one layer, had the kernels taken these times."""
+    rows = []
+    for name, microseconds in times.items():
+        first, *_ = plan("gru", "bfloat16", 100, 32, 256, kernel=name)
+        rows.append(
+            {"layer": "gru bfloat16 B32 H256", "cell": "gru", "precision": "bfloat16", "T": 100}
+            | {"B": 32, "H": 256, "pass": "inference", "entry": f"{name}/0", "plan": first}
+            | {"right": True, "refused": False, "call_us": microseconds, "step_us": 1.0}
+            | options
+        )
+    return {"format": 1, "environment": FACTS, "rows": rows}
+
+
+def test_a_choice_that_took_longer_than_another_shows() -> None:
+    chosen = plan("gru", "bfloat16", 100, 32, 256)[0]["kernel"]
+    other = next(name for name in ("step", "grid", "cluster") if name != chosen)
+    assert list(tuned.dearer_choices(tuned_rows({chosen: 109, other: 100}))) == []
+    (line,) = tuned.dearer_choices(tuned_rows({chosen: 111, other: 100}))
+    assert f"{chosen}/0 instead of {other}/0, 111 us against 100" in line
+    (line,) = tuned.dearer_choices(tuned_rows({other: 100}))
+    assert "was not measured" in line
+
+
+def test_wrong_values_win_nothing() -> None:
+    assert list(tuned.dearer_choices(tuned_rows({"step": 1}, right=False))) == []
+    assert tuned.measured(tuned_rows({"grid": 1}, refused=True)) == {}
+
+
+def test_the_next_choice_counts_where_the_device_refuses_the_first() -> None:
+    first, second, *_ = plan("gru", "bfloat16", 100, 32, 256)
+    data = tuned_rows({first["kernel"]: 1, "step": 10})
+    data["rows"][0]["refused"] = True
+    data["rows"].append(data["rows"][1] | {"plan": second, "entry": "second", "call_us": 12})
+    (line,) = tuned.dearer_choices(data)
+    assert "second instead of step/0" in line
+
+
+def test_every_variant_is_in_the_table() -> None:
+    lines = tuned.table(tuned_rows({"step": 100, "cluster": 50})).splitlines()
+    assert [line.split(" | ")[2] for line in lines[2:]] == ["cluster/0", "step/0"]
+
+
+@pytest.mark.parametrize("path", sorted(tuned.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_the_plan_names_no_kernel_that_was_slower_than_another(path: Path) -> None:
+    assert list(tuned.dearer_choices(tuned.load(path))) == []

@@ -6,21 +6,30 @@ long and reports it; results of several precisions come apart into tables of one
 
 from __future__ import annotations
 
+import json
+import os
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from rnnfast import _C
 
 # The repository's root, last: an installed rnnfast must win over the source folder beside this one.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import cuda, problems, report, results
+from benchmarks import cuda, gpu_report, problems, report, results, tune
 from benchmarks.micro.__main__ import cells, measure
 from benchmarks.problems import Problem
 from benchmarks.table import plain
-from tools import cuda_compile, gpu_check
+from benchmarks.timing import Pair
+from tools import cuda_compile, gpu_check, gpu_pack
+
+ROOT = Path(__file__).parents[1]
 
 PTXAS = """
 ptxas info    : 0 bytes gmem
@@ -68,7 +77,7 @@ def test_dynamic_shared_memory_is_that_of_the_layouts() -> None:
 
 
 def test_architectures_are_those_of_the_build() -> None:
-    setup = (Path(__file__).parents[1] / "setup.py").read_text()
+    setup = (ROOT / "setup.py").read_text()
     listed = ";".join(f"{arch[:-1]}.{arch[-1]}" for arch in cuda_compile.ARCHITECTURES)
     assert f'"{listed}+PTX"' in setup
 
@@ -148,6 +157,43 @@ def test_without_a_gpu_only_a_rehearsal_runs(
     assert "--dry" in capsys.readouterr().out
 
 
+def test_a_pack_is_used_where_it_is_there(tmp_path: Path) -> None:
+    package = tmp_path / "pack" / "tools"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "gpu_check.py").write_text("import os, sys; print(os.getcwd(), sys.argv[1:])")
+    environment = {**os.environ, "PACK": str(package.parent), "PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "tools" / "gpu-check.sh"), "correct"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(package.parent), "['correct']"]
+
+
+def test_a_pack_holds_all_but_results_and_knows_its_commit(tmp_path: Path) -> None:
+    package = tmp_path / "rnnfast"
+    package.mkdir()
+    library, removed = package / "_cuda.so", package / "removed.py"
+    library.touch()
+    removed.touch()
+    gpu_pack.empty(tmp_path)
+    gpu_pack.sources(tmp_path)
+    assert library.exists()
+    assert not removed.exists()
+    assert (tmp_path / "commit").read_text().strip() == results.git_commit()
+    (facts,) = tmp_path.glob("rnnfast-*.dist-info/METADATA")
+    assert "Name: rnnfast\n" in facts.read_text()
+    for path in ("tests/test_cuda.py", "tools/gpu_check.py", "csrc/library.cpp", "rnnfast/ops.py"):
+        assert (tmp_path / path).read_text() == (ROOT / path).read_text()
+    assert not (tmp_path / "benchmarks" / "results").exists()
+
+
+def test_kernels_for_another_torch_are_built_again(tmp_path: Path) -> None:
+    assert not gpu_check.built_for_this_torch(tmp_path)
+    (tmp_path / "_cuda.so").touch()
+    for version, right in ((torch.__version__, True), ("1.13.1", False)):
+        (tmp_path / "_build.py").write_text(f'TORCH = "{version}"')
+        assert gpu_check.built_for_this_torch(tmp_path) == right
+
+
 # ---- benchmarks on a GPU ----
 
 
@@ -167,7 +213,7 @@ def test_the_most_important_is_timed_first() -> None:
     assert {p.name for p in chosen} == {p.name for p in problems.ALL + problems.GPU}
     order = cuda.jobs(chosen, ["rnn_tanh", "gru"], list(cuda.PRECISIONS.values()))
     assert str(order[0]) == "t128b32i256h256 gru bfloat16"
-    assert len(order) == len(chosen) * 2 * 4
+    assert len(order) == len(chosen) * 2 * len(cuda.PRECISIONS)
 
 
 def test_a_dry_run_writes_every_precision(
@@ -181,11 +227,13 @@ def test_a_dry_run_writes_every_precision(
     assert record.micro == ({"group": "grid", "name": "a", "ns": 1},)
     assert {m.precision for m in record.measurements} == set(cuda.PRECISIONS)
     parts = report.load(path)
-    assert [name for name, _ in parts] == [f"gpu-{name}" for name in sorted(cuda.PRECISIONS)]
+    assert [name for name, _ in parts] == [
+        f"gpu-{name.replace(' ', '-')}" for name in sorted(cuda.PRECISIONS)
+    ]
     assert all(part.environment["dtype"] in cuda.PRECISIONS for _, part in parts)
     printed = capsys.readouterr().out
-    assert "| 20, 3, 5, 6 | inference | gru |" in printed
-    assert "| tf32 |" in printed
+    assert "| 20, 3, 5, 6 | GRU |" in printed
+    assert "| inference, eager: float32, TF32 everywhere | 1 |" in printed
 
 
 def test_graphs_are_a_table_of_their_own() -> None:
@@ -199,6 +247,95 @@ def test_graphs_are_a_table_of_their_own() -> None:
     parts = results.Record(facts, tuple(measured)).parts()
     assert [part.environment["dtype"] for part in parts] == ["tf32", "tf32, CUDA graph"]
     assert results.default_name(facts, quick=False) == "nvidia-h100.json"
+
+
+def measured(cell: str, precision: str, theirs: float, ours: float) -> results.Measurement:
+    problem = Problem(100, 32, 64, 64, "test")
+    pair = Pair((theirs / 1e4,), (ours / 1e4,))  # of a hundred steps: so many us a step
+    return results.Measurement(problem, cell, "inference", pair, None, "", precision, True)
+
+
+def gpu_record() -> results.Record:
+    facts = {"gpu": "NVIDIA H100", "torch": "2.11.0", "commit": "abc"}
+    rows = [("bfloat16", 4.0, 2.0), ("float16", 1.0, 2.0), ("float32", 3.0, 2.0)]
+    return results.Record(facts, tuple(measured("gru", *row) for row in rows))
+
+
+def test_where_cudnn_is_ahead_stands_beside_where_it_is_not() -> None:
+    record = gpu_record()
+    lines = gpu_report.summary(record).splitlines()
+    assert "| inference, CUDA graph: bfloat16 | 1 | 2.00 | 0 |" in lines[2]
+    assert "| inference, CUDA graph: float16 | 1 | 0.50 | 1 | 0.50: GRU B32 H64 |" in lines[3]
+    assert f"| inference, CUDA graph: {gpu_report.SIXTEEN} | 1 | 0.50 | 1 |" in lines[-1]
+    table = gpu_report.steps_table(record, True, "inference")
+    assert "| 4.00 → 2.00 2.00x | 1.00 → 2.00 **0.50x** | 3.00 → 2.00 1.50x |" in table
+
+
+def test_the_plot_of_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    gpu_report.plot(gpu_record(), tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks/results").glob("nvidia*.json")), ids=str
+)
+def test_the_figures_of_a_gpu_are_those_of_its_file(path: Path) -> None:
+    record = results.read(path)
+    assert gpu_report.summary(record) in (ROOT / "README.md").read_text()
+    assert gpu_report.tables(record) in path.with_suffix(".md").read_text()
+    assert {"commit", "gpu", "driver", "torch", "cudnn"} <= record.environment.keys()
+
+
+def test_a_time_alone_is_a_measurement_too(tmp_path: Path) -> None:
+    results.write(gpu_record(), tmp_path / "gpu.json")
+    assert results.read(tmp_path / "gpu.json") == gpu_record()
+
+
+def test_layers_of_users_and_of_the_grid_are_there_once() -> None:
+    for found in (cuda.grid_jobs(), cuda.user_jobs()):
+        assert len(set(map(str, found))) == len(found)
+    names = {str(job) for job in cuda.grid_jobs()}
+    assert {"t100b16i768h768 lstm float16", "t100b32i64h64 gru float32 exact"} <= names
+
+
+def test_every_entry_of_a_plan_is_tried() -> None:
+    layer = tune.Layer("gru", "bfloat16", 32, 256)
+    found = list(tune.entries(layer, _C.cuda_kernels(), tune.H200))
+    assert len({(entry.name, entry.pass_name) for entry in found}) == len(found)
+    for name in tune.PASSES:
+        chosen = [entry for entry in found if entry.pass_name == name]
+        assert [entry.name for entry in chosen if entry.plan["kernel"] == "step"] == ["step"]
+        for entry in chosen:
+            (first, *_) = _C.cuda_plan(
+                *("gru", "bfloat16", tune.STEPS, 32, 256),
+                **{"directions": 1, "backward": name == "backward", "tf32": False, **tune.H200},
+                kernel=entry.name,
+            )
+            assert first == entry.plan
+
+
+def test_a_step_is_the_longest_kernel_or_what_runs_in_every_step() -> None:
+    product = [("gemm", 50.0), ("rnnfast::pack", 3.0)]
+    whole = [*product, ("rnnfast::cta", 200.0)]
+    stepwise = [*product, *[("gemm small", 4.0), ("rnnfast::step", 2.0)] * 100]
+    marker = ("spin_kernel", 1.0)
+    parts = tune.split([("before", 9.0), marker, *whole, marker, *stepwise])
+    assert [tune.step_microseconds(part) for part in parts] == [(2.0, False), (6.0, True)]
+
+
+def test_a_run_goes_on_behind_what_broke_the_device(tmp_path: Path) -> None:
+    path = tmp_path / "tune.json"
+    run = tune.Run(path, {}, resumed=False)
+    one, two = tune.Layer("gru", "bfloat16", 1, 32), tune.Layer("gru", "bfloat16", 8, 32)
+    run.add(one, [{"pass": "inference", "entry": "step"}])
+    run.data["rows"].append(
+        {"layer": str(two), "broken": True, "pass": "backward", "entry": "cta/0"}
+    )
+    path.write_text(json.dumps(run.data))
+    again = tune.Run(path, {}, resumed=True)
+    assert again.done == {str(one)}
+    assert again.broke == {(str(two), "backward", "cta/0")}
 
 
 def test_a_stopwatch_replaces_the_clock() -> None:

@@ -1,18 +1,26 @@
-"""Builds, tests, sanitizes and measures on a GPU, within ten minutes: `make gpu-check`.
+"""Tests, measures and sanitizes on a GPU, within minutes: `make gpu-check`.
 
-    bash tools/gpu-check.sh                  everything, under --seconds 560
-    bash tools/gpu-check.sh --only tests     some stages: build tests memcheck ... timing
-    bash tools/gpu-check.sh --dry            a rehearsal on a machine without a GPU
+    bash tools/gpu-check.sh                      all parts, the most important first
+    bash tools/gpu-check.sh correct compare      some of them: correct compare tune users ...
+    bash tools/gpu-check.sh --dry                a rehearsal on a machine without a GPU
 
-Needs a Python with torch for CUDA, numpy and pytest, and nvcc; fetches nothing. Each stage has a
-time limit, the most important come first, and none stops the others. Results go to $OUT, else to
-benchmarks/results: GPU.json (times and primitives), GPU.txt (their tables), GPU.log (all output).
+correct    tests/test_cuda.py on the kernels that the plan chooses, or on RNNFAST_TEST_KERNELS
+compare    the layers of benchmarks.cuda --grid beside cuDNN: GPU.json
+tune       every kernel that could run a layer, one after the other: GPU-tune.json
+users      layers of models in use beside cuDNN: GPU-users.json
+micro      what the GPU's primitives cost: GPU-micro.json
+sanitize   compute-sanitizer on every kernel; memcheck alone is a part, too
+
+Needs a Python with torch for CUDA, numpy and pytest; and nvcc, unless `make gpu-pack` has built for
+this machine. Fetches nothing. Each stage has a time limit, and none stops the others. Results go to
+$OUT, else to benchmarks/results; GPU.txt and GPU.log hold tables and all output.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -67,13 +75,11 @@ class Machine:
     arch: str
     dry: bool
     out: Path
-    work: Path
 
-    @property
-    def path(self) -> Path:
-        """GPU.json; GPU.txt and GPU.log lie beside it."""
+    def file(self, what: str = "", suffix: str = ".json") -> Path:
+        """GPU.json, GPU-what.json."""
         slug = re.sub(r"\W+", "-", self.name.lower()).strip("-")
-        return self.out / f"{slug}.json"
+        return self.out / f"{slug}{'-' if what else ''}{what}{suffix}"
 
 
 def nvidia_smi(query: str) -> str:
@@ -92,70 +98,113 @@ def installed(module: str) -> bool:
 
 # ---- the stages ----
 
+TIMES = r"as fast as cuDNN|^\| (inference|training),|against torch.nn|[Ww]rong|Error"
+COUNTS = r"^(FAILED|ERROR) |\d+ (passed|failed|error)"
+
 
 def pytest(*arguments: str) -> list[str]:
-    """A pytest command for what is installed: conftest.py needs hypothesis, -n needs xdist."""
-    options = ["-q", "-p", "no:cacheprovider", "--maxfail=40", "--tb=short"]
-    options += ["-n", "4"] if installed("xdist") else []
+    """A pytest command for what is installed: conftest.py needs hypothesis, -n needs xdist, beside
+    which pytest-benchmark has nothing to do.
+    """
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "--maxfail=60", "--tb=short"]
+    options += ["-n", str(max(2, (os.cpu_count() or 1) - 2))] if installed("xdist") else []
     options += [] if installed("hypothesis") else ["--noconftest"]
     return [sys.executable, "-m", "pytest", *options, *arguments]
 
 
+def loads() -> Stage:
+    code = "import rnnfast; print(rnnfast.diagnose.describe())"
+    return Stage("load", [sys.executable, "-c", code], 60, keep="CUDA kernels")
+
+
 def build(machine: Machine) -> Stage:
-    if machine.dry:
-        return Stage("build", [sys.executable, "-c", "import rnnfast"], 60)
+    """`_C` alone, where the rest was made for this torch."""
     environment = {"RNNFAST_CUDA": "1", "TORCH_CUDA_ARCH_LIST": machine.arch}
+    if built_for_this_torch(ROOT / "rnnfast"):
+        environment = {"RNNFAST_CUDA": "0", "RNNFAST_CPU": ""}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     return Stage("build", command, 260, environment, keep=r"error|warning: ")
 
 
-def checks(machine: Machine) -> list[Stage]:
-    """Tests of the plan's own choices, and the sanitizers: they run side by side."""
-    counts = r"^(FAILED|ERROR) |\d+ (passed|failed|error)"
+def built_for_this_torch(folder: Path) -> bool:
+    """Whether the kernels that lie there are."""
+    if not (folder / "_cuda.so").exists():
+        return False
+    minor = ".".join(importlib.metadata.version("torch").split(".")[:2])
+    return f'"{minor}.' in (folder / "_build.py").read_text()
+
+
+def correct(machine: Machine) -> list[Stage]:
+    environment = {"OMP_NUM_THREADS": "1"}  # of the oracle on the CPU, in every worker
     if machine.dry:
-        device = {"RNNFAST_TEST_DEVICE": "cpu"}
-        tests = pytest("tests/test_cuda.py", "-k", "odd and GRU")
-        program = [sys.executable, "-m", "tools.sanitized", "--device", "cpu"]
-        stages = [Stage("tests", tests, 100, device, counts)]
-        return [*stages, Stage("sanitized", program, 60, keep="largest error")]
-    quick = {"RNNFAST_TEST_KERNELS": "auto"}
-    stages = [Stage("tests", pytest("tests/test_cuda.py"), 120, quick, counts)]
-    for tool in ("memcheck", "racecheck", "synccheck"):
+        environment |= {"RNNFAST_TEST_DEVICE": "cpu"}
+        tests = pytest("tests/test_cuda.py", "-k", "odd and GRU or converted")
+        return [Stage("correct", tests, 100, environment, COUNTS)]
+    environment |= {"RNNFAST_TEST_KERNELS": os.environ.get("RNNFAST_TEST_KERNELS", "auto")}
+    return [Stage("correct", pytest("tests/test_cuda.py"), 110, environment, COUNTS)]
+
+
+def compare(machine: Machine) -> list[Stage]:
+    command = [sys.executable, "-u", "-m", "benchmarks.cuda", "--output", str(machine.file())]
+    if machine.dry:
+        command += ["--device", "cpu", "--quick", "--cells", "gru"]
+    else:
+        command += ["--grid", "--seconds", "65"]
+    return [Stage("compare", command, 85, keep=TIMES)]
+
+
+def users(machine: Machine) -> list[Stage]:
+    command = [sys.executable, "-u", "-m", "benchmarks.cuda", "--users", "--seconds", "70"]
+    if machine.dry:
+        return []
+    command += ["--output", str(machine.file("users"))]
+    return [Stage("users", command, 90, keep=TIMES)]
+
+
+def tune(machine: Machine) -> list[Stage]:
+    command = [sys.executable, "-u", "-m", "benchmarks.tune", "--output", str(machine.file("tune"))]
+    if machine.dry:
+        command += ["--dry"]
+    return [Stage("tune", command, 55, keep=r"^[a-z_]+ .*: |WRONG|[Ee]rror")]
+
+
+def micro(machine: Machine) -> list[Stage]:
+    command = [sys.executable, "-m", "benchmarks.micro"]
+    if machine.dry:
+        return [Stage("micro", [*command, "--build"], 60, keep="compiles|nvcc")]
+    command += ["--arch", machine.arch.replace(".", ""), "--json", str(machine.file("micro"))]
+    keep = r"P=8 x\d+, 8 KB|bf16, \d+ warps|flags.* 8 KB|in a (stream|graph)|the rest"
+    return [Stage("micro", command, 90, keep=keep)]
+
+
+def sanitize(machine: Machine, *tools: str) -> list[Stage]:
+    """They run side by side."""
+    program = [sys.executable, "-m", "tools.sanitized"]
+    if machine.dry:
+        return [Stage("sanitize", [*program, "--device", "cpu"], 60, keep="largest error")]
+    exact = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    stages = []
+    for tool in tools or ("memcheck", "racecheck", "synccheck"):
         command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=rnnfast"]
-        command += ["--print-limit", "10", "--error-exitcode", "9"]
-        command += [sys.executable, "-m", "tools.sanitized"]
-        exact = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        command += ["--print-limit", "10", "--error-exitcode", "9", *program]
         stages.append(Stage(tool, command, 120, exact, keep=r"SUMMARY|largest error"))
     return stages
 
 
-def micro(machine: Machine) -> Stage:
-    command = [sys.executable, "-m", "benchmarks.micro"]
-    if machine.dry:
-        return Stage("micro", [*command, "--build"], 60, keep="compiles|nvcc")
-    command += ["--arch", machine.arch.replace(".", ""), "--json", str(machine.work / "micro.json")]
-    keep = r"P=8 x\d+, 8 KB|bf16, \d+ warps|flags.* 8 KB|in a (stream|graph)|the rest"
-    return Stage("micro", command, 90, keep=keep)
+def memcheck(machine: Machine) -> list[Stage]:
+    return sanitize(machine, "memcheck")
 
 
-def timing(machine: Machine, seconds: float) -> Stage:
-    command = [sys.executable, "-u", "-m", "benchmarks.cuda", "--output", str(machine.path)]
-    if machine.dry:
-        command += ["--device", "cpu", "--quick", "--cells", "gru"]
-    else:
-        command += [
-            "--seconds",
-            str(int(seconds - 20)),
-            "--micro",
-            str(machine.work / "micro.json"),
-        ]
-    return Stage("timing", command, seconds, keep=r"^\| |against torch.nn|[Ww]rong|Error")
-
-
-def all_tests(seconds: float) -> Stage:
-    chosen = ["tests", "-m", "cuda"] if installed("hypothesis") else ["tests/test_cuda.py"]
-    counts = r"^(FAILED|ERROR) |\d+ (passed|failed|error)"
-    return Stage("all tests", pytest(*chosen), seconds, keep=counts)
+PARTS = {
+    "correct": correct,
+    "compare": compare,
+    "tune": tune,
+    "users": users,
+    "micro": micro,
+    "sanitize": sanitize,
+    "memcheck": memcheck,
+}
+DEFAULT = ("correct", "compare", "tune", "users", "micro", "sanitize")
 
 
 # ---- running them ----
@@ -210,7 +259,6 @@ class Runner:
     """Runs stages within the seconds there are, and keeps what they said."""
 
     seconds: float
-    only: Sequence[str]
     log: IO[str]
     work: Path
     outcomes: list[Outcome] = field(default_factory=list)
@@ -220,8 +268,7 @@ class Runner:
 
     def run(self, *stages: Stage) -> None:
         """Runs these stages side by side."""
-        chosen = [stage for stage in stages if not self.only or stage.name in self.only]
-        begun = [Running(s, self.left(), self.work / f"{s.name}.txt") for s in chosen]
+        begun = [Running(s, self.left(), self.work / f"{s.name}.txt") for s in stages]
         for running in begun:
             outcome = running.wait()
             print(f"[{time.monotonic() - STARTED:3.0f} s] {outcome}", flush=True)
@@ -253,9 +300,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools/gpu-check.sh", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=560, help="default: %(default)s")
-    parser.add_argument("--only", nargs="+", default=[], metavar="STAGE")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART")
     parser.add_argument("--dry", action="store_true", help="without a GPU")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.parts = options.parts or DEFAULT
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -266,21 +315,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     out = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work:
-        machine = Machine("dry run" if options.dry else name, arch, options.dry, out, Path(work))
-        with machine.path.with_suffix(".log").open("w") as log:
-            runner = Runner(options.seconds, options.only, log, Path(work))
-            print(describe(machine), flush=True)
+    machine = Machine("dry run" if options.dry else name, arch, options.dry, out)
+    with tempfile.TemporaryDirectory() as work, machine.file(suffix=".log").open("w") as log:
+        runner = Runner(options.seconds, log, Path(work))
+        print(describe(machine), flush=True)
+        runner.run(loads())  # what `make gpu-pack` made, or an installation
+        if not runner.outcomes[-1].ok and not options.dry:
+            runner.outcomes.clear()
             runner.run(build(machine))
-            runner.run(*checks(machine))
-            runner.run(micro(machine))
-            runner.run(timing(machine, min(220, max(runner.left() - 60, 30))))
-            if not options.dry:
-                runner.run(all_tests(runner.left()))
-            text = summary(runner.outcomes)
-            log.write(text)
-        tables = [o.output for o in runner.outcomes if o.stage.name in ("micro", "timing")]
-        machine.path.with_suffix(".txt").write_text("\n".join(tables))
+        for part in options.parts:
+            runner.run(*PARTS[part](machine))
+        text = summary(runner.outcomes)
+        log.write(text)
+    measured = ("compare", "tune", "users", "micro")
+    tables = [o.output for o in runner.outcomes if o.stage.name in measured]
+    machine.file(suffix=".txt").write_text("\n".join(tables))
     print(text)
     return 0 if all(outcome.ok for outcome in runner.outcomes) else 1
 

@@ -18,7 +18,7 @@ namespace rnnfast::cuda {
 struct Context {
   Device device;
   Stream stream;
-  std::optional<Kernel> wanted;
+  std::optional<Wish> wanted;
 };
 
 inline Type type_of(at::ScalarType dtype) {

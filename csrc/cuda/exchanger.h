@@ -240,9 +240,10 @@ struct Exchanger {
         v[j] = order & 2 ? high : low, v[j + 2] = order & 2 ? low : high;
       }
     }
-    const int peer = unit_tile / S::kGroups, to_group = unit_tile % S::kGroups;
+    const unsigned to = static_cast<unsigned>(unit_tile), peer = to / S::kGroups;
+    const int to_group = static_cast<int>(to % S::kGroups);
     const int message = (rank * S::kGroups + to_group) * kMessageBytes + lane * 16;
-    const dev::Remote base = dev::remote(dev::smem(), peer);
+    const dev::Remote base = dev::remote(dev::smem(), static_cast<int>(peer));
     uint4 bits;
     bits.x = as_bits(v[0]), bits.y = as_bits(v[1]), bits.z = as_bits(v[2]), bits.w = as_bits(v[3]);
     dev::st_async16(base + ((round & 1) * S::kVectorBytes + message), bits,
@@ -260,12 +261,11 @@ struct Exchanger {
     const uint8_t* from = vector(round) + group * kMessageBytes + lane * 16 +
                           ((split * kElements) ^ message_order()) * static_cast<int>(sizeof(float));
     UNROLL
-    for (int e = 0; e < kElements; ++e) sum[e][0] = 0.f;
-    UNROLL
     for (int peer = 0; peer < S::kPeers; ++peer) {
       const Numbers n = *reinterpret_cast<const Numbers*>(from + peer * S::kGroups * kMessageBytes);
       UNROLL
-      for (int e = 0; e < kElements; ++e) sum[e][0] += n.number[e];
+      for (int e = 0; e < kElements; ++e)
+        sum[e][0] = peer == 0 ? n.number[e] : sum[e][0] + n.number[e];
     }
   }
 

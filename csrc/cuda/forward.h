@@ -61,9 +61,12 @@ class LayerForward {
       return;
     }
     const Matrix x{x_.const_data_ptr(), layer_.rows, layer_.I, x_.scalar_type()};
+    // Over few inputs TF32 saves nothing, and cuDNN, too, leaves them in float32.
+    constexpr int64_t kFewInputs = 64;
+    const bool tf32 = problem_.tf32 && layer_.I >= kFewInputs;
     for (int64_t d = 0; d < layer_.D; ++d)
       multiply(address(x_gates_, d * layer_.rows * columns()), x, false, Matrix::of(weight(d, 0)),
-               true, 0, problem_.tf32);
+               true, 0, tf32);
   }
 
   ForwardArgs<void> arguments() const {

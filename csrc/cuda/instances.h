@@ -28,6 +28,7 @@ inline constexpr int kMostWarps = 12, kMostWarpsOfFourGates = 8;
 inline constexpr int kFewFragments = 40;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
+constexpr bool is_half(Precision p) { return p == Precision::kBf16 || p == Precision::kHalf; }
 enum class Exchange { kCta, kCluster, kGrid };
 // How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kWords, kRows: from
 // registers, 4 bytes at a time as they are or 16 after shuffles. kStage: collected in shared memory
@@ -58,15 +59,14 @@ struct Instance {
 
 // Forward; of each there is one backward too.
 inline constexpr Instance kForwardInstances[] = {
-    {Exchange::kCta, false, 32, 1, 1},       {Exchange::kCta, false, 64, 1, 1},
-    {Exchange::kCta, false, 128, 1, 1},      {Exchange::kCluster, false, 64, 2, 1},
-    {Exchange::kCluster, false, 128, 2, 1},  {Exchange::kCluster, false, 128, 4, 1},
-    {Exchange::kCluster, false, 256, 4, 1},  {Exchange::kCluster, false, 256, 8, 1},
-    {Exchange::kCluster, false, 384, 6, 1},  {Exchange::kCluster, false, 384, 8, 1},
-    {Exchange::kCluster, false, 512, 8, 1},  {Exchange::kCluster, false, 512, 16, 1},
-    {Exchange::kCluster, false, 768, 16, 1}, {Exchange::kCluster, false, 1024, 16, 1},
-    {Exchange::kGrid, false, 256, 16, 1},    {Exchange::kGrid, false, 512, 32, 1},
-    {Exchange::kGrid, false, 1024, 64, 1},   {Exchange::kGrid, false, 2048, 128, 1},
+    {Exchange::kCta, false, 64, 1, 1},        {Exchange::kCta, false, 128, 1, 1},
+    {Exchange::kCluster, false, 128, 4, 1},   {Exchange::kCluster, false, 128, 8, 1},
+    {Exchange::kCluster, false, 256, 8, 1},   {Exchange::kCluster, false, 384, 6, 1},
+    {Exchange::kCluster, false, 384, 8, 1},   {Exchange::kCluster, false, 512, 8, 1},
+    {Exchange::kCluster, false, 512, 16, 1},  {Exchange::kCluster, false, 768, 16, 1},
+    {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 256, 16, 1},
+    {Exchange::kGrid, false, 512, 32, 1},     {Exchange::kGrid, false, 1024, 64, 1},
+    {Exchange::kGrid, false, 2048, 128, 1},
 };
 inline constexpr int kInstanceCount = 2 * std::size(kForwardInstances);
 inline constexpr auto kInstances = [] {
@@ -87,6 +87,7 @@ struct Layout {
   Exchange exchange;
   int peers, columns, gates, element_bytes;
   bool backward;
+  bool two_parts;        // float32 as the sum of two TF32 numbers
   int units, groups;     // of a CTA; a group is 16 units
   int splits;            // warps of a group, which share K
   int tile_units;        // of K in a tile: 32 bytes
@@ -166,11 +167,12 @@ struct Layout {
 constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
   const bool grid = l.exchange == Exchange::kGrid;
-  int step = 66 + 3 * l.gates;
-  if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 24 : 16;
-  if (l.element_bytes > 2) step += grid ? 12 : 16;
+  int step = (l.backward ? 66 : 78) + 3 * l.gates;
+  if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 28 : 16;
+  if (l.element_bytes > 2) step += grid ? 12 : 20;
+  if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
   if (grid) step += 28;
-  if (!l.backward && l.gates == 4 && !grid) step += 8;
+  if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
   return (registers - step) / 4;
 }
 
@@ -178,8 +180,8 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   Layout l{};
   l.exchange = instance.exchange, l.peers = instance.peers, l.columns = instance.columns;
   l.gates = gates, l.backward = instance.backward;
-  const bool half = precision == Precision::kBf16 || precision == Precision::kHalf;
-  l.element_bytes = half ? 2 : 4;
+  l.two_parts = precision == Precision::kFloat;
+  l.element_bytes = is_half(precision) ? 2 : 4;
   l.units = instance.hidden / instance.peers, l.groups = l.units / kMmaUnits;
   l.tile_units = 32 / l.element_bytes;
   l.in = instance.backward ? gates : 1, l.out = instance.backward ? 1 : gates;
@@ -189,11 +191,11 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   while (l.splits > 1 && (l.groups * l.splits > most_warps || tiles % (l.splits * 2) != 0))
     l.splits /= 2;
   if (l.groups == 2 && l.splits == 4 && l.exchange == Exchange::kCluster &&
-      tiles / 2 * l.out * (precision == Precision::kFloat ? 2 : 1) <= kFewFragments)
+      tiles / 2 * l.out * (l.two_parts ? 2 : 1) <= kFewFragments)
     l.splits = 2;
   l.unit_tiles = l.sums() ? instance.hidden / kMmaUnits / l.warps() : 1;
   l.warp_tiles = l.sums() ? l.in * l.units / l.tile_units : tiles / l.splits;
-  l.fragments = l.unit_tiles * l.warp_tiles * l.out * (precision == Precision::kFloat ? 2 : 1);
+  l.fragments = l.unit_tiles * l.warp_tiles * l.out * (l.two_parts ? 2 : 1);
   const int held = register_fragments(l);
   l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
   l.ring_slots = kStepsAhead;
@@ -203,12 +205,15 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
 
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
+  if (instance.exchange == Exchange::kGrid && is_half(precision)) return false;  // see grid_worker.h
   const Layout l = layout(instance, gates, precision);
   const bool divides = l.sums()
                            ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden
                            : l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
                                  l.warp_tiles * l.columns % 2 == 0;
-  return l.groups * kMmaUnits == l.units && l.warps() <= 16 && divides &&
+  // One group is work enough for a CTA only where its products take long.
+  const bool enough = l.exchange != Exchange::kCluster || l.groups > 1 || l.element_bytes > 2;
+  return enough && l.groups * kMmaUnits == l.units && l.warps() <= 16 && divides &&
          l.shared_bytes() <= kMaxSharedBytes;
 }
 

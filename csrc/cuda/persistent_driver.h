@@ -5,12 +5,19 @@
 #include <ATen/ops/full.h>
 
 #include "cuda/driver.h"
+#include "cuda/fma_kernels.h"
+#include "cuda/grid_kernels.h"
 #include "cuda/persistent_kernels.h"
+#include "cuda/small_kernels.h"
 
 namespace rnnfast::cuda {
 
 inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision precision,
                                                const Plan& plan) {
+  if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
+  if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
+  if (plan.kernel == Kernel::kGrid && is_half(precision))
+    return grid_kernel(cell, precision, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }
 
@@ -38,9 +45,9 @@ inline Tensor packed_weights(const Layer& layer, const Tensors& weights,
   return packed;
 }
 
-inline Tensor exchange_memory(const SequenceLauncher& kernel, int64_t tiles,
+inline Tensor exchange_memory(const SequenceLauncher& kernel, int64_t tiles, int rows,
                               const at::TensorOptions& options) {
-  const int64_t bytes = kernel.exchange_bytes ? kernel.exchange_bytes(tiles) : 0;
+  const int64_t bytes = kernel.exchange_bytes ? kernel.exchange_bytes(tiles, rows) : 0;
   if (bytes == 0) return {};
   return at::full({bytes}, kernel.exchange_fill, options.dtype(at::kByte));
 }
@@ -59,7 +66,7 @@ bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& w
     if (plan.kernel == Kernel::kStep) break;
     const SequenceLauncher& kernel = sequence_kernel(layer.cell.name, *precision(problem), plan);
     const Tensor packed = packed_weights(layer, weights, kernel, stream);
-    const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, options);
+    const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, plan.rows, options);
     args.steps = steps.get(options);
     args.packed = packed.defined() ? packed.const_data_ptr() : nullptr;
     args.packed_bytes = kernel.packed_bytes;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <utility>
 
 #include "cuda/persistent.h"
@@ -10,22 +9,12 @@
 
 namespace rnnfast::cuda {
 
-// The arguments with the type that their pointers stand for.
-template <class E>
-ForwardArgs<E> typed(const ForwardArgs<void>& args) {
-  return std::bit_cast<ForwardArgs<E>>(args);
-}
-template <class E>
-BackwardArgs<E> typed(const BackwardArgs<void>& args) {
-  return std::bit_cast<BackwardArgs<E>>(args);
-}
-
 template <class S>
 struct PersistentInstance {
   using E = typename S::Element;
   static constexpr Layout kLayout = S::kLayout;
 
-  static int64_t exchange_bytes(int64_t tiles) { return kLayout.exchange_bytes(tiles); }
+  static int64_t exchange_bytes(int64_t tiles, int) { return kLayout.exchange_bytes(tiles); }
   static dev::Launch shape(int64_t tiles, int directions) {
     dev::Launch launch{};
     launch.grid_x = tiles * S::kPeers, launch.grid_y = directions;

@@ -6,7 +6,10 @@
 #include <limits>
 
 #include "cuda/cost.h"
+#include "cuda/fma_shape.h"
+#include "cuda/grid_shape.h"
 #include "cuda/problem.h"
+#include "cuda/small_shape.h"
 #include "cuda/single_plan.h"
 
 namespace rnnfast::cuda {
@@ -64,7 +67,7 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
     const Kernel kernel = kernel_of(l.exchange);
     if (kernel == Kernel::kGrid && groups * instance.peers > p.device.processors) continue;
     plans.push_back({kernel, i, instance.hidden, instance.peers, rows, tiles,
-                     whole_sequence_cost(l, *precision(p), groups, p.device.processors)});
+                     whole_sequence_cost(l, groups, p.device.processors)});
   }
 }
 
@@ -73,16 +76,23 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
 inline Plans plans(const Problem& p) {
   const Plan step = step_plan(p);
   Plans all, result;
+  add_fma_plans(p, all);
   add_single_plans(p, all);
   add_persistent_plans(p, all);
+  add_small_plans(p, all);
+  add_grid_plans(p, all);
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
     const bool better =
         (p.T > 1 || plan.kernel == Kernel::kSingle) && plan.microseconds < step.microseconds;
-    if (p.wanted ? *p.wanted == plan.kernel : better) result.push_back(plan);
+    if (p.wanted ? p.wanted->kernel == plan.kernel : better) result.push_back(plan);
   }
   std::stable_sort(result.begin(), result.end(),
                    [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; });
+  if (p.wanted && p.wanted->entry >= 0) {
+    const size_t entry = p.wanted->entry;
+    result = entry < result.size() ? std::vector{result[entry]} : std::vector<Plan>();
+  }
   result.push_back(step);
   return result;
 }

@@ -23,7 +23,7 @@ class PlanCache {
   }
 
  private:
-  using Key = std::array<int64_t, 14>;
+  using Key = std::array<int64_t, 15>;
   static constexpr size_t kMost = 1024;
   std::mutex mutex_;
   std::map<Key, std::shared_ptr<const Plans>> known_;
@@ -36,7 +36,8 @@ class PlanCache {
             p.H,           p.directions,
             p.tf32,        d.arch,
             d.processors,  d.shared_bytes,
-            d.max_cluster, p.wanted ? static_cast<int64_t>(*p.wanted) : -1};
+            d.max_cluster, p.wanted ? static_cast<int64_t>(p.wanted->kernel) : -1,
+            p.wanted ? p.wanted->entry : -1};
   }
 };
 

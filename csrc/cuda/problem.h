@@ -4,9 +4,11 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "cuda/instances.h"
@@ -29,6 +31,25 @@ inline std::optional<Kernel> find_kernel(std::string_view name) {
   return static_cast<Kernel>(found - std::begin(kKernelNames));
 }
 
+// What RNNFAST_CUDA_KERNEL asks for: one kernel, and of its entries in the plan all, or one by its
+// number, to measure each of them.
+struct Wish {
+  Kernel kernel;
+  int entry;  // -1: all
+};
+
+// The wish that "cluster" or "cluster/2" says; none for "auto" and for what is no kernel.
+inline std::optional<Wish> find_wish(std::string_view text) {
+  const size_t slash = text.find('/');
+  const auto kernel = find_kernel(text.substr(0, slash));
+  if (!kernel || slash == text.npos) return kernel ? std::optional(Wish{*kernel, -1}) : std::nullopt;
+  int entry = -1;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data() + slash + 1, end, entry);
+  return error == std::errc() && stop == end && entry >= 0 ? std::optional(Wish{*kernel, entry})
+                                                           : std::nullopt;
+}
+
 struct Device {
   int arch;          // 10 * major + minor of the compute capability
   int processors;    // streaming multiprocessors
@@ -44,7 +65,7 @@ struct Problem {
   int directions;
   bool tf32;  // float32 products may round their operands to TF32
   Device device;
-  std::optional<Kernel> wanted;  // no other than this one; what it cannot run goes to `step`
+  std::optional<Wish> wanted;  // no other than this; what it cannot run goes to `step`
 };
 
 struct Plan {

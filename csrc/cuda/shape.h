@@ -74,9 +74,9 @@ struct Shape {
                                ? Cell::kGates
                                : Cell::kReserve + Cell::kReadsBefore + Cell::kReadsAfter + 1));
   // Enough independent accumulators to hide the latency of an mma, beside the other warps'.
-  static constexpr int kChains = kOut * kColumns >= (kWarps > 4 ? 3 : 4) ? 1
-                                 : kOut * kColumns >= 2                  ? 2
-                                                                         : 4;
+  static constexpr int kChains = kOut * kColumns >= (kWarps > 4 ? 3 : 4) || kTwoParts ? 1
+                                 : kOut * kColumns >= 2                               ? 2
+                                                                                      : 4;
   // A thread has elements of one unit, or of two that lie 8 apart.
   static constexpr int kOwnUnits = kElements >= 4 ? 2 : 1;
   static constexpr DEVICE int own_unit(int e) { return kOwnUnits == 2 ? e >> 1 & 1 : 0; }

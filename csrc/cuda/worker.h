@@ -234,11 +234,11 @@ struct Worker {
   // the vector of a round.
   DEVICE void product(int round, const float (&start)[S::kOut][S::kOwnUnits],
                       float (&sum)[kElements][S::kOut]) const {
-    float part[S::kChains][S::kOut][S::kColumns][4] = {};
+    SumOf<S> part[S::kChains][S::kOut][S::kColumns] = {};
     UNROLL
     for (int o = 0; o < S::kOut; ++o) {
       UNROLL
-      for (int e = 0; e < kElements; ++e) part[0][o][e / 4][e % 4] = start[o][S::own_unit(e)];
+      for (int e = 0; e < kElements; ++e) part[0][o][e / 4].value[e % 4] = start[o][S::own_unit(e)];
     }
     // The batch row, and the column, of the warp's own accumulators come first.
     constexpr int kLoadedColumn = S::kColumns == 2 ? kTileBytes : 0;
@@ -259,30 +259,38 @@ struct Worker {
           weights.multiply_tile(part[at % S::kChains][o][column], at, o, b[2 * n], b[2 * n + 1]);
       }
     }
+    float acc[S::kOut][S::kColumns][4];
     UNROLL
-    for (int chain = 1; chain < S::kChains; ++chain) {
+    for (int o = 0; o < S::kOut; ++o) {
       UNROLL
-      for (int o = 0; o < S::kOut; ++o) {
+      for (int column = 0; column < S::kColumns; ++column) {
         UNROLL
-        for (int j = 0; j < 4 * S::kColumns; ++j)
-          part[0][o][j / 4][j % 4] += part[chain][o][j / 4][j % 4];
+        for (int chain = 0; chain < S::kChains; ++chain) {
+          part[chain][o][column].end();
+          UNROLL
+          for (int j = 0; j < 4; ++j) {
+            const float sum_of_chain = part[chain][o][column].value[j];
+            acc[o][column][j] = chain == 0 ? sum_of_chain : acc[o][column][j] + sum_of_chain;
+          }
+        }
       }
     }
     uint8_t* partial = dev::smem() + S::kPartialAt + round % S::kPartialBuffers * S::kPartialBytes +
                        group * S::kPartialFloats * static_cast<int>(sizeof(float));
-    Reduction<S>::run(part[0], sum, partial, group, split, lane);
+    Reduction<S>::run(acc, sum, partial, group, split, lane);
   }
 
   // kSums: products of the gate gradients of this CTA, which it has just collected, with its rows
   // of w_hh: partial sums for all units, which go to their CTAs. Two tiles of units at a time, so
   // that the first ones leave early.
   DEVICE void send_sums(int round) const {
-    constexpr int kPairs = S::kUnitTiles % 2 == 0 ? 2 : 1, kChains = kPairs == 2 ? 1 : 2;
+    constexpr int kPairs = S::kUnitTiles % 2 == 0 ? 2 : 1;
+    constexpr int kChains = kPairs == 1 || (S::kWarps <= 4 && !S::kTwoParts) ? 2 : 1;
     const uint8_t* from =
         dev::smem() + S::kStageAt + (round & 1) * S::kSourceBytes + lane * kRowBytes;
     UNROLL
     for (int first = 0; first < S::kUnitTiles; first += kPairs) {
-      float acc[kPairs][kChains][4] = {};
+      SumOf<S> sum[kPairs][kChains] = {};
       UNROLL
       for (int k = 0; k < S::kWarpTiles; k += 2) {
         uint32_t b[4];
@@ -292,17 +300,19 @@ struct Worker {
           UNROLL
           for (int m = 0; m < kPairs; ++m)
             if (k + n < S::kWarpTiles)
-              weights.multiply_tile(acc[m][n % kChains], (first + m) * S::kWarpTiles + k + n, 0,
+              weights.multiply_tile(sum[m][n % kChains], (first + m) * S::kWarpTiles + k + n, 0,
                                     b[2 * n], b[2 * n + 1]);
         }
       }
       UNROLL
       for (int m = 0; m < kPairs; ++m) {
+        sum[m][0].end();
         if constexpr (kChains == 2) {
+          sum[m][1].end();
           UNROLL
-          for (int j = 0; j < 4; ++j) acc[m][0][j] += acc[m][1][j];
+          for (int j = 0; j < 4; ++j) sum[m][0].value[j] += sum[m][1].value[j];
         }
-        exchanger.send_sums(round, dev::opaque(warp * S::kUnitTiles) + first + m, acc[m][0]);
+        exchanger.send_sums(round, dev::opaque(warp * S::kUnitTiles) + first + m, sum[m][0].value);
       }
     }
   }
@@ -312,6 +322,7 @@ struct Worker {
         round, values, [this](int e) { return group_unit(e); },
         [this](int e) { return tile_row(e); });
     if constexpr (S::kSums) send_sums(round);
+    dev::keep_order();  // or the compiler has results stored before
   }
 };
 

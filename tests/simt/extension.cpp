@@ -56,16 +56,14 @@ Tensors guarded(at::TensorList tensors) {
   return result;
 }
 
-int processors = 132;
-
 // A Hopper GPU as the emulator's settings make it.
 Context context(std::string_view kernel, int64_t seed) {
-  TORCH_CHECK(kernel == "auto" || find_kernel(kernel), "unknown kernel ", kernel);
+  TORCH_CHECK(kernel == "auto" || find_wish(kernel), "unknown kernel ", kernel);
   emu::settings.seed = static_cast<uint64_t>(seed);
-  return {
-      {90, processors, static_cast<int>(emu::settings.max_smem_bytes), emu::settings.max_cluster},
-      {},
-      find_kernel(kernel)};
+  return {{90, emu::settings.processors, static_cast<int>(emu::settings.max_smem_bytes),
+           emu::settings.max_cluster},
+          {},
+          find_wish(kernel)};
 }
 
 LayerResult layer_simt(std::string_view cell, const Tensor& x,
@@ -117,13 +115,13 @@ TORCH_LIBRARY(rnnfast_simt, m) {
     const size_t kernels = std::exchange(rnnfast::emu::launches, {}).size();
     return static_cast<int64_t>(kernels) + std::exchange(rnnfast::cuda::products, 0);
   });
-  // Streaming multiprocessors of the emulated device, by which the plan chooses.
-  m.def("set_processors(int count) -> ()",
-        [](int64_t count) { rnnfast::cuda::processors = static_cast<int>(count); });
   // Cooperative grids of more blocks are refused at their launch.
   m.def("set_cooperative_blocks(int count) -> ()", [](int64_t count) {
     rnnfast::emu::settings.max_cooperative_blocks = static_cast<int>(count);
   });
+  // Streaming multiprocessors of the emulated device, by which the plan chooses.
+  m.def("set_processors(int count) -> ()",
+        [](int64_t count) { rnnfast::emu::settings.processors = static_cast<int>(count); });
 }
 
 TORCH_LIBRARY_IMPL(rnnfast_simt, CPU, m) {
