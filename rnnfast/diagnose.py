@@ -1,6 +1,5 @@
 """Which implementation, kernel and plan serve a call; what was built and loaded."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import functional, ops
 from rnnfast._library import _C, HAS_CUDA, INSTRUCTION_SET
+from rnnfast.routes import cuda_plan
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,12 @@ def _explain_cell(module: nn.RNNCellBase, input: Any, hx: Any) -> Explanation:
     else:
         mode = "LSTM"
     weights = list(module.parameters())
-    route = functional.route_cell(input, (*_states(hx), *weights))
+    if input.dim() == 1:
+        input = input.unsqueeze(0)
+    route = functional.route_cell(mode, input, _states(hx), weights)
     problem = {
         "T": 1,
-        "B": input.size(0) if input.dim() == 2 else 1,
+        "B": input.size(0),
         "I": module.input_size,
         "H": module.hidden_size,
         "directions": 1,
@@ -147,32 +149,12 @@ def _explain_layer(
         return LayerExplanation(name, route.kind, "torch's operations step by step", route.reason)
     dtype = str(x.dtype).removeprefix("torch.")
     if x.device.type == "cuda":
-        facts = _cuda_plan(mode.lower(), dtype, x.device, problem)
+        facts = cuda_plan(mode.lower(), dtype, x.device, problem)
         return LayerExplanation(name, route.kind, "cuda", route.reason, facts)
     if x.device.type != "cpu":
         return LayerExplanation(name, route.kind, x.device.type, route.reason)
     plan = _C.plan(mode.lower(), dtype, threads=torch.get_num_threads(), **problem)
     return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
-
-
-def _cuda_plan(
-    cell: str, dtype: str, device: torch.device, problem: dict[str, Any]
-) -> dict[str, Any]:
-    """The first kernel that a layer's forward pass would try on that GPU."""
-    gpu: Any = torch.cuda.get_device_properties(device)
-    first, *_ = _C.cuda_plan(
-        cell,
-        dtype,
-        **{name: problem[name] for name in ("T", "B", "I", "H", "directions")},
-        backward=False,
-        tf32=torch.backends.cudnn.allow_tf32,
-        arch=10 * gpu.major + gpu.minor,
-        processors=gpu.multi_processor_count,
-        shared_bytes=gpu.shared_memory_per_block_optin,
-        max_cluster=16 if gpu.major >= 9 else 1,
-        kernel=os.environ.get("RNNFAST_CUDA_KERNEL", "auto"),
-    )
-    return dict(first)
 
 
 def describe() -> dict[str, str]:

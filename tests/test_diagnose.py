@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import rnnfast
-from rnnfast import __main__, diagnose
+from rnnfast import __main__, diagnose, routes
 from rnnfast._library import INSTRUCTION_SET
 
 
@@ -120,10 +120,10 @@ def test_explain_plans_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> N
     arguments = ("gru", "bfloat16", torch.device("cuda"), problem)
     monkeypatch.delenv("RNNFAST_CUDA_KERNEL", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: hopper)
-    plan = diagnose._cuda_plan(*arguments)
+    plan = routes.cuda_plan(*arguments)
     assert (plan["kernel"], plan["hidden"], plan["tiles"]) == ("cluster", 256, 4)
     monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "step")
-    assert diagnose._cuda_plan(*arguments)["kernel"] == "step"
+    assert routes.cuda_plan(*arguments)["kernel"] == "step"
     monkeypatch.delenv("RNNFAST_CUDA_KERNEL")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: turing)
-    assert diagnose._cuda_plan(*arguments)["kernel"] == "step"
+    assert routes.cuda_plan(*arguments)["kernel"] == "step"
