@@ -45,6 +45,9 @@ struct Elman {
   static constexpr const char* kName = Activation::kCell;
   static constexpr int kGates = 1, kStates = 1, kReserve = 0;
   static constexpr int kSharedGates = 1;  // dx == dh for so many, the first ones
+  // Whether backward reads the last of the states before the step, and after it; others it does
+  // not.
+  static constexpr bool kReadsBefore = false, kReadsAfter = true;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V*) {
@@ -64,6 +67,7 @@ struct Gru {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3, kStates = 1, kReserve = 4;  // gates r z n; reserve r z n h_n
   static constexpr int kSharedGates = 2;
+  static constexpr bool kReadsBefore = true, kReadsAfter = false;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {
@@ -89,6 +93,7 @@ struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
   static constexpr int kSharedGates = 4;
+  static constexpr bool kReadsBefore = true, kReadsAfter = true;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {

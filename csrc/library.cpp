@@ -141,9 +141,8 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
     py::dict facts;
     facts["kernel"] = std::string(cuda::kKernelNames[static_cast<int>(plan.kernel)]);
     if (plan.instance >= 0) {
-      const cuda::Instance& instance = cuda::kInstances[plan.instance];
-      facts["hidden"] = instance.hidden, facts["peers"] = instance.peers;
-      facts["tiles"] = plan.tiles;
+      facts["hidden"] = plan.hidden, facts["peers"] = plan.peers;
+      facts["rows"] = plan.rows, facts["tiles"] = plan.tiles;
     }
     facts["microseconds"] = plan.microseconds;
     result.append(facts);

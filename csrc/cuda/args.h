@@ -11,24 +11,27 @@ template <class E>
 struct ForwardArgs {
   Steps steps;           // batch and offset in device memory
   int64_t hidden;        // H
-  const void* w_hh;      // packed for the kernel, see Fragments; [D] of them
-  int64_t w_hh_bytes;    // of one direction
-  const E* x_gates;      // [D, rows, G*H] W_ih x + b_ih
+  const E* w_hh[2];      // per direction [G*H, H]
+  const void* packed;    // w_hh packed for the kernel [D, packed_bytes]; null: it packs nothing
+  int64_t packed_bytes;  // of one direction
+  const E* x_gates;      // [D, rows, G*H] W_ih x
+  const E* b_ih[2];      // per direction [G*H]; null: none, or x_gates has it
   const E* b_hh[2];      // per direction [G*H]
   const E* states_0[2];  // per state [D, B, H]; null: zeros
   E* output;             // [rows, D*H]
   E* states_n[2];        // per state [D, B, H]
   E* timelines[2];       // per state [D, rows + B, H], see Walk; null: inference
   E* gates;              // [D, rows, reserve*H]; null: inference, or a cell without
-  void* exchange;  // grid kernels: states and flags in global memory, zeroed; see GridExchange
+  void* exchange;        // global memory of SequenceLauncher::exchange_bytes, filled as it says
 };
 
 template <class E>
 struct BackwardArgs {
   Steps steps;
   int64_t hidden;
-  const void* w_hh;
-  int64_t w_hh_bytes;
+  const E* w_hh[2];  // these three as in ForwardArgs
+  const void* packed;
+  int64_t packed_bytes;
   const E* grad_output;       // [rows, D*H]
   const E* grad_states_n[2];  // per state [D, B, H]
   const E* timelines[2];      // as written by forward

@@ -107,6 +107,9 @@ DEVICE void wait_until(Condition condition) {
 DEVICE void cta_sync() { __syncthreads(); }
 DEVICE void warp_sync() { __syncwarp(); }
 
+// Keeps the compiler from moving accesses of memory over it; orders nothing that others see.
+DEVICE void keep_order() { __syncwarp(); }
+
 // Barrier of the `threads` threads, whole warps, that name it; ids 1 to 15.
 DEVICE void group_sync(int id, int threads) {
   __syncwarp();  // bar.sync wants the warp together
@@ -162,7 +165,7 @@ DEVICE void mbar_wait(uint64_t* bar, uint32_t parity) {
     uint32_t done;
     asm volatile(
         "{ .reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p; }"
         : "=r"(done)
         : "r"(shared_address(bar)), "r"(parity)
@@ -207,66 +210,47 @@ DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
 #endif
 }
 
-// Asynchronous copy of shared memory into that of a CTA of the cluster, which counts its bytes on
-// the mbarrier `bar` there. By one thread, after all who stored to `from` have called fence_async()
-// and met. `from` is read later: until the copy has arrived, nobody may store there.
-DEVICE void bulk_copy(Remote to, const void* from, uint32_t bytes, Remote bar) {
+// The same with 4 bytes.
+DEVICE void st_async4(Remote to, uint32_t v, Remote bar) {
 #if HAS_CLUSTER
   asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-      "[%3];" ::"r"(to.address),
-      "r"(shared_address(from)), "r"(bytes), "r"(bar.address)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to.address),
+      "r"(v), "r"(bar.address)
       : "memory");
 #else
   trap("clusters need compute capability 9.0");
 #endif
 }
-DEVICE void fence_async() {
-#if HAS_CLUSTER
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+
+// ---- copies into shared memory that go on while the thread does ----
+
+// 16 bytes of global memory. Until this thread has waited for the group that the copy is in, nobody
+// may touch `to`.
+DEVICE void cp_async16(void* to, const void* from) {
+#if HAS_MMA
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+#else
+  trap("asynchronous copies need compute capability 8.0");
 #endif
 }
 
-// Asks for the 128 bytes around an address to be brought into the L2 cache.
-DEVICE void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+// Ends a group: the copies of this thread since the last one.
+DEVICE void cp_commit() {
+#if HAS_MMA
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all groups of this thread but the last `kPending`. Their copies are then visible to it.
+template <int kPending>
+DEVICE void cp_wait() {
+#if HAS_MMA
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
 
 // ---- global memory that the CTAs of a grid share ----
-
-// 16 bytes that are seen as a whole or not at all, in no order with anything else.
-DEVICE void store_packet(uint4* p, uint4 v) {
-#if HAS_MMA
-  asm volatile(
-      "{ .reg .b64 low, high; .reg .b128 all;\n"
-      "mov.b64 low, {%1, %2}; mov.b64 high, {%3, %4}; mov.b128 all, {low, high};\n"
-      "st.relaxed.gpu.global.b128 [%0], all; }" ::"l"(p),
-      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-      : "memory");
-#else
-  trap("packets need compute capability 7.0");
-#endif
-}
-DEVICE uint4 load_packet(const uint4* p) {
-  uint4 v;
-#if HAS_MMA
-  asm volatile(
-      "{ .reg .b64 low, high; .reg .b128 all;\n"
-      "ld.relaxed.gpu.global.b128 all, [%4];\n"
-      "mov.b128 {low, high}, all; mov.b64 {%0, %1}, low; mov.b64 {%2, %3}, high; }"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(p)
-      : "memory");
-#else
-  trap("packets need compute capability 7.0");
-  v = {};
-#endif
-  return v;
-}
-// The loop around packets: a read takes long enough.
-template <class Condition>
-DEVICE void poll_until(Condition condition) {
-  Deadline deadline;
-  while (!condition()) deadline.check("no packet");
-}
 
 DEVICE uint32_t load_acquire(const uint32_t* p) {
   uint32_t v;
@@ -389,6 +373,14 @@ DEVICE float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v
 // of row l / 4.
 DEVICE void ldm4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same with each matrix transposed: r[i] gets elements 2 (l % 4) and the next of column l / 4.
+DEVICE void ldm4_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");

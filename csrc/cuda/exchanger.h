@@ -5,7 +5,8 @@
 //
 // A vector lies in shared memory as the 8 x 16-byte matrices that ldmatrix reads: [K tile][column
 // of 8 batch rows][half of the tile][batch row] of 16 bytes. A K tile is 32 bytes of K, 16 units of
-// a 16-bit type or 8 floats, so that one layout serves all types.
+// a 16-bit type or 8 floats, so that one layout serves all types. Of a 16-bit type each matrix may
+// be transposed, [unit] of 8 batch rows: two accumulators of a thread are then one word of it.
 #pragma once
 
 #include "cuda/shape.h"
@@ -20,9 +21,7 @@ struct RowPack {
   static_assert(kRows == 1 || kRows == 2 || kRows == 4);
   static constexpr int kSharers = 8 / kRows;
   static DEVICE int row(int lane) {
-    return kRows == 1   ? 0
-           : kRows == 2 ? lane >> 2 & 1
-                        : (lane >> 2 & 1) | (lane >> 3 & 1) << 1;
+    return kRows == 1 ? 0 : kRows == 2 ? lane >> 2 & 1 : (lane >> 2 & 1) | (lane >> 3 & 1) << 1;
   }
   static DEVICE int sharer(int lane) {
     return kRows == 1 ? lane >> 2 : kRows == 2 ? lane >> 3 : lane >> 4;
@@ -68,11 +67,14 @@ struct Exchanger {
   using Pack = RowPack<E, kElements == 1 ? 1 : kElements == 2 ? 2 : 4>;
   static constexpr int kReceivers =  // of a row, per lane that has it
       (S::kPeers + Pack::kSharers - 1) / Pack::kSharers;
-  uint4* packets;  // grid kernels: of two rounds of this tile
+  uint8_t* global;  // grid kernels: two vectors of this tile
+  uint32_t* flags;  // grid kernels: [kPeers], the last round that each CTA has sent
   int rank, group, split, lane;
-  // kRows: shared memory of the receivers, and this lane's row in a vector there.
-  dev::Remote receivers[S::kSending == Sending::kRows ? kReceivers : 1];
-  int row_at;
+  // kWords, kRows: shared memory of the receivers, and where in a vector there this lane sends to.
+  dev::Remote receivers[S::kSending == Sending::kWords  ? S::kPeers
+                        : S::kSending == Sending::kRows ? kReceivers
+                                                        : 1];
+  int send_at;
 
   DEVICE uint8_t* vector(int round) const {
     return dev::smem() + round % S::kVectorBuffers * S::kVectorBytes;
@@ -112,39 +114,57 @@ struct Exchanger {
   static DEVICE void store(uint8_t* part, int in, int unit, int batch, float value) {
     constexpr int kHalf = S::kTileUnits / 2;
     const int tile = in * (kMmaUnits / S::kTileUnits) + unit / S::kTileUnits;
+    const int row = S::kTransposed ? unit % kHalf : batch % kMmaBatch;
+    const int in_row = S::kTransposed ? batch % kMmaBatch : unit % kHalf;
     uint8_t* to = part + (tile * S::kColumns + batch / kMmaBatch) * kTileBytes +
-                  unit % S::kTileUnits / kHalf * kCoreBytes + batch % kMmaBatch * kRowBytes +
-                  unit % kHalf * static_cast<int>(sizeof(E));
+                  unit % S::kTileUnits / kHalf * kCoreBytes + row * kRowBytes +
+                  in_row * static_cast<int>(sizeof(E));
     if constexpr (S::kPrecision == Precision::kTf32) {
       *reinterpret_cast<uint32_t*>(to) = dev::to_tf32(value);
     } else {
       *reinterpret_cast<E*>(to) = narrow<E>(value);
     }
   }
-  DEVICE void put(int round, int in, int unit, int batch, float value) const {
-    store(part(round), in, unit, batch, value);
+  // Where, in a transposed part of a vector, the word of this lane's first two accumulators lies.
+  DEVICE int word_at() const {
+    return lane / 4 * kRowBytes + lane % 4 * static_cast<int>(sizeof(uint32_t)) +
+           Accumulator::core(split * kElements);
+  }
+  // Collects what this thread has of a round.
+  template <class Unit, class Batch>
+  DEVICE void put(int round, const float (&values)[S::kIn][kElements], Unit unit,
+                  Batch batch) const {
+    UNROLL
+    for (int in = 0; in < S::kIn; ++in) {
+      UNROLL
+      for (int e = 0; e < kElements; e += S::kTransposed ? 2 : 1) {
+        if constexpr (S::kTransposed)
+          *reinterpret_cast<uint32_t*>(part(round) + in * S::kInBytes + word_at() +
+                                       Accumulator::core(e)) =
+              dev::pack2<E>(values[in][e], values[in][e + 1]);
+        else
+          store(part(round), in, unit(e), batch(e), values[in][e]);
+      }
+    }
   }
 
   // Sends what this thread has of a round; element e is that of unit(e) and batch(e).
   template <class Unit, class Batch>
   DEVICE void send(int round, const float (&values)[S::kIn][kElements], Unit unit,
                    Batch batch) const {
-    if constexpr (S::kSending == Sending::kRows) {
-      UNROLL
-      for (int in = 0; in < S::kIn; ++in) send_rows(round, in, values[in]);
-    } else {
+    if constexpr (S::kSending == Sending::kRows || S::kSending == Sending::kWords) {
       UNROLL
       for (int in = 0; in < S::kIn; ++in) {
-        UNROLL
-        for (int e = 0; e < kElements; ++e) put(round, in, unit(e), batch(e), values[in][e]);
+        if constexpr (S::kSending == Sending::kRows)
+          send_rows(round, in, values[in]);
+        else
+          send_words(round, in, values[in]);
       }
+    } else {
+      put(round, values, unit, batch);
       if constexpr (S::kSending == Sending::kStage) {
         group_barrier();
         send_to_peers(round);
-      } else if constexpr (S::kSending == Sending::kBulk) {
-        dev::fence_async();
-        group_barrier();
-        copy_to_peers(round);
       } else if constexpr (S::kSending == Sending::kGlobal) {
         group_barrier();
         publish(round);
@@ -159,19 +179,42 @@ struct Exchanger {
   // Before the first send.
   DEVICE void place() {
     if constexpr (S::kSending == Sending::kRows) {
-      row_at = part_at() + lane % 4 * 2 * kRowBytes + Accumulator::bytes(split * kElements) +
-               Accumulator::bytes(Pack::row(lane));
+      send_at = part_at() + lane % 4 * 2 * kRowBytes + Accumulator::bytes(split * kElements) +
+                Accumulator::bytes(Pack::row(lane));
       UNROLL
       for (int j = 0; j < kReceivers; ++j)
         receivers[j] =
             dev::remote(dev::smem(), (Pack::sharer(lane) + Pack::kSharers * j) % S::kPeers);
+    } else if constexpr (S::kSending == Sending::kWords) {
+      send_at = part_at() + word_at();
+      UNROLL
+      for (int peer = 0; peer < S::kPeers; ++peer) receivers[peer] = dev::remote(dev::smem(), peer);
+    }
+  }
+
+  // Of a round, in the receivers' shared memory: this lane's place in the vector, and the mbarrier.
+  DEVICE int send_at_round(int round, int in) const {
+    return round % S::kVectorBuffers * S::kVectorBytes + in * S::kInBytes + send_at;
+  }
+  DEVICE int signal_at(int round) const {
+    return S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t));
+  }
+
+  DEVICE void send_words(int round, int in, const float (&values)[kElements]) const {
+    const int to = send_at_round(round, in), signal = signal_at(round);
+    UNROLL
+    for (int e = 0; e < kElements; e += 2) {
+      const uint32_t word = dev::pack2<E>(values[e], values[e + 1]);
+      UNROLL
+      for (int peer = 0; peer < S::kPeers; ++peer)
+        dev::st_async4(receivers[peer] + (to + Accumulator::core(e)), word,
+                       receivers[peer] + signal);
     }
   }
 
   DEVICE void send_rows(int round, int in, const float (&values)[kElements]) const {
     const uint4 row = Pack::pack(values, lane);
-    const int to = round % S::kVectorBuffers * S::kVectorBytes + in * S::kInBytes + row_at;
-    const int signal = S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t));
+    const int to = send_at_round(round, in), signal = signal_at(round);
     UNROLL
     for (int j = 0; j < kReceivers; ++j) {
       if (S::kPeers % Pack::kSharers == 0 || Pack::sharer(lane) + Pack::kSharers * j < S::kPeers)
@@ -197,13 +240,14 @@ struct Exchanger {
         v[j] = order & 2 ? high : low, v[j + 2] = order & 2 ? low : high;
       }
     }
-    const int peer = unit_tile / S::kGroups, to_group = unit_tile % S::kGroups;
+    const unsigned to = static_cast<unsigned>(unit_tile), peer = to / S::kGroups;
+    const int to_group = static_cast<int>(to % S::kGroups);
     const int message = (rank * S::kGroups + to_group) * kMessageBytes + lane * 16;
-    const dev::Remote base = dev::remote(dev::smem(), peer);
+    const dev::Remote base = dev::remote(dev::smem(), static_cast<int>(peer));
     uint4 bits;
     bits.x = as_bits(v[0]), bits.y = as_bits(v[1]), bits.z = as_bits(v[2]), bits.w = as_bits(v[3]);
     dev::st_async16(base + ((round & 1) * S::kVectorBytes + message), bits,
-                    base + (S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t))));
+                    base + signal_at(round));
   }
   // Accumulator j of a lane is number j ^ message_order() of its message.
   DEVICE int message_order() const {
@@ -217,24 +261,11 @@ struct Exchanger {
     const uint8_t* from = vector(round) + group * kMessageBytes + lane * 16 +
                           ((split * kElements) ^ message_order()) * static_cast<int>(sizeof(float));
     UNROLL
-    for (int e = 0; e < kElements; ++e) sum[e][0] = 0.f;
-    UNROLL
     for (int peer = 0; peer < S::kPeers; ++peer) {
-      const Numbers n =
-          *reinterpret_cast<const Numbers*>(from + peer * S::kGroups * kMessageBytes);
+      const Numbers n = *reinterpret_cast<const Numbers*>(from + peer * S::kGroups * kMessageBytes);
       UNROLL
-      for (int e = 0; e < kElements; ++e) sum[e][0] += n.number[e];
-    }
-  }
-
-  DEVICE void copy_to_peers(int round) const {
-    if (lane != 0) return;
-    UNROLL
-    for (int i = 0; i < (S::kPeers + S::kSplits - 1) / S::kSplits; ++i) {
-      const int peer = split + i * S::kSplits;
-      if (S::kPeers % S::kSplits == 0 || peer < S::kPeers)
-        dev::bulk_copy(dev::remote(vector(round) + part_at(), peer), part(round), S::kGroupBytes,
-                       dev::remote(bar(round), peer));
+      for (int e = 0; e < kElements; ++e)
+        sum[e][0] = peer == 0 ? n.number[e] : sum[e][0] + n.number[e];
     }
   }
 
@@ -251,29 +282,14 @@ struct Exchanger {
     }
   }
 
-  DEVICE uint4* packet(int round, int from_group) const {
-    return packets + (round & 1) * (S::kPacketBytes / 16) + from_group * S::kGroupPackets;
-  }
-
-  // A packet says of itself which round it is of, so that nothing else has to be waited for. Who
-  // writes round r + 2 over round r has received round r + 1 of all, who had then read round r.
   DEVICE void publish(int round) const {
-    constexpr int kWords = S::kGroupBytes / 4;
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(part(round));
-    uint4* to = packet(round, rank * S::kGroups + group);
-    for (int i = thread_in_group(); i < S::kGroupPackets; i += S::kGroupThreads) {
-      uint4 v;
-      v.x = words[3 * i];
-      v.y = 3 * i + 1 < kWords ? words[3 * i + 1] : 0;
-      v.z = 3 * i + 2 < kWords ? words[3 * i + 2] : 0;
-      v.w = static_cast<uint32_t>(round);
-      dev::store_packet(to + i, v);
-    }
-  }
-
-  // The peers may still be reading what this CTA has sent.
-  DEVICE void finish() const {
-    if constexpr (S::kSending == Sending::kBulk) dev::cluster_sync();
+    uint8_t* to = global + (round & 1) * S::kVectorBytes + part_at();
+    for (int row = thread_in_group() * kRowBytes; row < S::kGroupBytes;
+         row += S::kGroupThreads * kRowBytes)
+      dev::store_l2(reinterpret_cast<uint4*>(to + row),
+                    *reinterpret_cast<const uint4*>(part(round) + row));
+    dev::cta_sync();
+    if (dev::tid() == 0) dev::store_release(flags + rank, static_cast<uint32_t>(round));
   }
 
   // Waits until the whole vector of a round is in shared memory.
@@ -290,32 +306,15 @@ struct Exchanger {
   }
 
   DEVICE void fetch(int round) const {
-    // All have read the vector before this one when they have added up its products.
-    if constexpr (S::kGroups > 1 || S::kSplits == 1) dev::cta_sync();
-    constexpr int kWords = S::kGroupBytes / 4, kAll = S::kPeers * S::kGroups * S::kGroupPackets;
-    constexpr int kAtOnce = S::kPeers > 64 || sizeof(E) > 2 ? 4 : 12;
-    const uint4* from = packet(round, 0);
-    for (int first = dev::tid(); first < kAll; first += kAtOnce * S::kThreads) {
-      uint4 v[kAtOnce];
-      UNROLL
-      for (int j = 0; j < kAtOnce; ++j)
-        if (first + j * S::kThreads < kAll) v[j] = dev::load_packet(from + first + j * S::kThreads);
-      UNROLL
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int i = first + j * S::kThreads;
-        if (i >= kAll) break;
-        if (v[j].w != static_cast<uint32_t>(round))
-          dev::poll_until([&] {
-            v[j] = dev::load_packet(from + i);
-            return v[j].w == static_cast<uint32_t>(round);
-          });
-        const int at = i / S::kGroupPackets * kWords, word = i % S::kGroupPackets * 3;
-        uint32_t* to = reinterpret_cast<uint32_t*>(vector(round)) + at + word;
-        to[0] = v[j].x;
-        if (word + 1 < kWords) to[1] = v[j].y;
-        if (word + 2 < kWords) to[2] = v[j].z;
-      }
+    for (int peer = dev::tid(); peer < S::kPeers; peer += S::kThreads) {
+      const auto sent = [&] { return dev::load_acquire(flags + peer); };
+      dev::wait_until([&] { return sent() >= static_cast<uint32_t>(round); });
     }
+    dev::cta_sync();
+    const uint8_t* from = global + (round & 1) * S::kVectorBytes;
+    for (int at = dev::tid() * kRowBytes; at < S::kVectorBytes; at += S::kThreads * kRowBytes)
+      *reinterpret_cast<uint4*>(vector(round) + at) =
+          dev::load_l2(reinterpret_cast<const uint4*>(from + at));
     dev::cta_sync();
   }
 };

@@ -19,33 +19,34 @@ inline constexpr int kCoreBytes = kMmaBatch * kRowBytes;  // one 8 x 16-byte mat
 inline constexpr int kTileBytes = 2 * kCoreBytes;         // a K tile of 8 batch rows
 inline constexpr int kFragmentBytes = kWarpSize * 16;     // the weights of one mma
 inline constexpr int kPackThreads = 256;
-#ifndef RNNFAST_MOST_WARPS
-#define RNNFAST_MOST_WARPS 12
-#endif
-inline constexpr int kMostWarps = RNNFAST_MOST_WARPS;
+// Most shared memory that a CTA may have on any architecture: sm_90 and sm_100.
+inline constexpr int kMaxSharedBytes = 227 * 1024;
+// Few warps: each holds more operands, and there is less to reduce and to issue. Three groups share
+// the four tensor cores evenly only as twelve warps.
+inline constexpr int kMostWarps = 12, kMostWarpsOfFourGates = 8;
 // Two groups are four warps where a warp then has at most so many operands, in registers.
-#ifndef RNNFAST_FEW_FRAGMENTS
-#define RNNFAST_FEW_FRAGMENTS 40
-#endif
-inline constexpr int kFewFragments = RNNFAST_FEW_FRAGMENTS;
+inline constexpr int kFewFragments = 40;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
 enum class Exchange { kCta, kCluster, kGrid };
-// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kRows: from
-// registers, 16 bytes at a time. kStage: collected in shared memory first, then 16 bytes at a time.
-// kBulk: collected, then as one copy per group and peer. kGlobal: collected, then to global memory.
-// kSums: backward in a cluster. Gate gradients stay in their CTA, which multiplies them with its
-// rows of w_hh; the products, partial sums for all units, go to the CTAs of those units.
-enum class Sending { kPlace, kRows, kStage, kBulk, kGlobal, kSums };
-#ifndef RNNFAST_SUMS
-#define RNNFAST_SUMS 1
-#endif
+// How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kWords, kRows: from
+// registers, 4 bytes at a time as they are or 16 after shuffles. kStage: collected in shared memory
+// first, then 16 bytes at a time. kGlobal: collected, then to global memory. kSums: backward in a
+// cluster. Gate gradients stay in their CTA, which multiplies them with its rows of w_hh; the
+// products, partial sums for all units, go to the CTAs of those units.
+enum class Sending { kPlace, kWords, kRows, kStage, kGlobal, kSums };
+// The vectors up to which kWords is faster: four times as many sends count on an mbarrier.
+inline constexpr int kMostWordBytes = 4096;
 inline constexpr int kMessageBytes = kWarpSize * 16;  // the sums of 16 units, 8 rows
-// The exchanged vectors from which on kBulk is used: each of the other sends counts on an mbarrier.
-#ifndef RNNFAST_BULK_BYTES
-#define RNNFAST_BULK_BYTES (1 << 30)
-#endif
-inline constexpr int kBulkBytes = RNNFAST_BULK_BYTES;
+
+// Inputs of a step are asked for so many steps before it: a step may be shorter than a read.
+inline constexpr int kStepsAhead = 4;
+// Numbers per unit and batch row that a step reads: forward x_gates; backward the gates, what
+// Cell::kReadsBefore and kReadsAfter say of the states, and grad_output.
+constexpr int input_lines(int gates, bool backward) {
+  if (!backward) return gates;
+  return gates == 1 ? 2 : gates == 3 ? 6 : 7;
+}
 
 struct Instance {
   Exchange exchange;
@@ -57,18 +58,14 @@ struct Instance {
 
 // Forward; of each there is one backward too.
 inline constexpr Instance kForwardInstances[] = {
-    {Exchange::kCta, false, 64, 1, 1},       {Exchange::kCta, false, 128, 1, 1},
-    {Exchange::kCluster, false, 128, 2, 1},  {Exchange::kCluster, false, 256, 4, 1},
-    {Exchange::kCluster, false, 384, 8, 1},  {Exchange::kCluster, false, 512, 8, 1},
-    {Exchange::kCluster, false, 512, 16, 1}, {Exchange::kCluster, false, 768, 16, 1},
+    {Exchange::kCta, false, 64, 1, 1},        {Exchange::kCta, false, 128, 1, 1},
+    {Exchange::kCluster, false, 128, 4, 1},   {Exchange::kCluster, false, 128, 8, 1},
+    {Exchange::kCluster, false, 256, 8, 1},   {Exchange::kCluster, false, 384, 6, 1},
+    {Exchange::kCluster, false, 384, 8, 1},   {Exchange::kCluster, false, 512, 8, 1},
+    {Exchange::kCluster, false, 512, 16, 1},  {Exchange::kCluster, false, 768, 16, 1},
     {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 256, 16, 1},
-    {Exchange::kGrid, false, 512, 32, 1},    {Exchange::kGrid, false, 1024, 64, 1},
+    {Exchange::kGrid, false, 512, 32, 1},     {Exchange::kGrid, false, 1024, 64, 1},
     {Exchange::kGrid, false, 2048, 128, 1},
-#ifndef RNNFAST_OLD_INSTANCES
-    {Exchange::kCta, false, 32, 1, 1},       {Exchange::kCluster, false, 64, 2, 1},
-    {Exchange::kCluster, false, 128, 4, 1},  {Exchange::kCluster, false, 256, 8, 1},
-    {Exchange::kCluster, false, 384, 6, 1},
-#endif
 };
 inline constexpr int kInstanceCount = 2 * std::size(kForwardInstances);
 inline constexpr auto kInstances = [] {
@@ -80,10 +77,16 @@ inline constexpr auto kInstances = [] {
   return all;
 }();
 
+// Of the flags of so many tiles, rounded up so that the vectors behind them are aligned.
+RNNFAST_FN constexpr int64_t flag_bytes(int64_t tiles, int peers) {
+  return (tiles * peers * 4 + 255) / 256 * 256;
+}
+
 struct Layout {
   Exchange exchange;
   int peers, columns, gates, element_bytes;
   bool backward;
+  bool two_parts;        // float32 as the sum of two TF32 numbers
   int units, groups;     // of a CTA; a group is 16 units
   int splits;            // warps of a group, which share K
   int tile_units;        // of K in a tile: 32 bytes
@@ -92,15 +95,14 @@ struct Layout {
   int warp_tiles;        // K tiles of a warp
   int fragments;         // operands of a warp
   int shared_fragments;  // of them in shared memory
+  int ring_slots;        // steps whose inputs are under way or waiting; 0: no room for a ring
 
   constexpr int warps() const { return groups * splits; }
   constexpr int threads() const { return warps() * kWarpSize; }
   constexpr int elements() const { return 4 * columns / splits; }
   constexpr int group_bytes() const { return in * kMmaUnits / tile_units * columns * kTileBytes; }
   constexpr int source_bytes() const { return groups * group_bytes(); }
-  constexpr bool sums() const {
-    return RNNFAST_SUMS && backward && exchange == Exchange::kCluster && columns == 1;
-  }
+  constexpr bool sums() const { return backward && exchange == Exchange::kCluster && columns == 1; }
   constexpr int vector_bytes() const {  // what a CTA receives in a round
     return peers * (sums() ? groups * kMessageBytes : source_bytes());
   }
@@ -110,24 +112,35 @@ struct Layout {
     if (exchange != Exchange::kCluster)
       return exchange == Exchange::kCta ? Sending::kPlace : Sending::kGlobal;
     if (sums()) return Sending::kSums;
-    if (vector_bytes() * (peers > 8 ? 2 : 1) >= kBulkBytes) return Sending::kBulk;
-    return element_bytes == 2 && columns == 1 ? Sending::kRows : Sending::kStage;
+    if (element_bytes != 2 || columns != 1) return Sending::kStage;
+    return elements() > 1 && vector_bytes() <= kMostWordBytes ? Sending::kWords : Sending::kRows;
   }
-  // A bulk copy reads the stage after the warp has gone on; with kSums, warps still multiply what is
-  // there when others have received the sums of the round. Without a barrier before the warps send,
-  // partial sums of the next step are written while others still read these.
+  constexpr bool from_registers() const {
+    return sending() == Sending::kWords || sending() == Sending::kRows;
+  }
+  // Whether the 16-byte rows of a vector are 8 batch rows of a unit, where else they are units of a
+  // batch row: so lie two accumulators of a thread.
+  constexpr bool transposed() const {
+    return element_bytes == 2 && elements() > 1 && sending() != Sending::kRows &&
+           sending() != Sending::kGlobal;
+  }
+  // With kSums, warps still multiply what is on the stage when others have received the sums of the
+  // round, and collect for the next one.
   constexpr int stage_buffers() const {
-    return sending() == Sending::kPlace || sending() == Sending::kRows ? 0
-           : sending() == Sending::kBulk || sums()                     ? 2
-                                                                       : 1;
+    return sending() == Sending::kPlace || from_registers() ? 0 : sums() ? 2 : 1;
   }
-  constexpr int partial_buffers() const { return sending() == Sending::kRows ? 2 : 1; }
+  // Without a barrier before the warps send, partial sums of the next step are written while others
+  // still read these.
+  constexpr int partial_buffers() const { return from_registers() ? 2 : 1; }
   constexpr int partial_floats() const {  // of a group
     return sums() ? 0 : splits * (splits - 1) * out * elements() * kWarpSize;
   }
   constexpr int partial_bytes() const { return groups * partial_floats() * 4; }  // one buffer
 
-  // Shared memory: vectors, partial sums, stage, mbarriers, weights.
+  int constexpr lines() const { return input_lines(gates, backward); }
+  constexpr int slot_bytes() const { return lines() * units * columns * kMmaBatch * element_bytes; }
+
+  // Shared memory: vectors, partial sums, stage, mbarriers, weights, inputs.
   constexpr int partial_at() const { return vector_buffers() * vector_bytes(); }
   constexpr int stage_at() const { return partial_at() + partial_buffers() * partial_bytes(); }
   constexpr int bars_at() const {  // tiles are read in pairs
@@ -135,18 +148,16 @@ struct Layout {
            (sums() && warp_tiles % 2 == 1 ? kTileBytes : 0);
   }
   constexpr int weights_at() const { return bars_at() + 16; }
-  constexpr int shared_bytes() const {
+  constexpr int ring_at() const {
     return weights_at() + warps() * shared_fragments * kFragmentBytes;
   }
+  constexpr int shared_bytes() const { return ring_at() + ring_slots * slot_bytes(); }
   constexpr int64_t packed_bytes() const {  // of w_hh, one direction
     return int64_t{peers} * warps() * fragments * kFragmentBytes;
   }
-  // A grid kernel sends packets of 12 bytes and the number of the round.
-  constexpr int group_packets() const { return (group_bytes() + 11) / 12; }
-  constexpr int packet_bytes() const { return peers * groups * group_packets() * 16; }  // a round
-  // Global memory of a grid kernel, for so many tiles over all directions.
+  // Global memory of a grid kernel, for so many tiles over all directions: flags, then vectors.
   constexpr int64_t exchange_bytes(int64_t tiles) const {
-    return exchange == Exchange::kGrid ? tiles * 2 * packet_bytes() : 0;
+    return exchange == Exchange::kGrid ? flag_bytes(tiles, peers) + tiles * 2 * vector_bytes() : 0;
   }
 };
 
@@ -154,9 +165,13 @@ struct Layout {
 // thread, beside what the step itself needs. From the compiler's reports: none may spill.
 constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
-  const int step = 66 + 3 * l.gates + (!l.backward ? 0 : l.sums() ? 12 : l.elements() > 1 ? 24 : 16) +
-                   (l.element_bytes > 2 ? (l.exchange == Exchange::kGrid ? 12 : 16) : 0) + (l.exchange != Exchange::kGrid ? 0 : l.peers > 64 || l.element_bytes > 2 ? 28 : 56) +
-                   (!l.backward && l.gates == 4 && l.exchange != Exchange::kGrid ? 8 : 0);
+  const bool grid = l.exchange == Exchange::kGrid;
+  int step = (l.backward ? 66 : 78) + 3 * l.gates;
+  if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 24 : 16;
+  if (l.element_bytes > 2) step += grid ? 12 : 16;
+  if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
+  if (grid) step += 28;
+  if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
   return (registers - step) / 4;
 }
 
@@ -164,6 +179,7 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   Layout l{};
   l.exchange = instance.exchange, l.peers = instance.peers, l.columns = instance.columns;
   l.gates = gates, l.backward = instance.backward;
+  l.two_parts = precision == Precision::kFloat;
   const bool half = precision == Precision::kBf16 || precision == Precision::kHalf;
   l.element_bytes = half ? 2 : 4;
   l.units = instance.hidden / instance.peers, l.groups = l.units / kMmaUnits;
@@ -171,31 +187,32 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   l.in = instance.backward ? gates : 1, l.out = instance.backward ? 1 : gates;
   const int tiles = l.in * instance.hidden / l.tile_units;
   l.splits = 4 * instance.columns;
-  // Few warps: each holds more operands, and there is less to reduce and to issue. Three groups
-  // share the four tensor cores evenly only as twelve warps.
-  while (l.splits > 1 && (l.groups * l.splits > (gates == 4 ? 8 : kMostWarps) || tiles % (l.splits * 2) != 0))
+  const int most_warps = gates == 4 ? kMostWarpsOfFourGates : kMostWarps;
+  while (l.splits > 1 && (l.groups * l.splits > most_warps || tiles % (l.splits * 2) != 0))
     l.splits /= 2;
   if (l.groups == 2 && l.splits == 4 && l.exchange == Exchange::kCluster &&
-      tiles / 2 * l.out * (precision == Precision::kFloat ? 2 : 1) <= kFewFragments)
+      tiles / 2 * l.out * (l.two_parts ? 2 : 1) <= kFewFragments)
     l.splits = 2;
   l.unit_tiles = l.sums() ? instance.hidden / kMmaUnits / l.warps() : 1;
   l.warp_tiles = l.sums() ? l.in * l.units / l.tile_units : tiles / l.splits;
-  l.fragments = l.unit_tiles * l.warp_tiles * l.out * (precision == Precision::kFloat ? 2 : 1);
+  l.fragments = l.unit_tiles * l.warp_tiles * l.out * (l.two_parts ? 2 : 1);
   const int held = register_fragments(l);
   l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
+  l.ring_slots = kStepsAhead;
+  if (l.shared_bytes() > kMaxSharedBytes) l.ring_slots = 0;
   return l;
 }
-
-// Most shared memory that a CTA may have on any architecture: sm_90 and sm_100.
-inline constexpr int kMaxSharedBytes = 227 * 1024;
 
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
   const Layout l = layout(instance, gates, precision);
-  const bool divides = l.sums() ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden
-                                : l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
-                                      l.warp_tiles * l.columns % 2 == 0;
-  return l.groups * kMmaUnits == l.units && l.warps() <= 16 && divides &&
+  const bool divides = l.sums()
+                           ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden
+                           : l.warp_tiles * l.splits * l.tile_units == l.in * instance.hidden &&
+                                 l.warp_tiles * l.columns % 2 == 0;
+  // One group is work enough for a CTA only where its products take long.
+  const bool enough = l.exchange != Exchange::kCluster || l.groups > 1 || l.element_bytes > 2;
+  return enough && l.groups * kMmaUnits == l.units && l.warps() <= 16 && divides &&
          l.shared_bytes() <= kMaxSharedBytes;
 }
 

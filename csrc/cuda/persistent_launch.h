@@ -23,7 +23,9 @@ BackwardArgs<E> typed(const BackwardArgs<void>& args) {
 template <class S>
 struct PersistentInstance {
   using E = typename S::Element;
+  static constexpr Layout kLayout = S::kLayout;
 
+  static int64_t exchange_bytes(int64_t tiles) { return kLayout.exchange_bytes(tiles); }
   static dev::Launch shape(int64_t tiles, int directions) {
     dev::Launch launch{};
     launch.grid_x = tiles * S::kPeers, launch.grid_y = directions;
@@ -49,17 +51,22 @@ struct PersistentInstance {
 };
 
 template <class Cell, class Operand, int kIndex>
-constexpr PersistentLauncher persistent_launcher() {
+constexpr SequenceLauncher persistent_launcher() {
   constexpr Instance instance = kInstances[kIndex];
   if constexpr (!possible(instance, Cell::kGates, Operand::kPrecision)) {
     return {};
   } else {
     using Chosen = PersistentInstance<Shape<Cell, Operand, kIndex>>;
+    SequenceLauncher launcher{};
+    launcher.pack = Chosen::pack, launcher.packed_bytes = Chosen::kLayout.packed_bytes();
+    if constexpr (instance.exchange == Exchange::kGrid)
+      launcher.exchange_bytes = Chosen::exchange_bytes;
     if constexpr (instance.backward) {
-      return {Chosen::pack, nullptr, Chosen::backward};
+      launcher.backward = Chosen::backward;
     } else {
-      return {Chosen::pack, Chosen::forward, nullptr};
+      launcher.forward = Chosen::forward;
     }
+    return launcher;
   }
 }
 

@@ -38,8 +38,7 @@ struct Shape {
   using Operand = Operand_;
   using Element = typename Operand::Element;
   // With which the cell's maths runs.
-  using Number =
-      std::conditional_t<Operand::kPrecision == Precision::kFloat, Careful, Approximate>;
+  using Number = std::conditional_t<Operand::kPrecision == Precision::kFloat, Careful, Approximate>;
   static constexpr Instance kInstance = kInstances[kIndex];
   static constexpr Layout kLayout = layout(kInstance, Cell::kGates, Operand::kPrecision);
   static constexpr Exchange kExchange = kInstance.exchange;
@@ -57,11 +56,10 @@ struct Shape {
   static constexpr int kGroupBytes = kLayout.group_bytes(), kSourceBytes = kLayout.source_bytes();
   static constexpr int kVectorBytes = kLayout.vector_bytes();
   static constexpr int kInBytes = kGroupBytes / kIn;  // of one exchanged number of a group
-  static constexpr int kGroupPackets = kLayout.group_packets();
-  static constexpr int kPacketBytes = kLayout.packet_bytes();
   static constexpr int kVectorBuffers = kLayout.vector_buffers();
   static constexpr Sending kSending = kLayout.sending();
   static constexpr bool kSums = kSending == Sending::kSums;
+  static constexpr bool kTransposed = kLayout.transposed();
   static constexpr int kUnitTiles = kLayout.unit_tiles;
   static constexpr int kPartialBuffers = kLayout.partial_buffers();
   static constexpr int kStageBuffers = kLayout.stage_buffers();
@@ -70,12 +68,18 @@ struct Shape {
   static constexpr int kPartialAt = kLayout.partial_at(), kStageAt = kLayout.stage_at();
   static constexpr int kBarsAt = kLayout.bars_at();
   static constexpr int kWeightsAt = kLayout.weights_at();
+  static constexpr int kLines = kLayout.lines();
+  static constexpr int kRingSlots = kLayout.ring_slots, kRingAt = kLayout.ring_at();
+  static_assert(kLines == (!kBackward
+                               ? Cell::kGates
+                               : Cell::kReserve + Cell::kReadsBefore + Cell::kReadsAfter + 1));
   // Enough independent accumulators to hide the latency of an mma, beside the other warps'.
-  static constexpr int kChains = kOut * kColumns >= (kWarps > 4 ? 3 : 4) ? 1
-                                 : kOut * kColumns >= 2                  ? 2
-                                                                         : 4;
+  static constexpr int kChains = kOut * kColumns >= (kWarps > 4 ? 3 : 4) || kTwoParts ? 1
+                                 : kOut * kColumns >= 2                               ? 2
+                                                                                      : 4;
   // A thread has elements of one unit, or of two that lie 8 apart.
   static constexpr int kOwnUnits = kElements >= 4 ? 2 : 1;
+  static constexpr DEVICE int own_unit(int e) { return kOwnUnits == 2 ? e >> 1 & 1 : 0; }
 };
 
 // Where in its group the element j of the 4 * kColumns accumulators of a thread lies: bit 0 next
@@ -83,10 +87,11 @@ struct Shape {
 struct Accumulator {
   static constexpr DEVICE int unit(int j) { return (j & 2) ? 8 : 0; }
   static constexpr DEVICE int batch(int j) { return (j & 1) + (j >> 2) * kMmaBatch; }
-  // Where its 16-byte row begins in a group's part of a vector of 16-bit numbers.
-  static constexpr DEVICE int bytes(int j) {
-    return ((j & 1) ? kRowBytes : 0) + ((j & 2) ? kCoreBytes : 0) + (j >> 2) * kTileBytes;
+  // Where its matrix begins in a group's part of a vector of 16-bit numbers, and there its row.
+  static constexpr DEVICE int core(int j) {
+    return ((j & 2) ? kCoreBytes : 0) + (j >> 2) * kTileBytes;
   }
+  static constexpr DEVICE int bytes(int j) { return core(j) + ((j & 1) ? kRowBytes : 0); }
 };
 
 }  // namespace rnnfast::cuda

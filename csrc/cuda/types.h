@@ -73,9 +73,8 @@ struct Careful {
   friend DEVICE Careful tanh(Careful x) {
     using C = MathConstants<float>;
     const float size = absolute(x.value), squared = x.value * x.value;
-    const float large =
-        with_sign_of(x.value, fma(-2.f, dev::rcp_approx(1.f + dev::exp2_approx(size * 2.88539008f)),
-                                  1.f));
+    const float large = with_sign_of(
+        x.value, fma(-2.f, dev::rcp_approx(1.f + dev::exp2_approx(size * 2.88539008f)), 1.f));
     const float p = horner<C::kTanh>(squared, C::kTanh[0]);
     return size > 0.7f ? large : fma(squared * x.value, p, x.value);
   }

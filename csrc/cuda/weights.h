@@ -7,6 +7,33 @@
 
 namespace rnnfast::cuda {
 
+// The sum of one mma's 16 units and 8 batch rows.
+struct TileSum {
+  float value[4];
+
+  DEVICE void end() {}
+};
+// Of float32 in two parts. Tensor cores cut off what they add to a sum, so that few products of the
+// high parts are added up by them before the rest of the sum is, rounded; and products with a low
+// part, which are small, among themselves.
+struct TwoPartSum {
+  float value[4], high[4], low[4];
+  int products;  // in high; the compiler counts them
+
+  static constexpr int kMost = 8;
+  DEVICE void add_high() {
+    UNROLL
+    for (int j = 0; j < 4; ++j) value[j] += high[j], high[j] = 0.f;
+    products = 0;
+  }
+  DEVICE void end() {
+    UNROLL
+    for (int j = 0; j < 4; ++j) value[j] += high[j] + low[j];
+  }
+};
+template <class S>
+using SumOf = std::conditional_t<S::kTwoParts, TwoPartSum, TileSum>;
+
 // The A operands of one warp: registers, and evenly among them some in shared memory, whose loads
 // overlap with the products of the others.
 template <class S>
@@ -50,17 +77,18 @@ struct ResidentWeights {
   }
 
   // Adds K tile `tile`, output `out` to sum.
-  DEVICE void multiply_tile(float (&sum)[4], int tile, int out, uint32_t b0, uint32_t b1) const {
+  DEVICE void multiply_tile(SumOf<S>& sum, int tile, int out, uint32_t b0, uint32_t b1) const {
     const int f = tile * S::kOut + out;
     if constexpr (S::kTwoParts) {
       const uint32_t high0 = dev::to_tf32(as_float(b0)), high1 = dev::to_tf32(as_float(b1));
       const uint32_t low0 = dev::to_tf32(as_float(b0) - as_float(high0)),
                      low1 = dev::to_tf32(as_float(b1) - as_float(high1));
-      multiply(sum, 2 * f + 1, high0, high1);
-      multiply(sum, 2 * f, low0, low1);
-      multiply(sum, 2 * f, high0, high1);
+      multiply(sum.high, 2 * f, high0, high1);
+      multiply(sum.low, 2 * f + 1, high0, high1);
+      multiply(sum.low, 2 * f, low0, low1);
+      if (++sum.products == TwoPartSum::kMost) sum.add_high();
     } else {
-      multiply(sum, f, b0, b1);
+      multiply(sum.value, f, b0, b1);
     }
   }
 };

@@ -93,6 +93,8 @@ DEVICE void warp_sync() {
   });
 }
 
+DEVICE void keep_order() {}
+
 DEVICE void cluster_sync() {
   emu::Cluster& cluster = *machine->cta().cluster;
   const int all = static_cast<int>(cluster.ctas.size()) * threads();
@@ -161,38 +163,46 @@ DEVICE Remote remote(const void* p, int rank) {
   return {&ctas[static_cast<size_t>(rank)], static_cast<const uint8_t*>(p) - smem()};
 }
 
-DEVICE void st_async16(Remote to, uint4 v, Remote bar) {
+DEVICE void st_async(Remote to, uint4 v, int bytes, Remote bar) {
   const auto end = static_cast<int64_t>(machine->shape().smem_bytes);
-  if (to.cta != bar.cta) machine->fail("st_async16: data and mbarrier in different CTAs");
-  if (to.offset < 0 || to.offset + 16 > end || bar.offset < 0 || bar.offset + 8 > end)
-    machine->fail("st_async16 outside shared memory");
-  if (to.offset % 16 != 0) machine->fail("st_async16 to an address not aligned to 16 bytes");
-  uint8_t* base = to.cta->smem->data();
-  machine->send({to.cta, base + to.offset, reinterpret_cast<uint64_t*>(base + bar.offset), v});
-  machine->maybe_yield();
-}
-
-// In 16-byte pieces that land on their own. Each reads its source when it lands.
-DEVICE void bulk_copy(Remote to, const void* from, uint32_t bytes, Remote bar) {
-  const auto end = static_cast<int64_t>(machine->shape().smem_bytes);
-  if (to.cta != bar.cta) machine->fail("bulk_copy: data and mbarrier in different CTAs");
+  if (to.cta != bar.cta) machine->fail("st_async: data and mbarrier in different CTAs");
   if (to.offset < 0 || to.offset + bytes > end || bar.offset < 0 || bar.offset + 8 > end)
-    machine->fail("bulk_copy outside shared memory");
-  if (to.offset % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0)
-    machine->fail("bulk_copy not aligned to 16 bytes");
-  if (!machine->cta().smem->holds(from, bytes)) machine->fail("bulk_copy from elsewhere");
+    machine->fail("st_async outside shared memory");
+  if (to.offset % bytes != 0) machine->fail("st_async to a misaligned address");
   uint8_t* base = to.cta->smem->data();
-  const auto* source = static_cast<const uint8_t*>(from);
-  for (uint32_t i = 0; i < bytes; i += 16)
-    machine->send({to.cta, base + to.offset + i, reinterpret_cast<uint64_t*>(base + bar.offset), {},
-                   source + i, &machine->cta()});
+  machine->send({to.cta, base + to.offset, reinterpret_cast<uint64_t*>(base + bar.offset), v,
+                 static_cast<size_t>(bytes)});
   machine->maybe_yield();
 }
-DEVICE void fence_async() {}
+DEVICE void st_async16(Remote to, uint4 v, Remote bar) { st_async(to, v, 16, bar); }
+DEVICE void st_async4(Remote to, uint32_t v, Remote bar) { st_async(to, {v, 0, 0, 0}, 4, bar); }
 
-// A wrong address fails here.
-DEVICE void prefetch_l2(const void* p) {
-  static_cast<void>(*static_cast<const volatile uint8_t*>(p));
+// ---- copies into shared memory that go on while the thread does ----
+
+// At once or when the thread waits for it: the emulator chooses.
+DEVICE void cp_async16(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || !machine->cta().smem->holds(to, 16))
+    machine->fail("cp_async16 to a wrong address");
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    machine->fail("cp_async16 from a misaligned address");
+  const emu::ThreadCopy copy{static_cast<uint4*>(to), *static_cast<const uint4*>(from)};
+  if (machine->random(4) == 0)
+    *copy.to = copy.value;
+  else
+    machine->fiber().copies.back().push_back(copy);
+  machine->maybe_yield();
+}
+
+DEVICE void cp_commit() { machine->fiber().copies.emplace_back(); }
+
+template <int kPending>
+DEVICE void cp_wait() {
+  auto& groups = machine->fiber().copies;  // the last one is open
+  while (groups.size() > kPending + 1) {
+    for (const emu::ThreadCopy& copy : groups.front()) *copy.to = copy.value;
+    groups.erase(groups.begin());
+  }
+  machine->maybe_yield();
 }
 
 // ---- global memory that the CTAs of a grid share ----
@@ -240,24 +250,6 @@ DEVICE void store_l2(uint4* p, uint4 v) {
   else
     *p = v;
   machine->maybe_yield();
-}
-
-// Each lands at once, alone.
-DEVICE void store_packet(uint4* p, uint4 v) {
-  check_aligned(p);
-  machine->maybe_yield();
-  *p = v;
-  machine->happened();
-  machine->maybe_yield();
-}
-DEVICE uint4 load_packet(const uint4* p) {
-  check_aligned(p);
-  machine->maybe_yield();
-  return *p;
-}
-template <class Condition>
-DEVICE void poll_until(Condition condition) {
-  while (!condition()) pause();
 }
 
 // ---- numbers ----
@@ -365,19 +357,36 @@ DEVICE float shfl_xor(float v, int mask) {
   return bit_cast<float>(shfl_xor(bit_cast<uint32_t>(v), mask));
 }
 
-DEVICE void ldm4(uint32_t (&r)[4], const void* row) {
+// Of every lane of the warp: register i, of the matrix whose 8 rows are `row`.
+template <class Take>
+DEVICE void load_matrices(const char* name, uint32_t (&r)[4], const void* row, Take take) {
   emu::Lane& lane = machine->lane();
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
-    machine->fail("ldm4: row not aligned to 16 bytes");
-  if (!machine->cta().smem->holds(row, 16)) machine->fail("ldm4: row outside shared memory");
+    machine->fail(std::string(name) + ": row not aligned to 16 bytes");
+  if (!machine->cta().smem->holds(row, 16))
+    machine->fail(std::string(name) + ": row outside shared memory");
   lane.row = row;
-  collective("ldm4", [](emu::Warp& warp, const auto&) {
-    for (int l = 0; l < emu::kWarp; ++l)
-      for (int i = 0; i < 4; ++i)
-        std::memcpy(&warp.lanes[l].out[i],
-                    static_cast<const uint8_t*>(warp.lanes[i * 8 + l / 4].row) + l % 4 * 4, 4);
+  collective(name, [&](emu::Warp& warp, const auto&) {
+    for (int l = 0; l < emu::kWarp; ++l) {
+      for (int i = 0; i < 4; ++i) {
+        const emu::Lane* rows = warp.lanes + i * 8;
+        uint16_t two[2];
+        for (int j = 0; j < 2; ++j) take(&two[j], rows, l / 4, l % 4 * 2 + j);
+        std::memcpy(&warp.lanes[l].out[i], two, sizeof two);
+      }
+    }
   });
   std::memcpy(r, lane.out, sizeof r);
+}
+DEVICE void ldm4(uint32_t (&r)[4], const void* row) {
+  load_matrices("ldm4", r, row, [](uint16_t* to, const emu::Lane* rows, int n, int k) {
+    std::memcpy(to, static_cast<const uint8_t*>(rows[n].row) + k * 2, 2);
+  });
+}
+DEVICE void ldm4_transposed(uint32_t (&r)[4], const void* row) {
+  load_matrices("ldm4_transposed", r, row, [](uint16_t* to, const emu::Lane* rows, int n, int k) {
+    std::memcpy(to, static_cast<const uint8_t*>(rows[k].row) + n * 2, 2);
+  });
 }
 
 // An operand register holds two elements along the depth, or one.

@@ -31,15 +31,13 @@ build {library}: link {names}
 """
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, csrc: Path = ROOT / "csrc") -> Path:
     """The library of the driver, the kernels and the emulator, in a folder of this torch's own."""
-    if os.environ.get("RNNFAST_SIMT_LIBRARY"):
-        return Path(os.environ["RNNFAST_SIMT_LIBRARY"])
     folder.mkdir(parents=True, exist_ok=True)
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
+    includes = [f"-I{csrc}", f"-I{ROOT / 'tests'}"]
     includes += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path} -Wl,-rpath,{path}" for path in cpp_extension.library_paths()]
-    sources = [ROOT / "tests/simt/extension.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
+    sources = [ROOT / "tests/simt/extension.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
     objects = {f"{source.name}.o": source for source in sources}
     library = folder / "rnnfast_simt.so"
     text = NINJA_FILE.format(

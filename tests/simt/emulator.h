@@ -4,8 +4,9 @@
 // Modelled: CTA, named, warp and cluster barriers; warp collectives; mbarriers with transaction
 // counts; asynchronous stores to other CTAs, which land late and in random order; stores by
 // store_l2, which other CTAs see only after a store_release by a thread that is ordered behind
-// them, or when the CTA ends; CTAs that run at the same time: all of a cooperative grid, else some
-// clusters at a time, in random order.
+// them, or when the CTA ends; cp.async, which lands at once or when its thread waits for it; CTAs
+// that run at the same time: all of a cooperative grid, else some clusters at a time, in random
+// order.
 //
 // Found, and thrown as Error: deadlocks, warp collectives that not all lanes reach, wrong uses of
 // barriers, accesses beyond shared memory and guarded global memory (memory.h), copies into a CTA
@@ -80,6 +81,9 @@ struct Store {
   uint4 value;
 };
 
+// A copy that a thread has begun and not waited for.
+using ThreadCopy = Store;
+
 struct Fiber {
   Context context;
   int thread = 0;
@@ -89,6 +93,7 @@ struct Fiber {
   const uint64_t* bar = nullptr;  // the mbarrier it waits for, and
   uint32_t parity = 0;
   std::vector<Store> stores;  // not seen by others yet, and ordered before nothing of them
+  std::vector<std::vector<ThreadCopy>> copies{1};  // by group; the last one is open
 };
 
 struct Barrier {
@@ -148,8 +153,7 @@ struct Copy {
   uint8_t* address;
   uint64_t* bar;
   uint4 value;
-  const uint8_t* source = nullptr;  // of a bulk copy, which reads it when it lands
-  const Cta* from = nullptr;
+  size_t bytes;  // the first ones of it
 };
 
 // What the scheduler holds back until nothing else can go on.

@@ -23,19 +23,35 @@ from emulated import COMPILER, FLAGS, ROOT, Simt, build
 from problems import Problem
 
 FOLDER = ROOT / "build" / "mutants"
-HEADERS = ("exchanger.h", "persistent.h")
+HEADERS = (
+    "exchanger.h",
+    "worker.h",
+    "inputs.h",
+    "persistent_forward.h",
+    "persistent_backward.h",
+)
 # A statement that synchronises, with the condition before it on its line.
 STATEMENT = re.compile(
     r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
-    r"(?:dev::(?:cta_sync|group_sync|cluster_sync|mbar_\w+|store_release|wait_until)"
-    r"|group_barrier)\(.*;$"
+    r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<\w+>|cp_commit"
+    r"|store_release|wait_until)|group_barrier)\(.*;$"
 )
+# Inputs through the ring and, with the odd H, beside it; vectors of either type of number.
 SHAPES: list[dict[str, Any]] = [
-    {"T": 6, "B": 9, "H": 60, "bidirectional": True},
-    {"T": 5, "B": 3, "H": 200},
-    {"lengths": (6, 6, 5, 2, 1), "H": 130},
+    {"T": 8, "B": 9, "H": 56, "bidirectional": True, "dtype": torch.float16},
+    {"T": 8, "B": 3, "H": 200, "dtype": torch.float16},
+    {"T": 8, "B": 3, "H": 120, "dtype": torch.float32},
+    {"lengths": (6, 6, 5, 2, 1), "H": 131, "dtype": torch.float16},
 ]
+KERNELS = ("cta", "cluster", "grid")
 SEEDS = range(12)
+# The instances that they need: others would only take time to compile.
+INSTANCES = (
+    "{Exchange::kCta, false, 64, 1, 1}",
+    "{Exchange::kCluster, false, 128, 4, 1}",
+    "{Exchange::kCluster, false, 256, 8, 1}",
+    "{Exchange::kGrid, false, 256, 16, 1}",
+)
 
 
 class Mutant(NamedTuple):
@@ -57,11 +73,23 @@ def mutants() -> list[Mutant]:
     return found
 
 
+def sources(folder: Path) -> None:
+    """The sources with few instances."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    header = folder / "csrc" / "cuda" / "instances.h"
+    text = header.read_text(encoding="utf-8")
+    assert all(instance in text for instance in INSTANCES), "INSTANCES are not those of instances.h"
+    rows = re.search(r"(?<=kForwardInstances\[\] = \{).*?(?=\};)", text, re.DOTALL)
+    assert rows is not None
+    text = text[: rows.start()] + ", ".join(INSTANCES) + text[rows.end() :]
+    header.write_text(text, encoding="utf-8")
+
+
 def build_mutant(mutant: Mutant, objects: Path) -> Path:
     """The emulated library with the kernels of GRU mutated."""
     folder = FOLDER / "mutant"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    sources(folder)
     header = folder / "csrc" / "cuda" / mutant.header
     lines = header.read_text(encoding="utf-8").splitlines()
     lines[mutant.line] = ";"
@@ -91,9 +119,9 @@ def probe(library: str) -> int:
     torch.ops.load_library(library)
     torch.backends.cudnn.allow_tf32 = False
     for shape in SHAPES:
-        problem = Problem("GRU", dtype=torch.float16, **shape)
+        problem = Problem("GRU", **shape)
         wanted = results(Simt("step"), problem)
-        for kernel in ("cta", "cluster", "grid"):
+        for kernel in KERNELS:
             for seed in SEEDS:
                 given = results(Simt(kernel, seed), problem)
                 for a, b in zip(given, wanted, strict=True):
@@ -104,7 +132,8 @@ def probe(library: str) -> int:
 def main(text: str = "") -> int:
     """Run every mutant whose line holds `text` in a process of its own."""
     objects = FOLDER / "whole"
-    whole = build(objects)
+    sources(FOLDER / "sources")
+    whole = build(objects, FOLDER / "sources" / "csrc")
     assert probe_process(whole) == 0, "the kernels fail as they are"
     survivors = 0
     for mutant in [m for m in mutants() if text in m.text]:

@@ -80,16 +80,13 @@ inline bool Machine::deliver(bool search) {
   copies_[i] = copies_.back();
   copies_.pop_back();
   if (copy.to->running == 0)
-    fail("st_async16 lands in the shared memory of " + copy.to->name() + ", which has ended");
-  if (copy.from != nullptr && copy.from->running == 0)
-    fail("bulk_copy out of the shared memory of " + copy.from->name() + ", which has ended");
+    fail("st_async lands in the shared memory of " + copy.to->name() + ", which has ended");
   auto* m = reinterpret_cast<Mbar*>(copy.bar);
   bool known = false;
   for (const uint64_t* bar : copy.to->mbars) known |= bar == copy.bar;
-  if (!known) fail("st_async16 counts on an mbarrier of " + copy.to->name() + " without mbar_init");
-  const void* value = copy.source != nullptr ? static_cast<const void*>(copy.source) : &copy.value;
-  std::memcpy(copy.address, value, sizeof copy.value);
-  m->bytes = m->bytes - static_cast<int>(sizeof copy.value);
+  if (!known) fail("st_async counts on an mbarrier of " + copy.to->name() + " without mbar_init");
+  std::memcpy(copy.address, &copy.value, copy.bytes);
+  m->bytes = m->bytes - static_cast<int>(copy.bytes);
   check_phase(*copy.to, copy.bar);
   return true;
 }
