@@ -7,12 +7,14 @@
 #include <torch/version.h>
 
 #include <iterator>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cells.h"
 #include "cuda/plan.h"
 #include "eager.h"
+#include "ops.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -120,8 +122,9 @@ std::vector<std::string> cuda_kernels() {
 // The kernels that would be tried on a GPU, the best first.
 py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
                    int64_t H, int directions, bool backward, bool tf32, int arch, int processors,
-                   int shared_bytes, int max_cluster, const std::string& kernel) {
-  if (T < 1 || B < 1 || H < 1 || directions < 1 || directions > 2)
+                   int shared_bytes, int max_cluster, const std::string& kernel,
+                   std::optional<int64_t> I) {
+  if (T < 1 || B < 1 || H < 1 || I.value_or(0) < 0 || directions < 1 || directions > 2)
     throw py::value_error("cuda_plan: sizes must be positive, directions 1 or 2");
   const auto wanted = cuda::find_wish(kernel);
   if (!wanted && kernel != "auto")
@@ -131,6 +134,7 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
                               backward,
                               T,
                               B,
+                              I.value_or(H),
                               H,
                               directions,
                               tf32,
@@ -167,6 +171,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_plan", &rnnfast::cuda_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"),
         py::arg("B"), py::arg("H"), py::arg("directions"), py::arg("backward"), py::arg("tf32"),
         py::arg("arch"), py::arg("processors"), py::arg("shared_bytes"), py::arg("max_cluster"),
-        py::arg("kernel") = "auto", "The CUDA kernels to try for a layer, the best first.");
+        py::arg("kernel") = "auto", py::arg("I") = py::none(),
+        "The CUDA kernels to try for a layer, the best first. I is H unless it is given.");
   if (PyModule_AddFunctions(m.ptr(), rnnfast::kEagerMethods) != 0) throw py::error_already_set();
+  // Looked up here and not in the first call: a fork in the middle of that would leave the child
+  // waiting for it.
+  rnnfast::layer_op(), rnnfast::layer_backward_op();
 }

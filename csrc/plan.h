@@ -41,6 +41,8 @@ inline constexpr double kFlopsOfRow = 50, kFlopsOfTile = 100;
 // Waking the threads, waiting for them and handing them data take kWake nanoseconds and so many
 // hand-overs a call; a step that all wait for takes some more. Time must shrink to kWorth at least.
 inline constexpr double kWake = 2000, kCallHandOvers = 50, kStepHandOvers = 3, kWorth = 0.9;
+// No hand-over between cores was seen to take less.
+inline constexpr double kLeastHandOver = 40;
 // Rows per thread from which register tiles run at full speed, so that splitting the batch costs
 // nothing.
 inline constexpr int64_t kRowsForFullTiles = 8;

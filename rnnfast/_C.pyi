@@ -27,6 +27,7 @@ class CudaPlan(TypedDict):
     kernel: str
     hidden: NotRequired[int]
     peers: NotRequired[int]
+    rows: NotRequired[int]
     tiles: NotRequired[int]
     microseconds: float
 
@@ -59,6 +60,7 @@ def cuda_plan(
     shared_bytes: int,
     max_cluster: int,
     kernel: str = "auto",
+    I: int | None = None,
 ) -> list[CudaPlan]: ...
 def layers(
     module: nn.RNNBase, input: Any, batch_sizes: Tensor | None, hx: Any, /

@@ -163,7 +163,7 @@ def _cuda_plan(
     first, *_ = _C.cuda_plan(
         cell,
         dtype,
-        **{name: problem[name] for name in ("T", "B", "H", "directions")},
+        **{name: problem[name] for name in ("T", "B", "I", "H", "directions")},
         backward=False,
         tf32=torch.backends.cudnn.allow_tf32,
         arch=10 * gpu.major + gpu.minor,

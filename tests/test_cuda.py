@@ -199,21 +199,36 @@ def test_sizes_that_nothing_divides(mode: str, H: int, kernel: str) -> None:
 @needs_gpu
 @pytest.mark.filterwarnings("ignore")  # the profiler's own
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("name", "H"), [("cta", 64), ("cluster", 256), ("grid", 1024)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "H", "function"),
+    [
+        ("small", torch.bfloat16, 64, "small"),
+        ("fma", torch.float32, 64, "fma"),
+        ("cta", torch.bfloat16, 64, "persistent"),
+        ("cluster", torch.bfloat16, 256, "persistent"),
+        ("grid", torch.bfloat16, 1024, "grid"),
+    ],
+    ids=["small", "fma", "cta", "cluster", "grid"],
+)
 def test_the_kernel_that_is_asked_for_runs(
-    mode: str, name: str, H: int, monkeypatch: pytest.MonkeyPatch
+    mode: str,
+    name: str,
+    dtype: torch.dtype,
+    H: int,
+    function: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Or all others that ask for one test `step`."""
     if name == "cluster" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("clusters need compute capability 9.0")
     monkeypatch.setenv("RNNFAST_CUDA_KERNEL", name)
-    problem = Problem(mode, T=8, B=8, I=16, H=H, dtype=torch.bfloat16, device=DEVICE)
+    problem = Problem(mode, T=8, B=8, I=16, H=H, dtype=dtype, device=DEVICE)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         values_and_gradients(problem)
         torch.cuda.synchronize()
-    kernels = [event.name for event in profiler.events() if "persistent_" in event.name]
-    assert any("persistent_forward" in kernel for kernel in kernels)
-    assert any("persistent_backward" in kernel for kernel in kernels)
+    kernels = [event.name for event in profiler.events()]
+    assert any(f"::{function}_forward" in kernel for kernel in kernels)
+    assert any(f"::{function}_backward" in kernel for kernel in kernels)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -14,11 +14,20 @@ namespace rnnfast {
 
 template <class T>
 Plan plan_for(const Layer& layer) {
-  const int threads =
-      at::in_parallel_region() ? 1 : std::min(at::get_num_threads(), free_processors());
-  return plan({layer.cell.gates, layer.T, layer.B, layer.I, layer.H, static_cast<int>(layer.D),
-               layer.uniform, threads, Vec<T>::kWidth, static_cast<int>(sizeof(T)),
-               threads > 1 ? hand_over() : 0});
+  Problem problem{layer.cell.gates, layer.T,
+                  layer.B,          layer.I,
+                  layer.H,          static_cast<int>(layer.D),
+                  layer.uniform,    at::in_parallel_region() ? 1 : at::get_num_threads(),
+                  Vec<T>::kWidth,   static_cast<int>(sizeof(T)),
+                  kLeastHandOver};
+  const Plan best = plan(problem);
+  // To ask how far apart the threads are wakes one of them: never for a call that stays on one
+  // thread however close they are.
+  if (best.threads == 1) return best;
+  const Grant grant = granted();
+  problem.threads = std::min(problem.threads, grant.processors);
+  problem.hand_over = grant.hand_over;
+  return plan(problem);
 }
 
 // Rows padded to whole registers, and off the power of two at which all rows of a tile would fall

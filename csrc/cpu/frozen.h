@@ -98,6 +98,10 @@ class FrozenWeights {
     if (entry != entries_.end()) entry->second.panels = std::move(panels);
   }
 
+  // Around a fork, as Pool's.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
  private:
   struct Entry {
     c10::weak_intrusive_ptr<c10::TensorImpl> weight;  // weak, as in WeightState

@@ -56,6 +56,10 @@ class Pool final : public c10::Allocator {
     default_copy_data(to, from, bytes);
   }
 
+  // Around a fork, so that the child finds what is kept whole, and the lock free.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
  private:
   Pool() { kept_.reserve(kKept / kSmallest + 1); }  // to keep a block must not fail
 
@@ -65,8 +69,7 @@ class Pool final : public c10::Allocator {
     size_t bytes;  // that follow
   };
 
-  // The lock is only tried: the system's allocator does where another thread holds it, or held it
-  // when this process was forked.
+  // The lock is only tried: the system's allocator does where another thread holds it.
   Block* take(size_t bytes) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return nullptr;

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/backward.h"
+#include "cpu/fork.h"
 #include "cpu/forward.h"
 
 namespace rnnfast {
@@ -85,6 +86,7 @@ inline void set_frozen_cpu(const Tensor& weight, bool frozen) {
 inline bool is_frozen_cpu(const Tensor& weight) { return FrozenWeights::instance().has(weight); }
 
 TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
+  prepare_for_forks();
   m.impl("set_frozen", &set_frozen_cpu);
   m.impl("is_frozen", &is_frozen_cpu);
   m.impl("layer", &layer_cpu);

@@ -23,7 +23,9 @@ class Barrier {
  public:
   explicit Barrier(int threads) : flags_(threads > 1 ? new Flag[threads] : nullptr) {}
 
-  void wait(int rank, int size, int64_t generation) {
+  // Returns whether the others came while it span.
+  bool wait(int rank, int size, int64_t generation) {
+    bool prompt = true;
     flags_[rank].reached.store(generation, std::memory_order_release);
     for (int other = 0; other < size; ++other)
       for (int spins = 0; flags_[other].reached.load(std::memory_order_acquire) < generation;
@@ -31,9 +33,11 @@ class Barrier {
         if (spins < kSpins) {
           pause();
         } else {
+          prompt = false;
           std::this_thread::yield();
         }
       }
+    return prompt;
   }
 
  private:
@@ -110,52 +114,64 @@ void run_teams(const Plan& plan, int directions, const Work& work) {
 }
 
 // Nanoseconds from one thread's store to another's sight of it, here and now: virtual cores move,
-// and another program may hold the second one. The best of a few tries of a few round trips.
+// and another program may hold the second one. The best of a few tries of a few round trips; after
+// a try in which a thread had to yield there is no other: each could take as long again.
 inline double measure_hand_over() {
   using Clock = std::chrono::steady_clock;
-  constexpr int kTries = 3, kTrips = 8;
+  constexpr int kTries = 4, kTrips = 8;
   double best = 1e6;
 #if defined(_OPENMP)
   Barrier barrier(2);
+  bool go_on = true;
 #pragma omp parallel num_threads(2)
   if (omp_get_num_threads() == 2) {
     const int rank = omp_get_thread_num();
     int64_t generation = 0;
     barrier.wait(rank, 2, ++generation);
-    for (int i = 0; i < kTries; ++i) {
+    for (int i = 0; i < kTries && go_on; ++i) {
+      const int trips = i == 0 ? 1 : kTrips;
+      bool prompt = true;
       const auto begin = Clock::now();
-      for (int trip = 0; trip < kTrips; ++trip) barrier.wait(rank, 2, ++generation);
+      for (int trip = 0; trip < trips; ++trip) prompt &= barrier.wait(rank, 2, ++generation);
       const double each =
-          std::chrono::duration<double, std::nano>(Clock::now() - begin).count() / kTrips;
-      if (rank == 0 && each < best) best = each;
+          std::chrono::duration<double, std::nano>(Clock::now() - begin).count() / trips;
+      if (rank == 0) {
+        if (each < best) best = each;
+        go_on = prompt;
+      }
+      barrier.wait(rank, 2, ++generation);  // both have seen whether to go on
     }
   }
 #endif
   return best;
 }
 
-// The same, measured at most ten times a second.
-inline double hand_over() {
+// What the machine grants this process.
+struct Grant {
+  int processors;    // that may run it: a team of more would wait at its barriers for cores
+  double hand_over;  // as measured
+};
+
+// Asked for at most ten times a second: processors are taken away, too, and where there is one
+// there is nothing to measure. No lock, not even a local static variable's: one that another thread
+// holds while this process forks would stay locked in the child.
+inline Grant granted() {
   using Clock = std::chrono::steady_clock;
-  static std::atomic<int64_t> measured_at{-1};
-  static std::atomic<double> latest{0};
+  static std::atomic<int64_t> asked_at{-1};
+  static std::atomic<int> processors{1};
+  static std::atomic<double> hand_over{0};
+#if defined(_OPENMP)
   const int64_t now =
       std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
           .count();
-  int64_t then = measured_at.load();
-  if ((then < 0 || now - then >= 100) && measured_at.compare_exchange_strong(then, now))
-    latest.store(measure_hand_over());
-  return latest.load();
-}
-
-// Threads that can run at once: a team of more would wait at its barriers for cores.
-inline int free_processors() {
-#if defined(_OPENMP)
-  static const int count = omp_get_num_procs();
-  return count;
-#else
-  return 1;
+  int64_t then = asked_at.load();
+  if ((then < 0 || now - then >= 100) && asked_at.compare_exchange_strong(then, now)) {
+    const int count = omp_get_num_procs();
+    if (count > 1) hand_over.store(measure_hand_over());
+    processors.store(count);
+  }
 #endif
+  return {processors.load(), hand_over.load()};
 }
 
 }  // namespace rnnfast

@@ -42,12 +42,23 @@ struct BackwardArgs {
   void* exchange;
 };
 
-// For the kernels that pack one direction's w_hh in the order in which a whole-sequence kernel
-// takes it.
+// For the kernels that pack w_hh in the order in which a whole-sequence kernel takes it: of one
+// direction, and as they are launched, for all of them.
 struct PackArgs {
   const void* w_hh;  // [G*H, H]
   int64_t hidden;    // H
   void* packed;      // [rank][warp][fragment][lane] of 16 bytes
+};
+struct LayerPackArgs {
+  const void* w_hh[2];  // per direction
+  int64_t hidden;
+  uint8_t* packed;
+  int64_t packed_bytes;  // of one direction
+  int directions;
+
+  RNNFAST_FN PackArgs of(int direction) const {
+    return {w_hh[direction], hidden, packed + direction * packed_bytes};
+  }
 };
 
 }  // namespace rnnfast

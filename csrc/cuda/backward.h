@@ -32,7 +32,7 @@ class LayerBackward {
         steps_(layer, context.stream),
         reserve_(reserve.vec()),
         same_(same_gradients(layer.cell)),
-        want_h_0_(arguments.needs[1]) {
+        want_states_0_{arguments.needs[1], layer.cell.states > 1 && arguments.needs[2]} {
     for (const Tensor& w : weights) weights_.push_back(w.contiguous());
     if (arguments.grad_output.defined()) grad_output_ = arguments.grad_output.contiguous();
     for (const std::optional<Tensor> grad : arguments.grad_states_n)
@@ -43,10 +43,11 @@ class LayerBackward {
 
   void run() {
     BackwardArgs<void> whole = arguments();
-    Tensors grads;
+    Tensors grads(layer_.cell.states);
     for (int k = 0; k < layer_.cell.states; ++k) {
-      grads.push_back(at::empty({layer_.D, layer_.B, layer_.H}, grad_x_gates_.options()));
-      if (k > 0 || want_h_0_) whole.grad_states_0[k] = grads[k].mutable_data_ptr();
+      if (!want_states_0_[k]) continue;
+      grads[k] = at::empty({layer_.D, layer_.B, layer_.H}, grad_x_gates_.options());
+      whole.grad_states_0[k] = grads[k].mutable_data_ptr();
     }
     if (run_persistent(layer_, problem_, weights_, steps_, whole, context_.stream)) {
       grad_states_0_ = grads;
@@ -56,29 +57,40 @@ class LayerBackward {
   }
 
   Tensor grad_x() const {
-    const Tensor result = at::empty({layer_.rows, layer_.I}, grad_x_gates_.options());
-    for (int64_t d = 0; d < layer_.D; ++d)
-      multiply(result, grad_x_gates_[d], false, weight(d, 0), false, d == 0 ? 0 : 1, problem_.tf32);
-    return result.view(layer_.shape(layer_.I));
+    const Tensor result = at::empty(layer_.shape(layer_.I), grad_x_gates_.options());
+    for (int64_t d = 0; d < layer_.D && result.numel() > 0; ++d)
+      multiply(result.mutable_data_ptr(), Matrix::of(grad_x_gates_, d), false,
+               Matrix::of(weight(d, 0)), false, d == 0 ? 0 : 1, problem_.tf32);
+    return result;
   }
 
   const Tensor& grad_state(int64_t k) const { return grad_states_0_[k]; }
 
-  // The gradients of all weights of a direction that `needs(i)` names, in their order.
+  // The gradients of all weights that `needs(direction, i)` names, in their order.
   template <class Needs>
-  void grad_weights(int64_t d, const Needs& needs, const Tensor& x, Tensors& result) {
-    if (needs(0)) result.push_back(product_over_rows(grad_x_gates_[d], x));
-    if (needs(1)) result.push_back(product_over_rows(grad_h_gates_[d], h_before(d)));
-    if (!layer_.has_biases) return;
-    Tensor b_ih = bias_like(needs(2)), b_hh = bias_like(needs(3));
-    if (same_) {
-      sum_columns(grad_x_gates_[d], b_ih, b_hh);
-    } else {
-      sum_columns(grad_x_gates_[d], b_ih, {});
-      sum_columns(grad_h_gates_[d], b_hh, {});
+  void grad_weights(const Needs& needs, const Tensor& x, Tensors& result) {
+    ColumnSums<void, void> sums{};
+    for (int64_t d = 0; d < layer_.D; ++d) {
+      if (needs(d, 0))
+        result.push_back(product_over_rows(
+            grad_x_gates_, d, {x.const_data_ptr(), layer_.rows, layer_.I, layer_.dtype}));
+      if (needs(d, 1)) {
+        Tensor memory;
+        const Matrix before = h_before(d, memory);
+        result.push_back(product_over_rows(grad_h_gates_, d, before));
+      }
+      if (!layer_.has_biases) continue;
+      const Tensor b_ih = bias_like(needs(d, 2)), b_hh = bias_like(needs(d, 3));
+      if (same_) {
+        add_sums(sums, grad_x_gates_, d, b_ih, b_hh);
+      } else {
+        add_sums(sums, grad_x_gates_, d, b_ih, {});
+        add_sums(sums, grad_h_gates_, d, b_hh, {});
+      }
+      for (const Tensor& bias : {b_ih, b_hh})
+        if (bias.defined()) result.push_back(bias);
     }
-    for (const Tensor& bias : {b_ih, b_hh})
-      if (bias.defined()) result.push_back(bias);
+    sum_columns(sums);
   }
 
  private:
@@ -87,7 +99,8 @@ class LayerBackward {
   const Problem problem_;
   DeviceSteps steps_;
   const Tensors reserve_;
-  const bool same_, want_h_0_;
+  const bool same_;
+  const bool want_states_0_[kMaxStates];
   Tensors weights_;
   Tensor grad_output_;
   Tensors grad_states_n_;               // undefined where zero
@@ -161,7 +174,7 @@ class LayerBackward {
         step.grad_h_gates[d] = address(gates.tensor, gates.element[d]);
       check(launch_step_backward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
                                  context_.stream));
-      if (i > 0 || want_h_0_) add_product(running[0], gates, w_hh, step.rows);
+      if (i > 0 || want_states_0_[0]) add_product(running[0], gates, w_hh, step.rows);
     }
     for (const Tensor& grad : running) grad_states_0_.push_back(grad.to(layer_.dtype));
   }
@@ -182,25 +195,32 @@ class LayerBackward {
 
   // ---- gradients of the weights ----
 
-  // g [rows, N] transposed times x [rows, K].
-  Tensor product_over_rows(const Tensor& g, const Tensor& x) const {
-    const Tensor result = at::empty({g.size(1), x.size(1)}, g.options());
-    multiply(result, g, true, x, false, 0, problem_.tf32);
+  // g [D, rows, N] of a direction, transposed, times x [rows, K].
+  Tensor product_over_rows(const Tensor& g, int64_t d, const Matrix& x) const {
+    const Tensor result = at::empty({columns(), x.columns}, g.options());
+    if (x.columns > 0)
+      multiply(result.mutable_data_ptr(), Matrix::of(g, d), true, x, false, 0, problem_.tf32);
     return result;
   }
 
   // The h that every row found [rows, H]: in the timeline it lies B rows before the row's own,
-  // unless the batch shrinks.
-  Tensor h_before(int64_t d) {
-    const Tensor timeline = reserve_[0][d];
-    if (layer_.uniform) return timeline.narrow(0, d ? layer_.B : 0, layer_.rows);
-    const Tensor result = at::empty({layer_.rows, layer_.H}, timeline.options());
+  // unless the batch shrinks. Then it is put together in `memory`.
+  Matrix h_before(int64_t d, Tensor& memory) {
+    const Tensor& timelines = reserve_[0];
+    const int64_t timeline = d * (layer_.rows + layer_.B) * layer_.H;
+    Matrix result{nullptr, layer_.rows, layer_.H, layer_.dtype};
+    if (layer_.uniform) {
+      result.data = const_address(timelines, timeline + (d ? layer_.B : 0) * layer_.H);
+      return result;
+    }
+    memory = at::empty({layer_.rows, layer_.H}, timelines.options());
     check(launch_states_before(problem_.type,
-                               {{steps_.get(result.options()), d == 1},
+                               {{steps_.get(memory.options()), d == 1},
                                 layer_.H,
-                                timeline.const_data_ptr(),
-                                result.mutable_data_ptr()},
+                                const_address(timelines, timeline),
+                                memory.mutable_data_ptr()},
                                context_.stream));
+    result.data = memory.const_data_ptr();
     return result;
   }
 
@@ -208,18 +228,25 @@ class LayerBackward {
     return wanted ? at::empty({columns()}, grad_x_gates_.options()) : Tensor();
   }
 
-  // The sums of all rows of `matrix`, into those of the two that are defined.
-  void sum_columns(const Tensor& matrix, const Tensor& first, const Tensor& second) const {
+  // The sums of all rows of `matrix` [D, rows, columns] in a direction, into those of the two that
+  // are defined.
+  void add_sums(ColumnSums<void, void>& sums, const Tensor& matrix, int64_t d, const Tensor& first,
+                const Tensor& second) const {
     if (!first.defined() && !second.defined()) return;
+    auto& own = sums.matrices[sums.count++];
+    own.rows = Matrix::of(matrix, d).data;
+    if (first.defined()) own.sums[0] = first.mutable_data_ptr();
+    if (second.defined()) own.sums[1] = second.mutable_data_ptr();
+  }
+
+  void sum_columns(ColumnSums<void, void>& sums) const {
+    if (sums.count == 0) return;
     constexpr int64_t kMostParts = 256;  // enough for every processor, and few to add up
     const int64_t part_rows = std::max<int64_t>(32, (layer_.rows - 1) / kMostParts + 1),
                   parts = (layer_.rows - 1) / part_rows + 1;
-    const Tensor partial =
-        at::empty({parts, columns()}, matrix.options().dtype(compute_type(layer_.dtype)));
-    ColumnSums<void, void> sums{};
-    sums.matrix = matrix.const_data_ptr(), sums.partial = partial.mutable_data_ptr();
-    if (first.defined()) sums.sums[0] = first.mutable_data_ptr();
-    if (second.defined()) sums.sums[1] = second.mutable_data_ptr();
+    const Tensor partial = at::empty({sums.count, parts, columns()},
+                                     weights_[0].options().dtype(compute_type(layer_.dtype)));
+    sums.partial = partial.mutable_data_ptr();
     sums.rows = layer_.rows, sums.columns = columns();
     sums.part_rows = part_rows, sums.parts = parts;
     check(launch_column_sums(problem_.type, sums, context_.stream));

@@ -86,12 +86,19 @@ inline double whole_sequence_cost(const Layout& l, int64_t groups, int processor
   return clocks / cost::kClocksPerMicrosecond;
 }
 
-// `step`, with `flops_per_microsecond` of the library's products.
+// One of the library's products.
+inline double product_cost(int64_t rows, int64_t weights, int element_bytes,
+                           double flops_per_microsecond) {
+  const double product = 2.0 * static_cast<double>(rows * weights) / flops_per_microsecond;
+  const double reads = static_cast<double>(weights * element_bytes) / cost::kL2BytesPerMicrosecond;
+  return cost::kLaunchMicroseconds + std::max(product, reads);
+}
+
+// `step`: a product and the kernel behind it.
 inline double stepwise_cost(int64_t rows, int64_t weights, int element_bytes,
                             double flops_per_microsecond) {
-  const double products = 2.0 * static_cast<double>(rows * weights) / flops_per_microsecond;
-  const double reads = static_cast<double>(weights * element_bytes) / cost::kL2BytesPerMicrosecond;
-  return 2 * cost::kLaunchMicroseconds + std::max(products, reads);
+  return product_cost(rows, weights, element_bytes, flops_per_microsecond) +
+         cost::kLaunchMicroseconds;
 }
 
 }  // namespace rnnfast::cuda

@@ -38,12 +38,31 @@ struct Factors {
 
 }  // namespace
 
+// cuBLAS may add up the parts of a product of 16-bit types in 16 bits unless it is told not to.
+class WideSums {
+ public:
+  WideSums(cublasHandle_t handle, at::ScalarType type)
+      : handle_(type == at::kBFloat16 || type == at::kHalf ? handle : nullptr) {
+    set(CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+  }
+  WideSums(const WideSums&) = delete;
+  ~WideSums() { set(CUBLAS_DEFAULT_MATH); }
+
+ private:
+  cublasHandle_t handle_;  // null: nothing to set
+
+  void set(cublasMath_t mode) const {
+    if (handle_) cublasSetMathMode(handle_, mode);
+  }
+};
+
 // cuBLAS speaks of columns: what is row-major here is transposed there, so that it is given
 // out^T = b^T a^T, and an operand that is transposed here is one that it must transpose.
 void multiply(const Product& p) {
   // Whether TF32 is used is said per product; the handle's own mode follows another switch.
   const at::NoTF32Guard no_tf32;
   cublasHandle_t handle = at::cuda::getCurrentCUDABlasHandle();
+  const WideSums wide_sums(handle, p.type);
   const Factors factors(p);
   const auto op = [](const Operand& x) { return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
   const int64_t lda = p.a.transposed ? p.rows : p.depth, ldb = p.b.transposed ? p.depth : p.columns;

@@ -9,6 +9,7 @@
 
 #include "binder.h"
 #include "cuda/kernels.h"
+#include "cuda/plan_cache.h"
 #include "cuda/products.h"
 
 namespace rnnfast::cuda {
@@ -32,19 +33,12 @@ inline void check(const Status& status) {
 }
 
 inline Problem problem_of(const Layer& layer, bool backward, const Context& context) {
-  return {
-      layer.cell.gates, type_of(layer.dtype),      backward,       layer.T,        layer.B,
-      layer.H,          static_cast<int>(layer.D), tf32_allowed(), context.device, context.wanted};
-}
-
-// The address of an element of a contiguous tensor.
-inline char* address(const Tensor& t, int64_t element) {
-  return static_cast<char*>(t.mutable_data_ptr()) +
-         element * static_cast<int64_t>(t.element_size());
-}
-inline const char* const_address(const Tensor& t, int64_t element) {
-  return static_cast<const char*>(t.const_data_ptr()) +
-         element * static_cast<int64_t>(t.element_size());
+  return {layer.cell.gates, type_of(layer.dtype),
+          backward,         layer.T,
+          layer.B,          layer.I,
+          layer.H,          static_cast<int>(layer.D),
+          tf32_allowed(),   context.device,
+          context.wanted};
 }
 
 // The w_hh of all directions, one behind the other.

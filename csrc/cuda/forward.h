@@ -7,6 +7,7 @@
 
 #include "cuda/driver.h"
 #include "cuda/persistent_driver.h"
+#include "cuda/single_driver.h"
 
 namespace rnnfast::cuda {
 
@@ -17,7 +18,10 @@ class LayerForward {
 
   LayerForward(const Layer& layer, const Context& context, const Tensor& x, at::TensorList states,
                at::TensorList weights, bool train)
-      : layer_(layer), context_(context), problem_(problem_of(layer, false, context)) {
+      : layer_(layer),
+        context_(context),
+        problem_(problem_of(layer, false, context)),
+        x_(x.contiguous()) {
     for (const Tensor& w : weights) weights_.push_back(w.contiguous());
     for (const Tensor& s : states) states_.push_back(s.contiguous());
     const auto options = x.options();
@@ -26,14 +30,12 @@ class LayerForward {
       states_n.push_back(at::empty({layer.D, layer.B, layer.H}, options));
     if (train)
       for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(at::empty(sizes, options));
-    x_gates_ = at::empty({layer.D, layer.rows, columns()}, options);
-    const Tensor rows = x.contiguous().view({layer.rows, layer.I});
-    for (int64_t d = 0; d < layer.D; ++d)
-      project(x_gates_[d], rows, weight(d, 0), layer.has_biases ? weight(d, 2) : Tensor(),
-              problem_.tf32);
   }
 
   void run() {
+    if (layer_.T == 1 && run_single(layer_, problem_, x_, weights_, arguments(), context_.stream))
+      return;
+    project_inputs();
     DeviceSteps steps(layer_, context_.stream);
     if (!run_persistent(layer_, problem_, weights_, steps, arguments(), context_.stream))
       run_steps();
@@ -43,6 +45,7 @@ class LayerForward {
   const Layer& layer_;
   const Context& context_;
   const Problem problem_;
+  const Tensor x_;
   Tensors weights_, states_;
   Tensor x_gates_;  // [D, rows, G*H]
 
@@ -51,12 +54,28 @@ class LayerForward {
     return weights_[d * layer_.weights_per_direction() + i];
   }
 
+  void project_inputs() {
+    x_gates_ = at::empty({layer_.D, layer_.rows, columns()}, x_.options());
+    if (layer_.I == 0) {
+      x_gates_.zero_();
+      return;
+    }
+    const Matrix x{x_.const_data_ptr(), layer_.rows, layer_.I, x_.scalar_type()};
+    // Over few inputs TF32 saves nothing, and cuDNN, too, leaves them in float32.
+    constexpr int64_t kFewInputs = 64;
+    const bool tf32 = problem_.tf32 && layer_.I >= kFewInputs;
+    for (int64_t d = 0; d < layer_.D; ++d)
+      multiply(address(x_gates_, d * layer_.rows * columns()), x, false, Matrix::of(weight(d, 0)),
+               true, 0, tf32);
+  }
+
   ForwardArgs<void> arguments() const {
     ForwardArgs<void> a{};
     a.steps = {layer_.T, layer_.rows, layer_.B, nullptr, nullptr}, a.hidden = layer_.H;
-    a.x_gates = x_gates_.const_data_ptr(), a.output = output.mutable_data_ptr();
+    a.output = output.mutable_data_ptr();
+    if (x_gates_.defined()) a.x_gates = x_gates_.const_data_ptr();
     for (int64_t d = 0; layer_.has_biases && d < layer_.D; ++d)
-      a.b_hh[d] = weight(d, 3).const_data_ptr();
+      a.b_ih[d] = weight(d, 2).const_data_ptr(), a.b_hh[d] = weight(d, 3).const_data_ptr();
     for (int k = 0; k < layer_.cell.states; ++k) {
       if (!states_.empty()) a.states_0[k] = states_[k].const_data_ptr();
       a.states_n[k] = states_n[k].mutable_data_ptr();

@@ -64,7 +64,7 @@ struct InputRing {
     UNROLL
     for (int i = 0; i * kLinesAtOnce < kCount; ++i)
       if ((i + 1) * kLinesAtOnce <= kCount || i * kLinesAtOnce + line < kCount)
-        dev::cp_async16(to + i * kWarpSize * kRowBytes, from(i));
+        dev::cp_async<16>(to + i * kWarpSize * kRowBytes, from(i));
   }
 
   // The slot of a step, once `kLater` steps after it may still be under way.

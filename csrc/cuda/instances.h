@@ -28,6 +28,7 @@ inline constexpr int kMostWarps = 12, kMostWarpsOfFourGates = 8;
 inline constexpr int kFewFragments = 40;
 
 enum class Precision { kBf16, kHalf, kTf32, kFloat };  // kFloat: float32 in two TF32 parts
+constexpr bool is_half(Precision p) { return p == Precision::kBf16 || p == Precision::kHalf; }
 enum class Exchange { kCta, kCluster, kGrid };
 // How what a CTA computed leaves it. kPlace: it is put where it is read (kCta). kWords, kRows: from
 // registers, 4 bytes at a time as they are or 16 after shuffles. kStage: collected in shared memory
@@ -180,8 +181,7 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   l.exchange = instance.exchange, l.peers = instance.peers, l.columns = instance.columns;
   l.gates = gates, l.backward = instance.backward;
   l.two_parts = precision == Precision::kFloat;
-  const bool half = precision == Precision::kBf16 || precision == Precision::kHalf;
-  l.element_bytes = half ? 2 : 4;
+  l.element_bytes = is_half(precision) ? 2 : 4;
   l.units = instance.hidden / instance.peers, l.groups = l.units / kMmaUnits;
   l.tile_units = 32 / l.element_bytes;
   l.in = instance.backward ? gates : 1, l.out = instance.backward ? 1 : gates;
@@ -205,6 +205,7 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
 
 // Whether an instance can exist at all for a cell and a precision.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
+  if (instance.exchange == Exchange::kGrid && is_half(precision)) return false;  // see grid_worker.h
   const Layout l = layout(instance, gates, precision);
   const bool divides = l.sums()
                            ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden

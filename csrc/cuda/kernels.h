@@ -48,12 +48,18 @@ struct StepBackward {
   E* grad_h_gates[2];  // per direction [rows of the step, G*H]; null where they equal those of x
 };
 
-// Sums of the columns of a matrix, in two stages: of `part_rows` rows each, then of those sums.
+// Sums of the columns of some matrices, in two stages: of `part_rows` rows each, then of those
+// sums.
 template <class E, class C>
 struct ColumnSums {
-  const E* matrix;  // [rows, columns]
-  C* partial;       // [parts, columns]
-  E* sums[2];       // [columns] each; either may be null
+  static constexpr int kMost = 4;  // the gate gradients of both sides, in both directions
+  struct Matrix {
+    const E* rows;  // [rows, columns]
+    E* sums[2];     // [columns] each; either may be null
+  };
+  Matrix matrices[kMost];
+  int count;
+  C* partial;  // [matrices, parts, columns]
   int64_t rows, columns, part_rows, parts;
 };
 

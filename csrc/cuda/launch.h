@@ -27,6 +27,7 @@ struct Launch {
   int cluster = 1;           // CTAs per cluster along x; divides grid_x
   size_t smem_bytes = 0;     // dynamic shared memory
   bool cooperative = false;  // all CTAs run at the same time, or the launch is refused
+  bool dependent = false;    // may begin before its stream comes to it: see wait_for_previous
 };
 
 struct Status {
@@ -52,7 +53,8 @@ Status launch(void (*kernel)(Args), const Launch& l, Stream,
   static_assert(std::is_trivially_copyable_v<Args> && sizeof(Args) <= 4096);
   if (!emu::fits(l.grid_x * l.grid_y, l.cluster, l.smem_bytes, l.cooperative))
     return {Status::kDoesNotFit, "refused by the emulator's settings"};
-  emu::launch(kernel, {l.grid_x, l.grid_y, l.threads, l.cluster, l.smem_bytes, l.cooperative},
+  emu::launch(kernel,
+              {l.grid_x, l.grid_y, l.threads, l.cluster, l.smem_bytes, l.cooperative, l.dependent},
               args);
   return {};
 }
@@ -153,11 +155,16 @@ struct Config {
       a.id = cudaLaunchAttributeCooperative;
       a.val.cooperative = 1;
     }
+    if (l.dependent) {
+      cudaLaunchAttribute& a = attributes[config.numAttrs++];
+      a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      a.val.programmaticStreamSerializationAllowed = 1;
+    }
   }
   Config(const Config&) = delete;  // config.attrs points into it
 
   cudaLaunchConfig_t config{};
-  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchAttribute attributes[3]{};
 };
 
 inline Status launch(const void* kernel, const Launch& l, Stream stream, void* args) {

@@ -6,7 +6,6 @@
 #include <torch/library.h>
 
 #include <cstdlib>
-#include <string>
 
 namespace rnnfast::cuda {
 namespace {

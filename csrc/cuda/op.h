@@ -40,10 +40,10 @@ inline Tensors wanted_gradients(const Layer& layer, const Context& context, cons
   if (needs(0)) result.push_back(backward.grad_x());
   for (int64_t k = 0; k < layer.cell.states; ++k)
     if (needs(1 + k)) result.push_back(backward.grad_state(k));
-  const Tensor rows = want_x ? x.contiguous().view({layer.rows, layer.I}) : Tensor();
-  for (int64_t d = 0; d < layer.D; ++d)
-    backward.grad_weights(
-        d, [&](int64_t i) { return needs(first_weight + d * per_direction + i); }, rows, result);
+  const Tensor rows = want_x ? x.contiguous() : x;
+  backward.grad_weights(
+      [&](int64_t d, int64_t i) { return needs(first_weight + d * per_direction + i); }, rows,
+      result);
   return result;
 }
 

@@ -5,12 +5,19 @@
 #include <ATen/ops/full.h>
 
 #include "cuda/driver.h"
+#include "cuda/fma_kernels.h"
+#include "cuda/grid_kernels.h"
 #include "cuda/persistent_kernels.h"
+#include "cuda/small_kernels.h"
 
 namespace rnnfast::cuda {
 
 inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision precision,
                                                const Plan& plan) {
+  if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
+  if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
+  if (plan.kernel == Kernel::kGrid && is_half(precision))
+    return grid_kernel(cell, precision, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }
 
@@ -29,17 +36,18 @@ inline Tensor packed_weights(const Layer& layer, const Tensors& weights,
   if (kernel.pack == nullptr) return {};
   const Tensor packed =
       at::empty({layer.D, kernel.packed_bytes}, weights[1].options().dtype(at::kByte));
-  for (int64_t d = 0; d < layer.D; ++d) {
-    const Tensor& w_hh = weights[d * layer.weights_per_direction() + 1];
-    check(kernel.pack({w_hh.const_data_ptr(), layer.H, address(packed, d * kernel.packed_bytes)},
-                      stream));
-  }
+  LayerPackArgs args{};
+  for (int64_t d = 0; d < layer.D; ++d)
+    args.w_hh[d] = weights[d * layer.weights_per_direction() + 1].const_data_ptr();
+  args.hidden = layer.H, args.packed = packed.mutable_data_ptr<uint8_t>();
+  args.packed_bytes = kernel.packed_bytes, args.directions = static_cast<int>(layer.D);
+  check(kernel.pack(args, stream));
   return packed;
 }
 
-inline Tensor exchange_memory(const SequenceLauncher& kernel, int64_t tiles,
+inline Tensor exchange_memory(const SequenceLauncher& kernel, int64_t tiles, int rows,
                               const at::TensorOptions& options) {
-  const int64_t bytes = kernel.exchange_bytes ? kernel.exchange_bytes(tiles) : 0;
+  const int64_t bytes = kernel.exchange_bytes ? kernel.exchange_bytes(tiles, rows) : 0;
   if (bytes == 0) return {};
   return at::full({bytes}, kernel.exchange_fill, options.dtype(at::kByte));
 }
@@ -53,11 +61,12 @@ bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& w
   const at::TensorOptions options = weights[1].options();
   for (int64_t d = 0; d < layer.D; ++d)
     args.w_hh[d] = weights[d * layer.weights_per_direction() + 1].const_data_ptr();
-  for (const Plan& plan : plans(problem)) {
+  const auto plans = cached_plans(problem);
+  for (const Plan& plan : *plans) {
     if (plan.kernel == Kernel::kStep) break;
     const SequenceLauncher& kernel = sequence_kernel(layer.cell.name, *precision(problem), plan);
     const Tensor packed = packed_weights(layer, weights, kernel, stream);
-    const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, options);
+    const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, plan.rows, options);
     args.steps = steps.get(options);
     args.packed = packed.defined() ? packed.const_data_ptr() : nullptr;
     args.packed_bytes = kernel.packed_bytes;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <utility>
 
 #include "cuda/persistent.h"
@@ -10,22 +9,12 @@
 
 namespace rnnfast::cuda {
 
-// The arguments with the type that their pointers stand for.
-template <class E>
-ForwardArgs<E> typed(const ForwardArgs<void>& args) {
-  return std::bit_cast<ForwardArgs<E>>(args);
-}
-template <class E>
-BackwardArgs<E> typed(const BackwardArgs<void>& args) {
-  return std::bit_cast<BackwardArgs<E>>(args);
-}
-
 template <class S>
 struct PersistentInstance {
   using E = typename S::Element;
   static constexpr Layout kLayout = S::kLayout;
 
-  static int64_t exchange_bytes(int64_t tiles) { return kLayout.exchange_bytes(tiles); }
+  static int64_t exchange_bytes(int64_t tiles, int) { return kLayout.exchange_bytes(tiles); }
   static dev::Launch shape(int64_t tiles, int directions) {
     dev::Launch launch{};
     launch.grid_x = tiles * S::kPeers, launch.grid_y = directions;
@@ -34,9 +23,10 @@ struct PersistentInstance {
     launch.cooperative = S::kExchange == Exchange::kGrid;
     return launch;
   }
-  static dev::Status pack(const PackArgs& args, dev::Stream stream) {
+  static dev::Status pack(const LayerPackArgs& args, dev::Stream stream) {
     dev::Launch launch{};
-    launch.grid_x = (PackWeights<S>::kPieces + kPackThreads - 1) / kPackThreads, launch.grid_y = 1;
+    launch.grid_x = (PackWeights<S>::kPieces + kPackThreads - 1) / kPackThreads,
+    launch.grid_y = args.directions;
     launch.threads = kPackThreads, launch.cluster = 1;
     return dev::launch(pack_weights<S>, launch, stream, args);
   }

@@ -6,7 +6,11 @@
 #include <limits>
 
 #include "cuda/cost.h"
+#include "cuda/fma_shape.h"
+#include "cuda/grid_shape.h"
 #include "cuda/problem.h"
+#include "cuda/small_shape.h"
+#include "cuda/single_plan.h"
 
 namespace rnnfast::cuda {
 
@@ -44,14 +48,12 @@ inline double flops_per_microsecond(const Problem& p) {
 
 inline Plan step_plan(const Problem& p) {
   const int element = p.type == Type::kFloat64 ? 8 : p.type == Type::kFloat32 ? 4 : 2;
-  const int64_t weights = p.directions * p.gates * p.H * p.H;
-  return {Kernel::kStep,
-          -1,
-          0,
-          1,
-          0,
-          1,
-          stepwise_cost(p.B, weights, element, flops_per_microsecond(p))};
+  const int64_t rows = p.directions * p.gates * p.H;
+  const double flops = flops_per_microsecond(p);
+  double microseconds = stepwise_cost(p.B, rows * p.H, element, flops);
+  // What competes for a sequence of one step multiplies the inputs too.
+  if (p.T == 1 && !p.backward) microseconds += product_cost(p.B, rows * p.I, element, flops);
+  return {Kernel::kStep, -1, 0, 1, 0, 1, microseconds};
 }
 
 // What persistent.h has for a problem. The blocks of a grid must all run at once.
@@ -74,10 +76,15 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
 inline Plans plans(const Problem& p) {
   const Plan step = step_plan(p);
   Plans all, result;
+  add_fma_plans(p, all);
+  add_single_plans(p, all);
   add_persistent_plans(p, all);
+  add_small_plans(p, all);
+  add_grid_plans(p, all);
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
-    const bool better = p.T > 1 && plan.microseconds < step.microseconds;
+    const bool better =
+        (p.T > 1 || plan.kernel == Kernel::kSingle) && plan.microseconds < step.microseconds;
     if (p.wanted ? p.wanted->kernel == plan.kernel : better) result.push_back(plan);
   }
   std::stable_sort(result.begin(), result.end(),

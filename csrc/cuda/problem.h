@@ -62,7 +62,7 @@ struct Problem {
   int gates;  // G of the cell
   Type type;
   bool backward;
-  int64_t T, B, H;  // B = batch_sizes[0] when packed
+  int64_t T, B, I, H;  // B = batch_sizes[0] when packed
   int directions;
   bool tf32;  // float32 products may round their operands to TF32
   Device device;

@@ -3,11 +3,20 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 
 #include "binder.h"
 
 namespace rnnfast::cuda {
+
+// The address of an element of a contiguous tensor.
+inline char* address(const Tensor& t, int64_t element) {
+  return static_cast<char*>(t.mutable_data_ptr()) +
+         element * static_cast<int64_t>(t.element_size());
+}
+inline const char* const_address(const Tensor& t, int64_t element) {
+  return static_cast<const char*>(t.const_data_ptr()) +
+         element * static_cast<int64_t>(t.element_size());
+}
 
 // One operand of a product: row-major matrices, `stride` elements apart.
 struct Operand {
@@ -46,46 +55,30 @@ void multiply(const Product& product);
 // Whether float32 products may use TF32: torch.nn's layers go by cuDNN's switch for RNNs.
 inline bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
-// Whether torch's own products do.
-inline bool torch_uses_tf32() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
-         at::Float32Precision::TF32;
-}
+// A contiguous matrix; of a tensor [D, rows, columns] that of one direction.
+struct Matrix {
+  const void* data;
+  int64_t rows, columns;
+  at::ScalarType type;
 
-// out = a b + beta out, for contiguous matrices.
-inline void multiply(const Tensor& out, const Tensor& a, bool a_transposed, const Tensor& b,
+  static Matrix of(const Tensor& t) {
+    return {t.const_data_ptr(), t.size(0), t.size(1), t.scalar_type()};
+  }
+  static Matrix of(const Tensor& t, int64_t direction) {
+    const int64_t rows = t.size(1), columns = t.size(2);
+    return {const_address(t, direction * rows * columns), rows, columns, t.scalar_type()};
+  }
+};
+
+// out = a b + beta out, in the type of a and b; each or none of them transposed. Neither is empty.
+inline void multiply(void* out, const Matrix& a, bool a_transposed, const Matrix& b,
                      bool b_transposed, double beta, bool tf32) {
-  const int64_t depth = a.size(a_transposed ? 0 : 1);
-  if (out.numel() == 0) return;
-  if (depth == 0) {  // an empty sum
-    if (beta == 0) out.zero_();
-    return;
-  }
-  multiply({1,
-            out.size(0),
-            out.size(1),
-            depth,
-            a.scalar_type(),
-            {a.const_data_ptr(), 0, a_transposed},
-            {b.const_data_ptr(), 0, b_transposed},
-            out.mutable_data_ptr(),
-            0,
-            out.scalar_type(),
-            beta,
-            tf32});
-}
-
-// out [rows, G*H] = x [rows, I] times w_ih [G*H, I] transposed, plus the bias if it is defined.
-inline void project(Tensor out, const Tensor& x, const Tensor& w_ih, const Tensor& bias,
-                    bool tf32) {
-  // torch's own addmm adds the bias on the way, but it goes by another switch.
-  const bool same_switch = out.scalar_type() != at::kFloat || tf32 == torch_uses_tf32();
-  if (bias.defined() && same_switch) {
-    at::addmm_out(out, bias, x, w_ih.t());
-  } else {
-    if (bias.defined()) out.copy_(bias.expand_as(out));
-    multiply(out, x, false, w_ih, true, bias.defined() ? 1 : 0, tf32);
-  }
+  Product p{};
+  p.count = 1, p.rows = a_transposed ? a.columns : a.rows;
+  p.depth = a_transposed ? a.rows : a.columns, p.columns = b_transposed ? b.rows : b.columns;
+  p.type = p.out_type = a.type, p.out = out, p.beta = beta, p.tf32 = tf32;
+  p.a = {a.data, 0, a_transposed}, p.b = {b.data, 0, b_transposed};
+  multiply(p);
 }
 
 }  // namespace rnnfast::cuda

@@ -73,7 +73,7 @@ Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream 
   return dispatch_type(type, [&](auto tag) {
     using E = typename decltype(tag)::type;
     const auto typed = std::bit_cast<ColumnSums<E, Compute<E>>>(args);
-    const int blocks = static_cast<int>((args.columns - 1) / kThreads + 1);
+    const int blocks = args.count * static_cast<int>((args.columns - 1) / kThreads + 1);
     const Status status =
         dev::launch(partial_sums<E>,
                     {.grid_x = blocks, .grid_y = static_cast<int>(args.parts), .threads = kThreads},

@@ -56,10 +56,10 @@ KERNEL step_forward(StepForwardArgs<E> args) {
   const int64_t row = rows.row + b, B = layer.steps.largest;
   const E* x_gates = layer.x_gates + (d * layer.steps.rows + row) * Cell::kGates * H + j;
   const Compute<E>* h_gates = a.h_gates + (d * B + b) * Cell::kGates * H + j;
-  const E* b_hh = layer.b_hh[d];
+  const E *b_ih = layer.b_ih[d], *b_hh = layer.b_hh[d];
   V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[Cell::kReserve + 1];
   for (int g = 0; g < Cell::kGates; ++g) {
-    x[g] = V(widen(x_gates[g * H]));
+    x[g] = V(widen(x_gates[g * H]) + (b_ih ? widen(b_ih[g * H + j]) : Compute<E>(0)));
     h[g] = V(h_gates[g * H] + (b_hh ? widen(b_hh[g * H + j]) : Compute<E>(0)));
   }
   const int64_t own = (d * B + b) * H + j;
@@ -120,24 +120,29 @@ KERNEL step_backward(StepBackwardArgs<E> args) {
 }
 
 // ---- column sums ----
+// Blocks take the columns of one matrix after the other.
 template <class E>
 KERNEL partial_sums(ColumnSums<E, Compute<E>> a) {
-  const int64_t column = int64_t{dev::block_x()} * kThreads + dev::tid(), part = dev::block_y();
+  const int blocks = dev::grid_x() / a.count, matrix = dev::block_x() / blocks;
+  const int64_t column = int64_t{dev::block_x() % blocks} * kThreads + dev::tid();
   if (column >= a.columns) return;
-  const int64_t begin = part * a.part_rows,
+  const int64_t part = dev::block_y(), begin = part * a.part_rows,
                 end = begin + a.part_rows < a.rows ? begin + a.part_rows : a.rows;
+  const E* from = a.matrices[matrix].rows;
   Compute<E> sum = 0;
-  for (int64_t row = begin; row < end; ++row) sum += widen(a.matrix[row * a.columns + column]);
-  a.partial[part * a.columns + column] = sum;
+  for (int64_t row = begin; row < end; ++row) sum += widen(from[row * a.columns + column]);
+  a.partial[(matrix * a.parts + part) * a.columns + column] = sum;
 }
 
 template <class E>
 KERNEL total_sums(ColumnSums<E, Compute<E>> a) {
-  const int64_t column = int64_t{dev::block_x()} * kThreads + dev::tid();
+  const int blocks = dev::grid_x() / a.count, matrix = dev::block_x() / blocks;
+  const int64_t column = int64_t{dev::block_x() % blocks} * kThreads + dev::tid();
   if (column >= a.columns) return;
+  const Compute<E>* partial = a.partial + matrix * a.parts * a.columns + column;
   Compute<E> sum = 0;
-  for (int64_t part = 0; part < a.parts; ++part) sum += a.partial[part * a.columns + column];
-  for (E* sums : a.sums)
+  for (int64_t part = 0; part < a.parts; ++part) sum += partial[part * a.columns];
+  for (E* sums : a.matrices[matrix].sums)
     if (sums) sums[column] = narrow<E>(sum);
 }
 

@@ -125,4 +125,19 @@ DEVICE E narrow(Compute<E> x) {
   }
 }
 
+// Two 16-bit elements as one word, the first in the low half.
+template <class E>
+DEVICE uint32_t as_halves(E low, E high) {
+  uint16_t bits[2];
+  std::memcpy(&bits[0], &low, sizeof low), std::memcpy(&bits[1], &high, sizeof high);
+  return bits[0] | static_cast<uint32_t>(bits[1]) << 16;
+}
+template <class E>
+DEVICE E half_of(uint32_t pair, int i) {
+  const uint16_t bits = static_cast<uint16_t>(i == 0 ? pair : pair >> 16);
+  E x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 }  // namespace rnnfast

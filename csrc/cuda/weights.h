@@ -93,21 +93,23 @@ struct ResidentWeights {
   }
 };
 
-// One 16-byte piece of packed weights per thread. Units past H are zero.
+// w_hh between unit `to` of output `out` and unit `from` of input `in`: one of both counts gates.
+// Units past H are zero.
+template <class S>
+DEVICE float weight(const PackArgs& a, int out, int64_t to, int in, int64_t from) {
+  if (to >= a.hidden || from >= a.hidden) return 0.f;
+  const int64_t row = S::kBackward ? from : to, column = S::kBackward ? to : from;
+  const auto* w = static_cast<const typename S::Element*>(a.w_hh);
+  return widen(w[((out + in) * a.hidden + row) * a.hidden + column]);
+}
+
+// One 16-byte piece of packed weights per thread.
 template <class S>
 struct PackWeights {
   using E = typename S::Element;
   static constexpr int kPerWord = sizeof(uint32_t) / sizeof(E);
   static constexpr int64_t kPieces = int64_t{S::kPeers} * S::kWarps * S::kFragments * kWarpSize;
   const PackArgs& a;
-
-  // w_hh between unit `to` of output `out` and unit `from` of input `in`: one of both counts gates.
-  DEVICE float weight(int out, int64_t to, int in, int64_t from) const {
-    if (to >= a.hidden || from >= a.hidden) return 0.f;
-    const int64_t row = S::kBackward ? from : to, column = S::kBackward ? to : from;
-    const E* w = static_cast<const E*>(a.w_hh);
-    return widen(w[((out + in) * a.hidden + row) * a.hidden + column]);
-  }
 
   DEVICE uint32_t word(const float (&values)[kPerWord], int part) const {
     if constexpr (kPerWord == 2) {
@@ -142,8 +144,8 @@ struct PackWeights {
     for (int i = 0; i < 4; ++i) {
       float values[kPerWord];
       for (int j = 0; j < kPerWord; ++j)
-        values[j] = weight(out, first_unit + lane / 4 + ((i & 1) ^ upper) * 8, in,
-                           from_unit + (i >> 1) * S::kTileUnits / 2 + lane % 4 * kPerWord + j);
+        values[j] = weight<S>(a, out, first_unit + lane / 4 + ((i & 1) ^ upper) * 8, in,
+                              from_unit + (i >> 1) * S::kTileUnits / 2 + lane % 4 * kPerWord + j);
       words[i] = word(values, part);
     }
     uint4 v;
@@ -153,9 +155,10 @@ struct PackWeights {
 };
 
 template <class S>
-KERNEL LAUNCH_BOUNDS(kPackThreads) pack_weights(const PackArgs args) {
+KERNEL LAUNCH_BOUNDS(kPackThreads) pack_weights(const LayerPackArgs args) {
   const int64_t piece = int64_t{dev::block_x()} * kPackThreads + dev::tid();
-  if (piece < PackWeights<S>::kPieces) PackWeights<S>{args}.run(piece);
+  const PackArgs own = args.of(dev::block_y());
+  if (piece < PackWeights<S>::kPieces) PackWeights<S>{own}.run(piece);
 }
 
 }  // namespace rnnfast::cuda

@@ -11,6 +11,7 @@
 #define DEVICE inline
 #define KERNEL inline void
 #define LAUNCH_BOUNDS(threads)
+#define LAUNCH_BOUNDS_FOR(threads, ctas)
 #define UNROLL
 #define HAS_CLUSTER 1
 #define HAS_MMA 1
@@ -180,14 +181,18 @@ DEVICE void st_async4(Remote to, uint32_t v, Remote bar) { st_async(to, {v, 0, 0
 // ---- copies into shared memory that go on while the thread does ----
 
 // At once or when the thread waits for it: the emulator chooses.
-DEVICE void cp_async16(void* to, const void* from) {
-  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || !machine->cta().smem->holds(to, 16))
-    machine->fail("cp_async16 to a wrong address");
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0)
-    machine->fail("cp_async16 from a misaligned address");
-  const emu::ThreadCopy copy{static_cast<uint4*>(to), *static_cast<const uint4*>(from)};
+template <int kSize>
+DEVICE void cp_async(void* to, const void* from, int bytes = kSize) {
+  static_assert(kSize == 4 || kSize == 8 || kSize == 16);
+  if (bytes < 0 || bytes > kSize) machine->fail("cp_async of a wrong number of bytes");
+  if (reinterpret_cast<uintptr_t>(to) % kSize != 0 || !machine->cta().smem->holds(to, kSize))
+    machine->fail("cp_async to a wrong address");
+  if (bytes != 0 && reinterpret_cast<uintptr_t>(from) % kSize != 0)
+    machine->fail("cp_async from a misaligned address");
+  const emu::ThreadCopy copy{static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), kSize,
+                             bytes};
   if (machine->random(4) == 0)
-    *copy.to = copy.value;
+    copy.land();
   else
     machine->fiber().copies.back().push_back(copy);
   machine->maybe_yield();
@@ -199,10 +204,21 @@ template <int kPending>
 DEVICE void cp_wait() {
   auto& groups = machine->fiber().copies;  // the last one is open
   while (groups.size() > kPending + 1) {
-    for (const emu::ThreadCopy& copy : groups.front()) *copy.to = copy.value;
+    for (const emu::ThreadCopy& copy : groups.front()) copy.land();
     groups.erase(groups.begin());
   }
   machine->maybe_yield();
+}
+
+template <class T>
+DEVICE T* advance(T* p, int count, int bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) +
+                              static_cast<uintptr_t>(int64_t{count} * bytes));
+}
+
+// A wrong address fails here.
+DEVICE void prefetch_l2(const void* p) {
+  static_cast<void>(*static_cast<const volatile uint8_t*>(p));
 }
 
 // ---- global memory that the CTAs of a grid share ----
@@ -233,12 +249,33 @@ DEVICE void check_aligned(const uint4* p) {
     machine->fail("16 bytes of global memory at a misaligned address");
 }
 
+// Of a launch that is dependent: what kernels before it have stored may not be there yet.
+DEVICE void check_waited(const char* what) {
+  if (machine->shape().dependent && !machine->fiber().waited)
+    machine->fail(std::string(what) + " before wait_for_previous");
+}
+
 DEVICE uint4 load_l2(const uint4* p) {
   check_aligned(p);
+  check_waited("load_l2");
   machine->maybe_yield();
   for (const auto* stores :
        {&machine->fiber().stores, &machine->warp().stores, &machine->cta().stores})
     if (const uint4* own = find_store(*stores, p)) return *own;
+  return *p;
+}
+
+template <class T>
+DEVICE T load_l2(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0)
+    machine->fail("load_l2 from a misaligned address");
+  check_waited("load_l2");
+  return *p;
+}
+template <class T>
+DEVICE T load_settled(const T* p) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(T) != 0)
+    machine->fail("load_settled from a misaligned address");
   return *p;
 }
 
@@ -251,6 +288,49 @@ DEVICE void store_l2(uint4* p, uint4 v) {
     *p = v;
   machine->maybe_yield();
 }
+
+DEVICE bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Words land one by one, at any time, those of one thread at one address in their order; others see
+// them then.
+DEVICE void store_word(uint32_t* p, uint32_t v) {
+  static_cast<void>(*static_cast<volatile uint32_t*>(p));  // a wrong address fails here
+  machine->store_word(p, v);
+  machine->maybe_yield();
+}
+DEVICE uint4 load_words(const uint4* p) {
+  check_aligned(p);
+  machine->maybe_yield();
+  return *p;
+}
+// The loads of a thread are in order as they are.
+DEVICE void fence_words() {
+  machine->land_words(machine->fiber());
+  machine->maybe_yield();
+}
+
+template <class Ready>
+DEVICE void poll_until(Ready ready) {
+  for (;;) {
+    emu::Lane& lane = machine->lane();
+    lane.in[0] = ready();
+    collective("poll_until", [](emu::Warp& warp, const auto&) {
+      uint32_t all = 1;
+      for (emu::Lane& l : warp.lanes) all &= l.in[0];
+      for (emu::Lane& l : warp.lanes) l.out[0] = all;
+    });
+    if (lane.out[0] != 0) return;
+    pause();
+  }
+}
+
+// ---- kernels that begin before the one before them in the stream has ended ----
+
+DEVICE void wait_for_previous() {
+  machine->fiber().waited = true;
+  machine->maybe_yield();
+}
+DEVICE void let_next_start() { check_waited("let_next_start"); }
 
 // ---- numbers ----
 
@@ -311,6 +391,15 @@ DEVICE uint32_t pack2(float low, float high) {
   return from_float<E>(low).bits | static_cast<uint32_t>(from_float<E>(high).bits) << 16;
 }
 
+template <class E>
+DEVICE float low_float(uint32_t pair) {
+  return to_float(E{static_cast<uint16_t>(pair)});
+}
+template <class E>
+DEVICE float high_float(uint32_t pair) {
+  return to_float(E{static_cast<uint16_t>(pair >> 16)});
+}
+
 // Ties away from zero.
 DEVICE uint32_t to_tf32(float x) {
   const auto bits = bit_cast<uint32_t>(x);
@@ -355,6 +444,18 @@ DEVICE uint32_t shfl_xor(uint32_t v, int mask) {
 }
 DEVICE float shfl_xor(float v, int mask) {
   return bit_cast<float>(shfl_xor(bit_cast<uint32_t>(v), mask));
+}
+DEVICE float shfl(float v, int from) {
+  emu::Lane& lane = machine->lane();
+  lane.in[0] = bit_cast<uint32_t>(v);
+  lane.in[1] = static_cast<uint32_t>(from);
+  collective("shfl", [](emu::Warp& warp, const auto&) {
+    for (emu::Lane& l : warp.lanes) {
+      if (l.in[1] >= emu::kWarp) machine->fail("shfl from no lane");
+      l.out[0] = warp.lanes[l.in[1]].in[0];
+    }
+  });
+  return bit_cast<float>(lane.out[0]);
 }
 
 // Of every lane of the warp: register i, of the matrix whose 8 rows are `row`.

@@ -4,9 +4,9 @@
 // Modelled: CTA, named, warp and cluster barriers; warp collectives; mbarriers with transaction
 // counts; asynchronous stores to other CTAs, which land late and in random order; stores by
 // store_l2, which other CTAs see only after a store_release by a thread that is ordered behind
-// them, or when the CTA ends; cp.async, which lands at once or when its thread waits for it; CTAs
-// that run at the same time: all of a cooperative grid, else some clusters at a time, in random
-// order.
+// them, or when the CTA ends; words by store_word, which others see at any time later; cp.async,
+// which lands at once or when its thread waits for it; CTAs that run at the same time: all of a
+// cooperative grid, else some clusters at a time, in random order.
 //
 // Found, and thrown as Error: deadlocks, warp collectives that not all lanes reach, wrong uses of
 // barriers, accesses beyond shared memory and guarded global memory (memory.h), copies into a CTA
@@ -60,6 +60,7 @@ struct Settings {
   int max_cluster = 16;
   int max_active_clusters = 1 << 20;
   int max_cooperative_blocks = 1 << 20;
+  int processors = 132;  // what the plan is told
 };
 inline Settings settings;
 
@@ -67,12 +68,13 @@ struct Shape {
   int grid_x, grid_y, threads, cluster;
   size_t smem_bytes;
   bool cooperative;
+  bool dependent = false;
 };
 inline std::vector<Shape> launches;  // all so far, until somebody empties it
 
 constexpr int kWarp = 32;
 constexpr int kNamedBarriers = 16;
-constexpr size_t kMaxFibers = 16384;  // a process may have 65530 mappings, a stack is two
+constexpr size_t kMaxFibers = 40960;
 
 struct Cta;
 
@@ -81,8 +83,23 @@ struct Store {
   uint4 value;
 };
 
-// A copy that a thread has begun and not waited for.
-using ThreadCopy = Store;
+// One by store_word(), which has not landed.
+struct Word {
+  uint32_t* to;
+  uint32_t value;
+  bool late;  // not before nothing else can go on, or its thread orders its stores
+};
+
+// A copy that a thread has begun and not waited for: `bytes` out of `size`, zeros behind them.
+struct ThreadCopy {
+  uint8_t* to;
+  const uint8_t* from;
+  int size, bytes;
+  void land() const {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    std::memset(to + bytes, 0, static_cast<size_t>(size - bytes));
+  }
+};
 
 struct Fiber {
   Context context;
@@ -90,9 +107,13 @@ struct Fiber {
   Cta* cta = nullptr;
   const char* where = "";  // the primitive it waits in
   bool done = false;
+  bool waited = false;            // for the kernel before, in a dependent launch
   const uint64_t* bar = nullptr;  // the mbarrier it waits for, and
   uint32_t parity = 0;
   std::vector<Store> stores;  // not seen by others yet, and ordered before nothing of them
+  std::vector<Word> words;
+  int words_stored = 0;
+  bool keeps_words = false;                        // some of them late
   std::vector<std::vector<ThreadCopy>> copies{1};  // by group; the last one is open
 };
 
@@ -208,6 +229,13 @@ class Machine {
   void arrive(Barrier& barrier, int expected, const char* where, Complete complete);
 
   void send(const Copy& copy) { copies_.push_back(copy); }
+  void store_word(uint32_t* to, uint32_t value);
+  // All of a thread.
+  void land_words(Fiber& f) {
+    for (const Word& w : f.words) *w.to = w.value;
+    if (!f.words.empty()) idle_rounds_ = 0, news_ = true;
+    f.words.clear();
+  }
   void check_phase(Cta& cta, uint64_t* bar);
   bool delays_stores() const { return delays_stores_; }
   static void publish(std::vector<Store>& stores) {
@@ -226,6 +254,7 @@ class Machine {
   void change_mood();
   void release_hold();
   bool deliver(bool search);
+  bool land(bool search, bool late);
   void finish(Fiber& f);
   void check_end();
   [[noreturn]] void report_deadlock();
@@ -243,7 +272,8 @@ class Machine {
   std::vector<Fiber> fibers_;
   std::vector<Fiber*> ready_, held_, paused_;
   std::vector<Copy> copies_;
-  Fiber* current_ = nullptr;  // null while the scheduler itself runs
+  std::vector<Fiber*> word_owners_;  // each as often as it has words to land, or more often
+  Fiber* current_ = nullptr;         // null while the scheduler itself runs
   Context scheduler_;
   std::string error_;
   size_t live_ = 0;
@@ -251,7 +281,8 @@ class Machine {
 
   // The scheduler's mood, redrawn every so often.
   Hold hold_;
-  bool newest_first_ = false;
+  bool newest_first_ = false, news_ = false;  // news: words have landed
+  int late_run_ = 1, late_phase_ = 0;  // of a thread that keeps words: so many late, as many not
   uint32_t delivery_odds_ = 8;
   size_t picks_left_ = 0;
   int idle_rounds_ = 0;

@@ -2,7 +2,9 @@
 // those of rnnfast on CPU tensors, plus the kernel to run ("auto": what the plan says) and the seed
 // of the emulator's schedules.
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include <utility>
@@ -24,7 +26,11 @@ Tensor matrices(const Product& p, const Operand& operand, int64_t rows, int64_t 
 
 }  // namespace
 
+int64_t products = 0;  // since somebody asked
+
 void multiply(const Product& p) {
+  ++products;
+  RECORD_FUNCTION("emulated product", {});
   const Tensor out =
       at::from_blob(p.out, {p.count, p.rows, p.columns}, {p.out_stride, p.columns, 1}, p.out_type);
   const Tensor product =
@@ -34,8 +40,16 @@ void multiply(const Product& p) {
 
 namespace {
 
-// The arguments where an access beside them is an error; what is not contiguous, the driver copies.
-Tensor guarded(const Tensor& t) { return t.is_contiguous() ? t.clone() : t; }
+// The arguments where an access beside them is an error, as well or badly aligned as they are; what
+// is not contiguous, the driver copies.
+Tensor guarded(const Tensor& t) {
+  if (!t.is_contiguous()) return t;
+  RECORD_FUNCTION("guarded memory", {});
+  const auto address = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+  const auto off = static_cast<int64_t>(address % 16 / t.element_size());
+  const Tensor memory = at::empty({off + t.numel()}, t.options());
+  return memory.narrow(0, off, t.numel()).view(t.sizes()).copy_(t);
+}
 Tensors guarded(at::TensorList tensors) {
   Tensors result;
   for (const Tensor& t : tensors) result.push_back(guarded(t));
@@ -46,7 +60,8 @@ Tensors guarded(at::TensorList tensors) {
 Context context(std::string_view kernel, int64_t seed) {
   TORCH_CHECK(kernel == "auto" || find_wish(kernel), "unknown kernel ", kernel);
   emu::settings.seed = static_cast<uint64_t>(seed);
-  return {{90, 132, static_cast<int>(emu::settings.max_smem_bytes), emu::settings.max_cluster},
+  return {{90, emu::settings.processors, static_cast<int>(emu::settings.max_smem_bytes),
+           emu::settings.max_cluster},
           {},
           find_wish(kernel)};
 }
@@ -89,13 +104,24 @@ TORCH_LIBRARY(rnnfast_simt, m) {
     std::vector<std::string> kinds;
     for (const rnnfast::emu::Shape& shape : std::exchange(rnnfast::emu::launches, {}))
       if (shape.smem_bytes > 0)
-        kinds.push_back(shape.cooperative ? "grid" : shape.cluster > 1 ? "cluster" : "cta");
+        kinds.push_back(shape.cooperative   ? "grid"
+                        : shape.cluster > 1 ? "cluster"
+                        : shape.dependent   ? "single"
+                                            : "cta");
     return kinds;
+  });
+  // All kernels and library products since the last call.
+  m.def("count_launches() -> int", [] {
+    const size_t kernels = std::exchange(rnnfast::emu::launches, {}).size();
+    return static_cast<int64_t>(kernels) + std::exchange(rnnfast::cuda::products, 0);
   });
   // Cooperative grids of more blocks are refused at their launch.
   m.def("set_cooperative_blocks(int count) -> ()", [](int64_t count) {
     rnnfast::emu::settings.max_cooperative_blocks = static_cast<int>(count);
   });
+  // Streaming multiprocessors of the emulated device, by which the plan chooses.
+  m.def("set_processors(int count) -> ()",
+        [](int64_t count) { rnnfast::emu::settings.processors = static_cast<int>(count); });
 }
 
 TORCH_LIBRARY_IMPL(rnnfast_simt, CPU, m) {

@@ -21,6 +21,9 @@ namespace rnnfast::emu {
 constexpr size_t kPage = 4096;
 constexpr size_t kStackBytes = 128 << 10;
 
+// A process may have 65530 mappings. A stack with a guard is two; others lie in one.
+constexpr size_t kGuarded = 16384;
+
 // A stack above a page that may not be touched.
 struct Stack {
   uint8_t* mapping;
@@ -38,7 +41,8 @@ class StackPool {
     while (stacks_.size() <= i) {
       void* p = mmap(nullptr, kPage + kStackBytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (p == MAP_FAILED || mprotect(p, kPage, PROT_NONE) != 0) throw std::bad_alloc();
+      if (p == MAP_FAILED) throw std::bad_alloc();
+      if (stacks_.size() < kGuarded && mprotect(p, kPage, PROT_NONE) != 0) throw std::bad_alloc();
       // Begun at different places in a page: else they would share a few sets of the caches.
       const size_t unused = stacks_.size() % 32 * 128;
       stacks_.push_back({static_cast<uint8_t*>(p), kStackBytes - unused});

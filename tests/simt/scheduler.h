@@ -91,6 +91,48 @@ inline bool Machine::deliver(bool search) {
   return true;
 }
 
+// A few threads keep some of their words: every run of so many, in turn with as many that are not
+// late.
+inline void Machine::store_word(uint32_t* to, uint32_t value) {
+  constexpr size_t kKeepers = 32;  // one thread of so many
+  Fiber& f = *current_;
+  if (f.words_stored == 0) f.keeps_words = random(kKeepers) == 0;
+  const bool late = f.keeps_words && f.words_stored / late_run_ % 2 == late_phase_;
+  ++f.words_stored;
+  f.words.push_back({to, value, late});
+  word_owners_.push_back(&f);
+}
+
+// Lands a word of a random thread: with `search`, of any that has one that is not late; with
+// `late`, any word. Who waits for words looks again now and then, and when nothing else can go on.
+inline bool Machine::land(bool search, bool late) {
+  const size_t n = word_owners_.size();
+  size_t at = n > 0 ? random(n) : 0;
+  for (size_t tries = search || late ? n : 1; tries > 0 && !word_owners_.empty(); --tries) {
+    if (at >= word_owners_.size()) at = 0;
+    std::vector<Word>& words = word_owners_[at]->words;
+    auto chosen =
+        std::find_if(words.begin(), words.end(), [late](const Word& w) { return late || !w.late; });
+    if (chosen == words.end()) {
+      if (words.empty()) {
+        word_owners_[at] = word_owners_.back();
+        word_owners_.pop_back();
+      } else {
+        ++at;
+      }
+      continue;
+    }
+    const auto first = std::find_if(words.begin(), words.end(),
+                                    [to = chosen->to](const Word& w) { return w.to == to; });
+    *first->to = first->value;
+    words.erase(first);
+    idle_rounds_ = 0, news_ = true;
+    if (random(256) == 0) wake(paused_);
+    return true;
+  }
+  return false;
+}
+
 inline void Machine::release_hold() {
   ready_.insert(ready_.end(), held_.begin(), held_.end());
   held_.clear();
@@ -134,13 +176,16 @@ inline void Machine::run() {
       if (!error_.empty()) throw Error(error_);
       if (f->done) finish(*f);
       if (!copies_.empty() && random(delivery_odds_) == 0) deliver(false);
+      if (!word_owners_.empty() && random(delivery_odds_) == 0) land(false, false);
       continue;
     }
-    if (deliver(true)) continue;
+    if (deliver(true) || land(true, false)) continue;
     if (hold_.kind != Hold::kNothing) {
       release_hold();
       continue;
     }
+    if (!news_ && land(false, true)) continue;
+    news_ = false;
     if (paused_.empty() || ++idle_rounds_ > kPatience) report_deadlock();
     wake(paused_);
   }
@@ -150,6 +195,7 @@ inline void Machine::run() {
 inline void Machine::finish(Fiber& f) {
   --live_;
   Cta& cta = *f.cta;
+  land_words(f);
   publish(f.stores);
   if (--cta.running > 0) return;
   for (Warp& w : cta.warps) publish(w.stores);
@@ -210,6 +256,7 @@ inline void Machine::run_fiber() {
     thrown = e.what();
   }
   if (!thrown.empty()) m.fail("exception: " + thrown);
+  if (m.shape_.dependent && !m.current_->waited) m.fail("ended without wait_for_previous");
   m.current_->done = true;
   m.leave();
 }
@@ -258,7 +305,9 @@ inline void Machine::run_grid() {
   for (auto next = order.begin(); next != order.end();) {
     const auto left = static_cast<size_t>(order.end() - next);
     const size_t n = shape_.cooperative ? left : std::min<size_t>(left, 1 + random(most));
+    constexpr int kRuns[] = {1, 3, 4};
     delays_stores_ = random(4) != 0;
+    late_run_ = kRuns[random(std::size(kRuns))], late_phase_ = static_cast<int>(random(2));
     place({next, next + static_cast<std::ptrdiff_t>(n)});
     run();
     next += static_cast<std::ptrdiff_t>(n);

@@ -1,0 +1,368 @@
+// What forward and backward of the float32 kernels share: the resident weights and the product, the
+// sum over the lanes that share K, the rows of a tile in time, the exchange within a cluster.
+//
+// Lanes: `part` is a lane's share of K; lanes of one part are neighbours and have one unit each, so
+// that loads of the vector are broadcast, and stores of neighbours lie side by side.
+#pragma once
+
+#include "cells.h"
+#include "cuda/args.h"
+#include "cuda/device.h"
+#include "cuda/fma_shape.h"
+#include "cuda/types.h"
+
+namespace rnnfast::cuda {
+
+template <class Cell_, int kIndex>
+struct FmaShape {
+  using Cell = Cell_;
+  using Number = Careful;
+  static constexpr FmaLayout kLayout = fma_layout(kFmaInstances[kIndex], Cell::kGates);
+  static constexpr bool kBackward = kLayout.backward, kCluster = kLayout.peers > 1;
+  static constexpr int kHidden = kLayout.hidden, kPeers = kLayout.peers, kRows = kLayout.rows;
+  static constexpr int kShare = kLayout.share, kUnits = kLayout.units, kOwn = kLayout.own();
+  static constexpr int kDepth = kLayout.depth(), kOut = kLayout.out();
+  static constexpr int kThreads = kLayout.threads(), kColumns = kDepth / kShare;
+  static constexpr int kLanes = kWarpSize / kShare;  // neighbours, with a unit each
+  // A lane ends with one of kOutputs sums (of kValues numbers), as kCopies lanes do. Backward in a
+  // cluster it sends the sums of all rows of one unit; else it goes on with one row of one unit.
+  static constexpr bool kSums = kBackward && kCluster;
+  static constexpr int kOutputs = kSums ? kUnits : kRows * kUnits;
+  static constexpr int kValues = kSums ? kRows : kOut, kCopies = kShare / kOutputs;
+  static constexpr int kVectorBytes = kLayout.vector_bytes();
+  static constexpr int kReceivedAt = kLayout.received_at();
+  static constexpr int kReceivedBytes = kLayout.received_bytes(), kBarsAt = kLayout.bars_at();
+  // Each lane numbers its units so that the one it ends with is the first: then the compiler knows
+  // which sums to keep.
+  static constexpr bool kOwnFirst = kOutputs == kUnits;
+  static_assert(kColumns % 4 == 0 && kThreads % kWarpSize == 0 && kCopies * kOutputs == kShare);
+  static_assert((kCopies >= 2 || kSums) && (kRows == 1 || kUnits == 1 || kSums));
+  static_assert(!kCluster || (kLanes % 4 == 0 && 4 * kCopies >= kRows));
+};
+
+// Inputs are loaded so many steps ahead, and brought into the L2 cache before that.
+inline constexpr int kFmaSlots = 2, kFmaAhead = 6;
+
+// ---- the product ----
+
+template <class S>
+struct FmaProduct {
+  // Independent sums, to hide the latency of an addition.
+  static constexpr int kSums = S::kRows * S::kUnits * S::kOut;
+  static constexpr int kChains = kSums >= 4 ? 1 : kSums >= 2 ? 2 : 4;
+  float w[S::kUnits][S::kOut][S::kColumns];
+
+  // Of the columns of a lane come four at a time, `share` times four apart.
+  static DEVICE int column(int part, int i) { return (i / 4 * S::kShare + part) * 4 + i % 4; }
+
+  // The weights between unit `unit` and four numbers of the vector, from k on. Forward: of output
+  // `out`, k counts the units of the layer; backward: k counts gates, then the units of this CTA.
+  DEVICE void load4(float (&to)[4], const float* w_hh, int hidden, int rank, int unit, int out,
+                    int k, bool wide) const {
+    const int row_bytes = hidden * static_cast<int>(sizeof(float));
+    if constexpr (S::kBackward) {
+      const int from = rank * S::kOwn + k % S::kOwn;
+      const float* first = dev::advance(w_hh + unit, k / S::kOwn * hidden + from, row_bytes);
+      UNROLL
+      for (int j = 0; j < 4; ++j)
+        to[j] = unit < hidden && from + j < hidden ? *dev::advance(first, j, row_bytes) : 0.f;
+    } else {
+      const float* first = dev::advance(w_hh + k, out * hidden + unit, row_bytes);
+      if (wide) {
+        uint4 v{};
+        if (unit < hidden && k < hidden) v = *reinterpret_cast<const uint4*>(first);
+        to[0] = as_float(v.x), to[1] = as_float(v.y), to[2] = as_float(v.z), to[3] = as_float(v.w);
+      } else {
+        UNROLL
+        for (int j = 0; j < 4; ++j) to[j] = unit < hidden && k + j < hidden ? first[j] : 0.f;
+      }
+    }
+  }
+
+  // unit_of(u): the computed units of this lane.
+  template <class UnitOf>
+  DEVICE void load(const float* w_hh, int hidden, int rank, int part, UnitOf unit_of) {
+    const bool wide = hidden % 4 == 0 && dev::aligned16(w_hh);
+    UNROLL
+    for (int u = 0; u < S::kUnits; ++u) {
+      UNROLL
+      for (int out = 0; out < S::kOut; ++out) {
+        UNROLL
+        for (int i = 0; i < S::kColumns; i += 4) {
+          float four[4];
+          load4(four, w_hh, hidden, rank, unit_of(u), out, column(part, i), wide);
+          UNROLL
+          for (int j = 0; j < 4; ++j) w[u][out][i + j] = four[j];
+        }
+      }
+    }
+  }
+
+  // The sums of this lane's part of K, from `vector` [rows, K] in shared memory.
+  DEVICE void run(const float* vector, int part, const float (&start)[S::kUnits][S::kOut],
+                  float (&sum)[S::kOutputs][S::kValues]) const {
+    float acc[kChains][S::kRows][S::kUnits][S::kOut] = {};
+    UNROLL
+    for (int r = 0; r < S::kRows; ++r) {
+      UNROLL
+      for (int u = 0; u < S::kUnits; ++u) {
+        UNROLL
+        for (int out = 0; out < S::kOut; ++out) acc[0][r][u][out] = start[u][out];
+      }
+    }
+    const float* from = vector + part * 4;
+    UNROLL
+    for (int i = 0; i < S::kColumns; i += 4) {
+      UNROLL
+      for (int r = 0; r < S::kRows; ++r) {
+        const uint4 bits = *reinterpret_cast<const uint4*>(from + r * S::kDepth + i * S::kShare);
+        const float v[4] = {as_float(bits.x), as_float(bits.y), as_float(bits.z), as_float(bits.w)};
+        UNROLL
+        for (int j = 0; j < 4; ++j) {
+          UNROLL
+          for (int u = 0; u < S::kUnits; ++u) {
+            UNROLL
+            for (int out = 0; out < S::kOut; ++out) {
+              float& to = acc[j % kChains][r][u][out];
+              to = fma(w[u][out][i + j], v[j], to);
+            }
+          }
+        }
+      }
+    }
+    UNROLL
+    for (int r = 0; r < S::kRows; ++r) {
+      UNROLL
+      for (int u = 0; u < S::kUnits; ++u) {
+        UNROLL
+        for (int out = 0; out < S::kOut; ++out) {
+          float& to = S::kSums ? sum[u][r] : sum[r * S::kUnits + u][out];
+          to = acc[0][r][u][out];
+          if constexpr (kChains == 2) to += acc[1][r][u][out];
+          if constexpr (kChains == 4)
+            to = (to + acc[1][r][u][out]) + (acc[2][r][u][out] + acc[3][r][u][out]);
+        }
+      }
+    }
+  }
+};
+
+// Adds up the sums of the lanes that share K. A lane ends, in sum[0], with output part / kCopies,
+// which is its unit 0 if kOwnFirst.
+template <class S>
+DEVICE void add_parts(float (&sum)[S::kOutputs][S::kValues], int part) {
+  UNROLL
+  for (int mask = S::kShare / 2; mask >= S::kCopies; mask /= 2) {
+    const int half = mask / S::kCopies;  // of the outputs left: a lane hands on the other half
+    [[maybe_unused]] const bool upper = part & mask;
+    UNROLL
+    for (int o = 0; o < half; ++o) {
+      UNROLL
+      for (int v = 0; v < S::kValues; ++v) {
+        float keep = sum[o][v], give = sum[o + half][v];
+        if constexpr (!S::kOwnFirst) {
+          const float low = keep, high = give;
+          keep = upper ? high : low, give = upper ? low : high;
+        }
+        sum[o][v] = keep + dev::shfl_xor(give, mask * S::kLanes);
+      }
+    }
+  }
+  UNROLL
+  for (int mask = S::kCopies / 2; mask > 0; mask /= 2) {
+    UNROLL
+    for (int v = 0; v < S::kValues; ++v) sum[0][v] += dev::shfl_xor(sum[0][v], mask * S::kLanes);
+  }
+}
+
+// ---- a thread's place ----
+
+template <class S>
+struct FmaWorker {
+  static constexpr int kLaneUnits = S::kUnits * S::kLanes;  // computed by a warp
+  const Steps& steps;                                       // of the kernel's arguments
+  // The plan keeps T * B and H small enough for 32 bits. Where the compiler would compute numbers
+  // again at every step, it is told not to know them.
+  const int hidden, direction, lane, warp, part, neighbour, rank, first_row;
+  const int count;      // steps at which the tile has living rows: the first `count` in time
+  const int batch;      // of a dense sequence; 0: packed
+  int first_time, way;  // time n is first_time + n * way
+  int unit_bytes;       // from a gate of a unit to the next one
+  // The one unit and batch row whose maths this thread does, as `copies` threads do; backward in a
+  // cluster not every thread has one.
+  int unit, row, copy;
+  bool exists;
+  int last;  // steps at which the row is alive; none where it does not exist
+  FmaProduct<S> product;
+
+  DEVICE FmaWorker(const Steps& all, int64_t H, const float* const (&w_hh)[2])
+      : steps(all),
+        hidden(dev::opaque(static_cast<int>(H))),
+        direction(dev::opaque(dev::block_y())),
+        lane(dev::tid() % kWarpSize),
+        warp(dev::tid() / kWarpSize),
+        part(lane / S::kLanes),
+        neighbour(lane % S::kLanes),
+        rank(dev::block_x() % S::kPeers),
+        first_row(dev::block_x() / S::kPeers * S::kRows),
+        count(dev::opaque(living_steps(first_row))),
+        batch(dev::opaque(all.offset == nullptr ? static_cast<int>(all.largest) : 0)) {
+    unit_bytes = dev::opaque(hidden * static_cast<int>(sizeof(float)));
+    const bool from_end = (direction == 1) != S::kBackward;
+    first_time = dev::opaque(from_end ? count - 1 : 0), way = dev::opaque(from_end ? -1 : 1);
+    if constexpr (S::kSums) {
+      constexpr int kElements = S::kRows * S::kOwn;
+      unit = rank * S::kOwn + dev::tid() % S::kOwn;
+      row = first_row + dev::tid() / S::kOwn % S::kRows;
+      copy = dev::tid() / kElements;
+    } else {
+      const int output = part / S::kCopies;
+      unit = first_unit() + computed(0);
+      row = first_row + (S::kOwnFirst ? 0 : output);
+      copy = part % S::kCopies;
+    }
+    exists = unit < hidden && row < all.largest;
+    last = !exists ? 0 : S::kRows == 1 ? count : living_steps(row);
+    last = dev::opaque(last), row = dev::opaque(row);
+    product.load(w_hh[direction], hidden, rank, part,
+                 [this](int u) { return first_unit() + computed(u); });
+  }
+
+  // Of the units that a CTA computes: the one in the layer, and those of this lane.
+  DEVICE int first_unit() const { return S::kSums ? 0 : rank * S::kOwn; }
+  DEVICE int computed(int u) const {
+    const int own = S::kOwnFirst ? part / S::kCopies : 0;
+    return warp * kLaneUnits + (u ^ own) * S::kLanes + neighbour;
+  }
+
+  DEVICE int living_steps(int row) const {
+    int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
+    while (low < high) {
+      const int middle = low + (high - low) / 2;
+      if (steps.batch_at(middle) > row) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  // Steps of the kernel count from 0: forward from the first one of the direction, backward from
+  // its last one.
+  DEVICE int time(int n) const { return first_time + n * way; }
+  // Whether the thread's row is alive in step n, which the tile has.
+  DEVICE bool alive(int n) const { return S::kRows == 1 ? last > 0 : time(n) < last; }
+  // The row of the sequence in which the thread's row lies then.
+  DEVICE int row_at(int n) const {
+    const int t = time(n);
+    return (batch > 0 ? t * batch : static_cast<int>(steps.offset[t])) + row;
+  }
+  DEVICE int64_t rows_before() const { return direction * steps.rows; }
+  // In a tensor [D, B, H].
+  DEVICE int64_t in_state() const { return (direction * steps.largest + row) * hidden + unit; }
+  // In a timeline [D, rows + B, H] of this direction: the row of the state after a row of the
+  // sequence, and that of the state before all.
+  DEVICE int after(int row_of_sequence) const {
+    return row_of_sequence + (direction == 1 ? 0 : static_cast<int>(steps.largest));
+  }
+  DEVICE int initial() const { return row + (direction == 1 ? static_cast<int>(steps.rows) : 0); }
+  DEVICE int64_t timeline() const {
+    return direction * (steps.rows + steps.largest) * hidden + unit;
+  }
+  DEVICE int64_t in_output() const { return direction * hidden + unit; }
+
+  DEVICE float* vector(int round) const {
+    return reinterpret_cast<float*>(dev::smem() + (round & 1) * S::kVectorBytes);
+  }
+
+  // ---- the exchange within a cluster ----
+
+  DEVICE uint64_t* bar(int round) const {
+    return reinterpret_cast<uint64_t*>(dev::smem() + S::kBarsAt) + (round & 1);
+  }
+  // Also a barrier of the CTA.
+  DEVICE void start() const {
+    if constexpr (S::kCluster) {
+      if (dev::tid() == 0) {
+        for (int i = 0; i < 2; ++i) {
+          dev::mbar_init(bar(i), 1);
+          dev::mbar_expect(bar(i), S::kReceivedBytes);
+        }
+      }
+      dev::cluster_sync();
+    } else {
+      dev::cta_sync();
+    }
+  }
+  // Waits for what all peers sent in a round. The bytes of round + 2 may arrive before this phase
+  // is armed for them, but it cannot end before that.
+  DEVICE void receive(int round) const {
+    dev::mbar_wait(bar(round), (round - 1) >> 1 & 1);
+    if (dev::tid() == 0) dev::mbar_expect(bar(round), S::kReceivedBytes);
+  }
+  // The numbers of four neighbours, whose units are consecutive.
+  DEVICE uint4 gather(float value) const {
+    const int first = lane & ~3;
+    uint4 v;
+    v.x = as_bits(dev::shfl(value, first)), v.y = as_bits(dev::shfl(value, first + 1));
+    v.z = as_bits(dev::shfl(value, first + 2)), v.w = as_bits(dev::shfl(value, first + 3));
+    return v;
+  }
+  // Which of the lanes that gather the same numbers this one is.
+  static constexpr int kSenders = 4 * S::kCopies;
+  DEVICE int sender() const { return lane % 4 + part % S::kCopies * 4; }
+  // Bytes from `at` on in what CTA `peer` receives in a round.
+  DEVICE void send(int round, int peer, int at, uint4 v) const {
+    const dev::Remote base = dev::remote(dev::smem(), peer);
+    dev::st_async16(base + (S::kReceivedAt + (round & 1) * S::kReceivedBytes + at), v,
+                    base + (S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t))));
+  }
+};
+
+// One number of every row of a tensor.
+template <class T>
+struct FmaColumn {
+  T* first = nullptr;  // in row 0
+  int row_bytes = 0;
+
+  DEVICE FmaColumn() {}
+  DEVICE FmaColumn(T* in_row_0, int row_size)
+      : first(dev::opaque_global(in_row_0)),
+        row_bytes(dev::opaque(row_size * static_cast<int>(sizeof(T)))) {}
+
+  DEVICE T* at(int row) const { return dev::advance(first, row, row_bytes); }
+};
+
+// What one thread brings into the L2 cache at every step of a dense sequence: a line of a row.
+struct FmaPrefetcher {
+  FmaColumn<const float> column;
+  int row = 0, end = 0;  // steps before `end`
+
+  // Line `line`, of all threads of a cluster, of `sizes` numbers of the rows of `tensors`.
+  template <class S, int kTensors>
+  DEVICE void init(const FmaWorker<S>& self, const float* const (&tensors)[kTensors],
+                   const int (&sizes)[kTensors], const int (&row_sizes)[kTensors]) {
+    constexpr int kLine = 32;
+    int line = dev::tid() * S::kPeers + self.rank;
+    row = dev::opaque(self.first_row + line % S::kRows);
+    if (self.batch == 0 || row >= self.batch) return;
+    line /= S::kRows;
+    const float* first = nullptr;
+    int row_size = 0;
+    UNROLL
+    for (int i = 0; i < kTensors; ++i) {
+      const int lines = (sizes[i] + kLine - 1) / kLine;
+      if (line >= 0 && line < lines && tensors[i] != nullptr)
+        first = tensors[i] + line * kLine, row_size = row_sizes[i];
+      line -= lines;
+    }
+    if (first != nullptr) column = {first, row_size}, end = self.count;
+  }
+  template <class S>
+  DEVICE void run(const FmaWorker<S>& self, int n) const {
+    if (n < end) dev::prefetch_l2(column.at(self.time(n) * self.batch + row));
+  }
+};
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,33 @@
+// The float32 kernels as the driver sees them: for each cell and instance what runs it.
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "cells.h"
+#include "cuda/fma_shape.h"
+#include "cuda/sequence.h"
+
+namespace rnnfast::cuda {
+
+using FmaTable = std::array<SequenceLauncher, kFmaInstanceCount>;
+
+// One file per cell defines it.
+template <class Cell>
+const FmaTable& fma_table();
+template <>
+const FmaTable& fma_table<Elman<Tanh>>();
+template <>
+const FmaTable& fma_table<Elman<Relu>>();
+template <>
+const FmaTable& fma_table<Gru>();
+template <>
+const FmaTable& fma_table<Lstm>();
+
+inline const SequenceLauncher& fma_kernel(std::string_view cell, int instance) {
+  const FmaTable* table = nullptr;
+  dispatch_cell(cell, [&](auto c) { table = &fma_table<decltype(c)>(); });
+  return (*table)[instance];
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,10 @@
+#include "cuda/fma_launch.h"
+
+namespace rnnfast::cuda {
+
+template <>
+const FmaTable& fma_table<Elman<Tanh>>() {
+  return fma_table_of<Elman<Tanh>>();
+}
+
+}  // namespace rnnfast::cuda

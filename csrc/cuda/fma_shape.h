@@ -1,0 +1,120 @@
+// The whole-sequence kernels for float32 without tensor cores: the shapes that are compiled, what
+// follows from each, what a step is expected to cost. Pure.
+//
+// A thread keeps `units` columns of K / share numbers per output of w_hh in registers; `share`
+// lanes of a warp have the same units and share K among them. For small layers, where a step is all
+// latency, that beats the tensor cores, and it is exact where they round to TF32.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <limits>
+
+#include "cuda/problem.h"
+
+namespace rnnfast::cuda {
+
+struct FmaInstance {
+  bool backward;
+  int hidden;  // H at most
+  int peers;   // CTAs of a cluster that share a tile; 1: no cluster
+  int rows;    // of the batch in a tile
+  int share;   // lanes that share K
+  int units;   // that such lanes compute together
+};
+
+inline constexpr FmaInstance kFmaInstances[] = {
+    {false, 32, 1, 1, 2, 1},  {true, 32, 1, 1, 2, 1},   {false, 64, 1, 1, 2, 1},
+    {true, 64, 1, 1, 4, 2},   {false, 128, 1, 1, 2, 1}, {true, 128, 1, 1, 8, 4},
+    {false, 128, 4, 1, 4, 1}, {true, 128, 4, 1, 4, 4},  {false, 256, 8, 1, 8, 1},
+    {true, 256, 8, 1, 4, 4},  {false, 256, 8, 4, 8, 1}, {true, 256, 8, 4, 4, 4},
+};
+inline constexpr int kFmaInstanceCount = std::size(kFmaInstances);
+
+struct FmaLayout {
+  int gates, hidden, peers, rows, share, units;
+  bool backward;
+
+  constexpr int own() const { return hidden / peers; }  // units of a CTA
+  // Units that a CTA computes, numbers that it multiplies for each. Backward in a cluster, a CTA
+  // has the gate gradients of its own units, and computes what they add to all units.
+  constexpr int computed() const { return backward ? hidden : own(); }
+  constexpr int depth() const { return backward ? gates * own() : hidden; }
+  constexpr int out() const { return backward ? 1 : gates; }  // numbers per computed unit
+  constexpr int threads() const { return computed() / units * share; }
+  constexpr int weights() const { return units * out() * depth() / share; }  // of a thread
+  // Shared memory: two vectors, what peers send (backward), mbarriers.
+  constexpr int vector_bytes() const { return rows * depth() * 4; }
+  constexpr int received_bytes() const {
+    return peers == 1 ? 0 : rows * (backward ? peers * own() : hidden) * 4;
+  }
+  constexpr int received_at() const { return backward ? 2 * vector_bytes() : 0; }
+  constexpr int bars_at() const {
+    return 2 * vector_bytes() + (backward ? 2 * received_bytes() : 0);
+  }
+  constexpr int shared_bytes() const { return bars_at() + 16; }
+};
+
+constexpr FmaLayout fma_layout(const FmaInstance& i, int gates) {
+  return {gates, i.hidden, i.peers, i.rows, i.share, i.units, i.backward};
+}
+
+// Whether the weights fit into the registers beside what a step needs: from the compiler's reports.
+constexpr bool fma_possible(const FmaInstance& i, int gates) {
+  const FmaLayout l = fma_layout(i, gates);
+  return l.weights() <= (l.threads() > 256 ? 64 : 192);
+}
+
+// ---- the plan ----
+
+inline bool fma_serves(const FmaInstance& i, const Problem& p) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;
+  return p.type == Type::kFloat32 && p.T <= kMost && p.B <= kMost && p.T * p.B <= kMost * 64 &&
+         i.backward == p.backward && i.hidden >= p.H && fma_possible(i, p.gates) &&
+         p.device.arch >= (i.peers > 1 ? 90 : 80) && i.peers <= p.device.max_cluster;
+}
+
+// Microseconds a step on an H200: lab.txt and lab-789.txt, the groups 2 and 9. `alone`: one tile a
+// processor; a step's instructions take `busy` of it, which tiles on one processor cannot share.
+struct FmaCost {
+  double alone, busy;
+};
+constexpr FmaCost fma_cost(const FmaLayout& l) {
+  const double warps = l.threads() / 32.0, products = l.rows * l.weights();
+  const double maths = 30 + 25 * l.gates + 12 * l.rows;  // of a warp: gates, loads and stores
+  const double issue = warps / 4 * (products * 1.1 + maths) / 1980;
+  const double wait = (l.gates == 1 ? 0.09 : 0.15) + (l.peers > 1 ? 0.17 : 0);
+  return {wait + issue, issue};
+}
+
+// CTAs that a processor holds at a time.
+constexpr int fma_resident(const FmaLayout& l) {
+  const int registers = std::min(255, l.weights() + 64);
+  return std::max(1, 65536 / (registers * l.threads()));
+}
+
+inline double fma_microseconds(const FmaLayout& l, int64_t tiles, int processors) {
+  const FmaCost cost = fma_cost(l);
+  const int64_t places = l.peers == 1   ? processors
+                         : l.peers <= 4 ? processors / l.peers
+                         : l.peers <= 8 ? processors * 15 / 132
+                                        : processors * 7 / 132;
+  const int64_t each = (tiles - 1) / std::max<int64_t>(1, places) + 1;  // tiles of a processor
+  const int64_t held = std::min<int64_t>(each, fma_resident(l)), waves = (each - 1) / held + 1;
+  const double together = std::max(cost.alone, static_cast<double>(held) * cost.busy);
+  return static_cast<double>(waves) * together;
+}
+
+inline void add_fma_plans(const Problem& p, Plans& plans) {
+  for (int i = 0; i < kFmaInstanceCount; ++i) {
+    const FmaInstance& instance = kFmaInstances[i];
+    if (!fma_serves(instance, p)) continue;
+    const int64_t tiles = (p.B - 1) / instance.rows + 1;
+    plans.push_back({Kernel::kFma, i, instance.hidden, instance.peers, instance.rows, tiles,
+                     fma_microseconds(fma_layout(instance, p.gates), tiles * p.directions,
+                                      p.device.processors)});
+  }
+}
+
+}  // namespace rnnfast::cuda

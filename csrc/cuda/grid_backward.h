@@ -1,0 +1,178 @@
+// The kernels of the grid family backward: the hidden-side gate gradients of all units are
+// exchanged, and each CTA multiplies them with its units' columns of w_hh.
+#pragma once
+
+#include "cuda/grid_worker.h"
+
+namespace rnnfast::cuda {
+
+template <class S>
+struct GridBackward {
+  using Cell = typename S::Cell;
+  using E = typename S::Element;
+  using V = typename S::Number;
+  using Worker = GridWorker<S>;
+  using Pair = typename Worker::Pair;
+  using Place = typename Worker::Place;
+  static constexpr int kGates = Cell::kGates, kReserve = Cell::kReserve;
+  static constexpr int kSlots = kReserve > 0 ? kReserve : 1;
+  struct Inputs {  // pairs, of the step to come
+    uint32_t gates[kSlots], before[Cell::kStates], after[Cell::kStates], grad;
+  };
+  const BackwardArgs<E>& a;
+  Worker self;
+  Inputs in;
+
+  DEVICE GridBackward(const GridBackwardArgs<E>& args)
+      : a(args.layer), self(a.steps, a.hidden, args.parts, a.packed, a.packed_bytes, a.exchange) {
+    bool even = self.aligned(a.gates) && self.aligned(a.grad_output);
+    for (const E* timeline : a.timelines) even = even && self.aligned(timeline);
+    self.even = even && self.aligned(a.grad_x_gates) && self.aligned(a.grad_h_gates);
+  }
+
+  // The gradients of the states after the last step of a part.
+  DEVICE void begin(int part) const {
+    if (!self.active) return;
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k)
+      self.state(part, k) =
+          self.widen_pair(a.grad_states_n[k], self.in_state(part), self.exists(part));
+  }
+
+  // `then`: the step that this one followed. Rows that are not alive there began here.
+  DEVICE void load_inputs(const Place& at, const Place& then, int part) {
+    if (!self.alive(at, part)) return;
+    const int64_t position = self.position(at, part);
+    if constexpr (kReserve > 0) {
+      const E* p = a.gates + self.in_rows(position, kReserve);
+      UNROLL
+      for (int k = 0; k < kReserve; ++k, p += self.hidden) in.gates[k] = self.load_pair(p);
+    }
+    const int64_t before = self.alive(then, part) ? self.position(then, part) : self.initial(part);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      in.after[k] = self.load_pair(a.timelines[k] + self.in_timeline(position));
+      in.before[k] = self.load_pair(a.timelines[k] + self.in_timeline(before));
+    }
+    in.grad = 0;
+    if (a.grad_output != nullptr)
+      in.grad = self.load_pair(a.grad_output + self.in_output(position));
+  }
+
+  // The gate gradients of a step, as pairs; leaves in `grads` what bypasses the weights.
+  DEVICE void update(Pair (&grads)[Cell::kStates], uint32_t (&to_x)[kGates],
+                     uint32_t (&to_h)[kGates]) const {
+    Pair x[kGates], h[kGates];
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+      V q[kSlots], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates], dx[kGates], dh[kGates];
+      UNROLL
+      for (int k = 0; k < kReserve; ++k) q[k] = widen(half_of<E>(in.gates[k], i));
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) {
+        p[k] = widen(half_of<E>(in.before[k], i)), s[k] = widen(half_of<E>(in.after[k], i));
+        ds[k] = grads[k].number[i];
+      }
+      ds[0] = ds[0] + V(widen(half_of<E>(in.grad, i)));
+      Cell::backward(q, p, s, ds, dx, dh);
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) grads[k].number[i] = plain(ds[k]);
+      UNROLL
+      for (int g = 0; g < kGates; ++g) x[g].number[i] = plain(dx[g]), h[g].number[i] = plain(dh[g]);
+    }
+    UNROLL
+    for (int g = 0; g < kGates; ++g) {
+      to_x[g] = dev::pack2<E>(x[g].number[0], x[g].number[1]);
+      to_h[g] = dev::pack2<E>(h[g].number[0], h[g].number[1]);
+    }
+  }
+
+  DEVICE void store(int64_t position, const uint32_t (&to_x)[kGates],
+                    const uint32_t (&to_h)[kGates]) const {
+    E* p = a.grad_x_gates + self.in_rows(position, kGates);
+    UNROLL
+    for (int g = 0; g < kGates; ++g, p += self.hidden) self.store_pair(p, to_x[g]);
+    if constexpr (Cell::kSharedGates < kGates) {
+      if (a.grad_h_gates == nullptr) return;
+      p = a.grad_h_gates + self.in_rows(position, kGates);
+      UNROLL
+      for (int g = 0; g < kGates; ++g, p += self.hidden) self.store_pair(p, to_h[g]);
+    }
+  }
+
+  // What the step before sent back through w_hh.
+  DEVICE void add_product(int round, int part) {
+    float sum[1][2];
+    self.product(round, part, sum);
+    if (!self.active) return;
+    Pair grad = self.state(part, 0);
+    grad.number[0] += sum[0][0], grad.number[1] += sum[0][1];
+    self.state(part, 0) = grad;
+  }
+
+  // Gate gradients of step n. A row that is not alive sends zeros. First what the others wait for.
+  DEVICE void step(int n, int part, const Place& at) {
+    if (!self.active) return;
+    uint32_t to_x[kGates] = {}, to_h[kGates] = {};
+    const bool alive = self.alive(at, part);
+    Pair grads[Cell::kStates];
+    if (alive) {
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) grads[k] = self.state(part, k);
+      update(grads, to_x, to_h);
+    }
+    UNROLL
+    for (int g = 0; g < kGates; ++g) self.exchange.publish(n, part, g, to_h[g]);
+    UNROLL
+    for (int g = 0; g < kGates; ++g) self.exchange.clear(n - 2, part, g);
+    if (!alive) return;
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) self.state(part, k) = grads[k];
+    store(self.position(at, part), to_x, to_h);
+  }
+
+  DEVICE int time(int n) const { return self.direction == 1 ? n : self.count - 1 - n; }
+
+  // A part takes part from its first step to the one after its last, which only adds the product.
+  DEVICE void run() {
+    for (int part = 0; part < self.parts; ++part) begin(part);
+    const bool to_start = a.grad_states_0[0] != nullptr;
+    Place at = self.place(time(0)), next = self.place(time(1));
+    int before = 0, fence = 0;  // parts that were alive a step ago
+    load_inputs(at, next, 0);
+    for (int n = 0; n <= self.count; ++n) {
+      const int living = self.living_parts(at), all = living > before ? living : before;
+      const Place after = self.place(time(n + 2));
+      for (int part = 0; part < all; ++part) {
+        if (part < before && (part < living || to_start)) add_product(n - 1, part);
+        if (part < living) {
+          step(n, part, at);
+          const bool last = part + 1 == living;
+          if (last) {
+            load_inputs(next, after, 0);
+          } else {
+            load_inputs(at, next, part + 1);
+          }
+        }
+      }
+      at = next, next = after, before = living;
+      if (++fence == kGridFence) {
+        fence = 0;
+        dev::fence_words();
+      }
+    }
+    for (int part = 0; part < self.parts; ++part) {
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k)
+        if (a.grad_states_0[k] != nullptr && self.exists(part))
+          self.narrow_pair(a.grad_states_0[k], self.in_state(part), self.state(part, k));
+    }
+  }
+};
+
+template <class S>
+KERNEL LAUNCH_BOUNDS(S::kThreads) grid_backward(const GridBackwardArgs<typename S::Element> args) {
+  GridBackward<S>(args).run();
+}
+
+}  // namespace rnnfast::cuda

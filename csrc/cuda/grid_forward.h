@@ -1,0 +1,172 @@
+// The kernels of the grid family forward; see grid_worker.h.
+#pragma once
+
+#include "cuda/grid_worker.h"
+
+namespace rnnfast::cuda {
+
+template <class S>
+struct GridForward {
+  using Cell = typename S::Cell;
+  using E = typename S::Element;
+  using V = typename S::Number;
+  using Worker = GridWorker<S>;
+  using Pair = typename Worker::Pair;
+  using Place = typename Worker::Place;
+  static constexpr int kGates = Cell::kGates, kReserve = Cell::kReserve;
+  static constexpr int kSlots = kReserve > 0 ? kReserve : 1;
+  const ForwardArgs<E>& a;
+  Worker self;
+  uint32_t x[kGates];  // of the step to come
+
+  DEVICE GridForward(const GridForwardArgs<E>& args)
+      : a(args.layer), self(a.steps, a.hidden, args.parts, a.packed, a.packed_bytes, a.exchange) {
+    bool even = self.aligned(a.x_gates) && self.aligned(a.output);
+    for (const E* timeline : a.timelines) even = even && self.aligned(timeline);
+    self.even = even && self.aligned(a.gates);
+  }
+
+  // [2][G][units] of the CTA: on the hidden side, and of the gates that do not share it on x's.
+  DEVICE float* bias(int side, int gate) const {
+    return reinterpret_cast<float*>(dev::smem() + S::kBiasAt) + (side * kGates + gate) * S::kUnits;
+  }
+  DEVICE void load_bias() const {
+    const E *b_ih = self.direction == 1 ? a.b_ih[1] : a.b_ih[0],
+            *b_hh = self.direction == 1 ? a.b_hh[1] : a.b_hh[0];
+    for (int i = dev::tid(); i < kGates * S::kUnits; i += S::kThreads) {
+      const int gate = i / S::kUnits, unit = self.rank * S::kUnits + i % S::kUnits;
+      const int64_t at = gate * a.hidden + unit;
+      const float x = b_ih != nullptr && unit < self.hidden ? widen(b_ih[at]) : 0.f,
+                  h = b_hh != nullptr && unit < self.hidden ? widen(b_hh[at]) : 0.f;
+      const bool shared = gate < Cell::kSharedGates;
+      bias(0, gate)[i % S::kUnits] = shared ? x + h : h;
+      bias(1, gate)[i % S::kUnits] = shared ? 0.f : x;
+    }
+  }
+
+  // The states before the first step of a part, and its first vector.
+  DEVICE void begin(int part) {
+    if (!self.active) return;
+    const bool exists = self.exists(part);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      const Pair s = self.widen_pair(a.states_0[k], self.in_state(part), exists);
+      self.state(part, k) = s;
+      if (exists && a.timelines[k] != nullptr)
+        self.narrow_pair(a.timelines[k], self.in_timeline(self.initial(part)), s);
+    }
+    const Pair h = self.state(part, 0);
+    // In the reverse direction the part begins when its longest row does.
+    const int living = self.living_steps(self.first_row + part * S::kRows);
+    const int first = self.direction == 1 ? self.count - living : 0;
+    self.exchange.publish(first, part, 0, dev::pack2<E>(h.number[0], h.number[1]));
+  }
+
+  DEVICE void load_inputs(const Place& at, int part) {
+    if (!self.alive(at, part)) return;
+    const E* p = a.x_gates + self.in_rows(self.position(at, part), kGates);
+    UNROLL
+    for (int g = 0; g < kGates; ++g, p += self.hidden) x[g] = self.load_pair(p);
+  }
+
+  // The states after the step, and what is kept of it; a row that is not alive keeps its states.
+  DEVICE void update(const Place& at, int part, const float (&sum)[kGates][2],
+                     Pair (&states)[Cell::kStates], uint32_t (&kept)[kSlots]) const {
+    const bool alive = self.alive(at, part);
+    Pair reserve[kSlots];
+    UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int unit = self.unit - self.rank * S::kUnits + i;
+      V in[kGates], h[kGates], s[Cell::kStates], q[kSlots];
+      UNROLL
+      for (int g = 0; g < kGates; ++g) {
+        in[g] = widen(half_of<E>(x[g], i)), h[g] = sum[g][i] + bias(0, g)[unit];
+        if (g >= Cell::kSharedGates) in[g] = in[g] + V(bias(1, g)[unit]);
+      }
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) s[k] = states[k].number[i];
+      Cell::forward(in, h, s, q);
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k)
+        states[k].number[i] = alive ? plain(s[k]) : states[k].number[i];
+      UNROLL
+      for (int k = 0; k < kReserve; ++k) reserve[k].number[i] = plain(q[k]);
+    }
+    UNROLL
+    for (int k = 0; k < kReserve; ++k)
+      kept[k] = dev::pack2<E>(reserve[k].number[0], reserve[k].number[1]);
+  }
+
+  DEVICE void store(const Place& at, int part, const uint32_t (&states)[Cell::kStates],
+                    const uint32_t (&kept)[kSlots]) const {
+    if (!self.alive(at, part)) return;
+    const int64_t position = self.position(at, part);
+    self.store_pair(a.output + self.in_output(position), states[0]);
+    if (a.timelines[0] == nullptr) return;
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k)
+      self.store_pair(a.timelines[k] + self.in_timeline(position), states[k]);
+    if constexpr (kReserve > 0) {
+      E* p = a.gates + self.in_rows(position, kReserve);
+      UNROLL
+      for (int k = 0; k < kReserve; ++k, p += self.hidden) self.store_pair(p, kept[k]);
+    }
+  }
+
+  // First what the other CTAs wait for.
+  DEVICE void step(int n, int part, const Place& at) {
+    float sum[kGates][2];
+    self.product(n, part, sum);
+    if (!self.active) return;
+    Pair states[Cell::kStates];
+    uint32_t halves[Cell::kStates], kept[kSlots];
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) states[k] = self.state(part, k);
+    update(at, part, sum, states, kept);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k)
+      halves[k] = dev::pack2<E>(states[k].number[0], states[k].number[1]);
+    self.exchange.publish(n + 1, part, 0, halves[0]);
+    self.exchange.clear(n - 1, part, 0);
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) self.state(part, k) = states[k];
+    store(at, part, halves, kept);
+  }
+
+  DEVICE int time(int n) const { return self.direction == 1 ? self.count - 1 - n : n; }
+
+  DEVICE void run() {
+    load_bias();
+    for (int part = 0; part < self.parts; ++part) begin(part);
+    Place at = self.place(time(0));
+    load_inputs(at, 0);
+    int fence = 0;
+    for (int n = 0; n < self.count; ++n) {
+      const Place next = self.place(time(n + 1));
+      const int living = self.living_parts(at);
+      for (int part = 0; part < living; ++part) {
+        step(n, part, at);
+        const bool last = part + 1 == living;
+        load_inputs(last ? next : at, last ? 0 : part + 1);
+      }
+      at = next;
+      if (++fence == kGridFence) {
+        fence = 0;
+        dev::fence_words();
+      }
+    }
+    for (int part = 0; part < self.parts; ++part) {
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k)
+        if (self.exists(part))
+          self.narrow_pair(a.states_n[k], self.in_state(part), self.state(part, k));
+    }
+  }
+};
+
+template <class S>
+KERNEL LAUNCH_BOUNDS(S::kThreads) grid_forward(const GridForwardArgs<typename S::Element> args) {
+  GridForward<S>(args).run();
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,35 @@
+// The kernels of the grid family as the driver sees them, without device code.
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "cells.h"
+#include "cuda/grid_shape.h"
+#include "cuda/sequence.h"
+
+namespace rnnfast::cuda {
+
+using GridTable = std::array<SequenceLauncher, kGridInstanceCount>;
+using GridTables = std::array<GridTable, 2>;  // bfloat16, float16
+
+// One file per cell defines it.
+template <class Cell>
+const GridTables& grid_tables();
+template <>
+const GridTables& grid_tables<Elman<Tanh>>();
+template <>
+const GridTables& grid_tables<Elman<Relu>>();
+template <>
+const GridTables& grid_tables<Gru>();
+template <>
+const GridTables& grid_tables<Lstm>();
+
+inline const SequenceLauncher& grid_kernel(std::string_view cell, Precision precision,
+                                           int instance) {
+  const GridTables* tables = nullptr;
+  dispatch_cell(cell, [&](auto c) { tables = &grid_tables<decltype(c)>(); });
+  return (*tables)[precision == Precision::kHalf][instance];
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,10 @@
+#include "cuda/grid_launch.h"
+
+namespace rnnfast::cuda {
+
+template <>
+const GridTables& grid_tables<Elman<Relu>>() {
+  return grid_tables_of<Elman<Relu>>();
+}
+
+}  // namespace rnnfast::cuda

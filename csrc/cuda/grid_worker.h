@@ -1,0 +1,234 @@
+// The time loop of a layer in one launch for large H or batch: the CTAs of a cooperative grid. A
+// CTA owns 16 or 32 units, with their weights as operands of the tensor cores in registers (a share
+// in shared memory), and one or more parts of 8 or 16 rows of the batch; the CTAs of the same rows
+// are a group, and groups never talk.
+//
+// Its 8 warps share K, so no number of the exchanged vector is wanted by two warps of a CTA: each
+// warp loads its own from global memory straight into the registers that the tensor cores take
+// (vectors lie there in that order), without a stage and with one barrier of the CTA a step. Parts
+// take turns: while the vector of one is on its way, another is multiplied.
+#pragma once
+
+#include "cells.h"
+#include "cuda/grid_exchange.h"
+#include "cuda/grid_layout.h"
+
+namespace rnnfast::cuda {
+
+// What forward and backward share: a thread's place, the product of a step. A thread of an active
+// warp finishes two neighbouring units of one row of each part, a pair.
+template <class S>
+struct GridWorker {
+  using E = typename S::Element;
+  static constexpr int kNoSeat = 1 << 24;
+  const Steps& steps;
+  const int hidden;  // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
+  const int direction, warp, lane, rank, parts;
+  const int first_row;  // of the CTA's first part in the batch
+  const int count;      // steps at which the CTA has living rows: the first `count` in time
+  const bool active;
+  int unit, row, seat;         // of the pair, in the layer and in the part; no seat: does not exist
+  bool second;                 // whether the second unit of the pair exists
+  bool even;                   // pairs are aligned in all tensors
+  const int64_t step_numbers;  // [B, H]
+  int64_t origin;              // position of the pair's row in the first part at step 0, see Place
+  int partial_read, partial_write, flip = 0;  // places in shared memory
+  GridExchange<S> exchange;
+  ResidentWeights<S> weights;
+
+  DEVICE GridWorker(const Steps& all, int64_t H, int parts_of_a_group, const void* packed,
+                    int64_t packed_bytes, void* memory)
+      : steps(all),
+        hidden(static_cast<int>(H)),
+        direction(dev::block_y()),
+        warp(dev::tid() / kWarpSize),
+        lane(dev::tid() % kWarpSize),
+        rank(dev::block_x() % S::kPeers),
+        parts(parts_of_a_group),
+        first_row(dev::block_x() / S::kPeers * parts * S::kRows),
+        count(living_steps(first_row)),
+        active(warp < S::kActive),
+        step_numbers(all.largest * H) {
+    const int upper = lane >> 4, g = lane >> 1 & 7;  // of 8 pairs of units
+    const int block = S::kRows == 16 ? warp / 4 : S::kBlocks == 2 ? upper : 0;
+    const int rows2 = S::kRows == 8 && S::kBlocks == 1 ? warp % 2 * 2 + upper : warp % 4;
+    const int column = S::kRows == 16 ? upper : 0;
+    unit = rank * S::kUnits + block * kMmaUnits + 2 * g;
+    row = column * kMmaBatch + rows2 * 2 + (lane & 1);
+    seat = active && unit < hidden ? row : kNoSeat;
+    second = unit + 1 < hidden;
+    origin = (direction * all.rows + first_row + row) * H;
+    const int64_t group =
+        int64_t{direction} * (dev::grid_x() / S::kPeers) + dev::block_x() / S::kPeers;
+    exchange.place(static_cast<uint8_t*>(memory) + group * parts * kGridRing * S::kRoundBytes, warp,
+                   lane, rank * S::kBlocks + block, g, row);
+    // 16 bytes of a lane's sums, in an order that spreads a read over the banks.
+    const int q = lane % 4;
+    partial_write = S::kPartialAt + warp * S::kOut * S::kBlocks * S::kColumns * kFragmentBytes +
+                    (lane / 4 * 4 + (q ^ lane / 8)) * 16;
+    partial_read = S::kPartialAt + (block * S::kColumns + column) * kFragmentBytes +
+                   (g * 4 + (rows2 ^ g >> 1)) * 16 + (lane & 1) * 8;
+    const int64_t fragments = (int64_t{rank} * S::kWarps + warp) * S::kFragments;
+    weights.load(reinterpret_cast<const uint4*>(static_cast<const uint8_t*>(packed) +
+                                                direction * packed_bytes) +
+                     fragments * kWarpSize,
+                 warp * S::kShared * kFragmentBytes, lane);
+  }
+
+  // Whether two numbers at `p` may be read at once: `p` is the beginning of a tensor [*, H].
+  DEVICE bool aligned(const void* p) const {
+    return hidden % 2 == 0 && reinterpret_cast<uintptr_t>(p) % (2 * sizeof(E)) == 0;
+  }
+
+  // Of the steps, those at which a row of the batch is alive.
+  DEVICE int living_steps(int64_t of_row) const {
+    if (steps.batch == nullptr) return of_row < steps.largest ? static_cast<int>(steps.count) : 0;
+    int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
+    while (low < high) {
+      const int middle = low + (high - low) / 2;
+      if (steps.batch[middle] > of_row) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  // Where a step lies: how many rows of the CTA are alive, and the position of the thread's row of
+  // the first part in a tensor [D, rows, H].
+  struct Place {
+    int living;
+    int64_t position;
+  };
+  DEVICE Place place(int t) const {
+    const bool inside = static_cast<unsigned>(t) < static_cast<unsigned>(count);
+    if (steps.batch == nullptr)
+      return {inside ? static_cast<int>(steps.largest) - first_row : 0, t * step_numbers + origin};
+    if (!inside) return {0, 0};
+    return {static_cast<int>(steps.batch[t]) - first_row, steps.offset[t] * hidden + origin};
+  }
+  // Parts that have living rows are the first ones.
+  DEVICE int living_parts(const Place& at) const {
+    const int n = (at.living + S::kRows - 1) / S::kRows;
+    return n < parts ? n : parts;
+  }
+  DEVICE int64_t position(const Place& at, int part) const {
+    return at.position + static_cast<int64_t>(part * S::kRows) * hidden;
+  }
+  DEVICE bool alive(const Place& at, int part) const { return seat + part * S::kRows < at.living; }
+  DEVICE bool exists(int part) const {
+    return seat + part * S::kRows < static_cast<int>(steps.largest) - first_row;
+  }
+  // Of the pair in [D, B, H].
+  DEVICE int64_t in_state(int part) const {
+    return (direction * steps.largest + first_row + part * S::kRows + row) * hidden + unit;
+  }
+  // In a tensor [D, rows, slots*H], a timeline (after the step; at the place of initial(), before
+  // all of them) and the output [rows, D*H].
+  DEVICE int64_t in_rows(int64_t position, int slots) const { return position * slots + unit; }
+  DEVICE int64_t in_timeline(int64_t position) const { return position + step_numbers + unit; }
+  DEVICE int64_t initial(int part) const {
+    const int64_t first = direction == 1 ? steps.rows * hidden : -step_numbers;
+    return origin + first + static_cast<int64_t>(part * S::kRows) * hidden;
+  }
+  DEVICE int64_t in_output(int64_t position) const {
+    const int64_t shift = direction == 1 ? hidden - steps.rows * hidden * dev::grid_y() : 0;
+    return position * dev::grid_y() + shift + unit;
+  }
+
+  // The pair at `p`, the first number in the low half, and back.
+  DEVICE uint32_t load_pair(const E* p) const {
+    if (even) return *reinterpret_cast<const uint32_t*>(p);
+    return as_halves(p[0], second ? p[1] : narrow<E>(0.f));
+  }
+  DEVICE void store_pair(E* p, uint32_t pair) const {
+    if (even) {
+      *reinterpret_cast<uint32_t*>(p) = pair;
+    } else {
+      p[0] = half_of<E>(pair, 0);
+      if (second) p[1] = half_of<E>(pair, 1);
+    }
+  }
+  // The pair at `p`, which need not be aligned, as floats; zeros where there is nothing.
+  struct Pair {
+    float number[2];
+  };
+  DEVICE Pair widen_pair(const E* tensor, int64_t at, bool wanted) const {
+    Pair pair = {{0.f, 0.f}};
+    if (tensor == nullptr || !wanted) return pair;
+    pair.number[0] = widen(tensor[at]);
+    if (second) pair.number[1] = widen(tensor[at + 1]);
+    return pair;
+  }
+  DEVICE void narrow_pair(E* tensor, int64_t at, const Pair& pair) const {
+    tensor[at] = narrow<E>(pair.number[0]);
+    if (second) tensor[at + 1] = narrow<E>(pair.number[1]);
+  }
+
+  // A state of the pair, between the steps of its part.
+  DEVICE Pair& state(int part, int k) const {
+    return reinterpret_cast<Pair*>(
+        dev::smem() +
+        S::kStatesAt)[(part * S::Cell::kStates + k) * S::kActive * kWarpSize + dev::tid()];
+  }
+
+  // sum[o]: the products of this thread's pair with the vector of a round, in active warps. Meets
+  // the CTA: all warps have then received.
+  DEVICE void product(int round, int part, float (&sum)[S::kOut][2]) {
+    constexpr int kM = S::kOut * S::kBlocks, kTilesOfLoad = 2 / S::kColumns;
+    float acc[S::kChains][kM][S::kColumns][4] = {};
+    UNROLL
+    for (int first = 0; first < S::kLoads; first += S::kChunk) {
+      uint4 v[S::kChunk];
+      exchange.receive(v, round, part, first);
+      UNROLL
+      for (int k = 0; k < S::kChunk; ++k) {
+        UNROLL
+        for (int n = 0; n < 2; ++n) {  // of one load: the next tile, or the second column
+          const int tile = (first + k) * kTilesOfLoad + (kTilesOfLoad == 2 ? n : 0);
+          const int column = kTilesOfLoad == 2 ? 0 : n;
+          const uint32_t b0 = n == 0 ? v[k].x : v[k].z, b1 = n == 0 ? v[k].y : v[k].w;
+          UNROLL
+          for (int m = 0; m < kM; ++m)
+            weights.multiply(acc[tile % S::kChains][m][column], tile * kM + m, b0, b1);
+        }
+      }
+    }
+    if constexpr (S::kPartials == 1) dev::cta_sync();  // all have read the last sums
+    UNROLL
+    for (int m = 0; m < kM; ++m) {
+      UNROLL
+      for (int n = 0; n < S::kColumns; ++n) {
+        UNROLL
+        for (int chain = 1; chain < S::kChains; ++chain) {
+          UNROLL
+          for (int j = 0; j < 4; ++j) acc[0][m][n][j] += acc[chain][m][n][j];
+        }
+        uint4 u;  // the pairs of two rows
+        u.x = as_bits(acc[0][m][n][0]), u.y = as_bits(acc[0][m][n][2]);
+        u.z = as_bits(acc[0][m][n][1]), u.w = as_bits(acc[0][m][n][3]);
+        *reinterpret_cast<uint4*>(dev::smem() + flip + partial_write +
+                                  (m * S::kColumns + n) * kFragmentBytes) = u;
+      }
+    }
+    dev::cta_sync();
+    UNROLL
+    for (int o = 0; o < S::kOut; ++o) sum[o][0] = sum[o][1] = 0.f;
+    if (active) {
+      UNROLL
+      for (int w = 0; w < S::kWarps; ++w) {
+        UNROLL
+        for (int o = 0; o < S::kOut; ++o) {
+          const Pair pair = *reinterpret_cast<const Pair*>(dev::smem() + flip + partial_read +
+                                                           (w * S::kOut + o) * S::kBlocks *
+                                                               S::kColumns * kFragmentBytes);
+          sum[o][0] += pair.number[0], sum[o][1] += pair.number[1];
+        }
+      }
+    }
+    if constexpr (S::kPartials == 2) flip ^= S::kPartialBytes;
+  }
+};
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,477 @@
+// A sequence of one step in one launch: both products, the gates, the new states. A CTA owns some
+// hidden units, with all their gates, of one tile of the batch. Its warps divide both products
+// among them, some of them x w_ih, the others h w_hh, and each takes a part of K; their sums meet
+// in shared memory, where each thread then finishes an element or two.
+//
+// Every weight is read once and by one lane, as it lies in the tensor, 16 bytes at a time where its
+// rows are aligned to that: which of the K's of an mma a number is, is free as long as both
+// operands agree. float32 is multiplied and added in float32.
+//
+// The launch is dependent: its CTAs are in place, and its weights in the L2 cache, when the kernel
+// before it in the stream ends.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/single_kernels.h"
+#include "cuda/types.h"
+
+namespace rnnfast::cuda {
+
+template <class Cell_, class E, int kIndex>
+struct SingleShape {
+  using Cell = Cell_;
+  using Element = E;
+  static constexpr bool kHalf = sizeof(E) == 2;
+  static constexpr SingleLayout kLayout =
+      single_layout(kSingleInstances[kIndex], Cell::kGates, kHalf);
+  static constexpr int kUnits = kLayout.units, kRows = kLayout.rows, kStride = kLayout.stride;
+  static constexpr int kBatch = kSingleInstances[kIndex].batch;
+  static constexpr int kElements = (kUnits * kBatch - 1) / kSingleThreads + 1;  // of a thread
+  static constexpr int kPiece = 16 / static_cast<int>(sizeof(E));               // numbers of a load
+  // CTAs that a processor should hold, so that those of the next launch find room.
+  static constexpr int kResident = kBatch > (kHalf ? 8 : 1) || kRows > 48 ? 1 : 2;
+};
+
+// ---- loads ----
+
+// Weights, which no kernel nearby has stored to, and what such a kernel may have.
+struct Settled {
+  template <class T>
+  static DEVICE T load(const T* p) {
+    return dev::load_settled(p);
+  }
+};
+struct Fresh {
+  template <class T>
+  static DEVICE T load(const T* p) {
+    return dev::load_l2(p);
+  }
+};
+
+// 16 bytes of a row by loads of kWidth; zeros behind its last `left` numbers.
+template <class From, int kWidth, class E>
+DEVICE uint4 load_operand(const E* p, int left) {
+  uint4 all{0, 0, 0, 0};
+  constexpr int kEach = kWidth / static_cast<int>(sizeof(E));
+  if constexpr (kWidth == 16) {
+    if (left > 0) all = From::load(reinterpret_cast<const uint4*>(p));
+  } else if constexpr (kWidth == 8) {
+    uint2 low{0, 0}, high{0, 0};
+    if (left > 0) low = From::load(reinterpret_cast<const uint2*>(p));
+    if (left > kEach) high = From::load(reinterpret_cast<const uint2*>(p + kEach));
+    all = {low.x, low.y, high.x, high.y};
+  } else {
+    using Bits = std::conditional_t<kWidth == 4, uint32_t, uint16_t>;
+    uint32_t word[4] = {};
+    UNROLL
+    for (int i = 0; i < 16 / kWidth; ++i)
+      if (left > i)
+        word[i * kWidth / 4] |= uint32_t{From::load(reinterpret_cast<const Bits*>(p + i))}
+                                << i * kWidth % 4 * 8;
+    all = {word[0], word[1], word[2], word[3]};
+  }
+  return all;
+}
+
+template <class E>
+DEVICE float load_number(const E* p) {
+  using Bits = std::conditional_t<sizeof(E) == 4, uint32_t, uint16_t>;
+  const Bits bits = dev::load_l2(reinterpret_cast<const Bits*>(p));
+  E number;
+  std::memcpy(&number, &bits, sizeof number);
+  return widen(number);
+}
+
+// ---- one product of a warp ----
+
+// Rows of w, of the units of the CTA, times rows of v, those of its tile, over a part of their
+// length.
+template <class S>
+struct Side {
+  using E = typename S::Element;
+  const E *w, *v;  // w from the first unit on
+  int64_t gate;    // numbers between the gates of a unit in w
+  int units;       // that exist
+  int living;      // rows of v
+  int depth;       // numbers of a row
+  int begin, end;  // of the warp
+
+  // Rows that nothing comes of are some other row.
+  DEVICE const E* weights(int row) const {
+    const int gate_number = row / S::kUnits, unit = row % S::kUnits;
+    const bool exists = gate_number < S::Cell::kGates && unit < units;
+    return exists ? w + gate_number * gate + int64_t{unit} * depth : w;
+  }
+  DEVICE const E* input(int row) const { return v + int64_t{row < living ? row : 0} * depth; }
+};
+
+// 16-bit types: the rows of w are those of mma, those of v its columns.
+template <class S>
+struct MmaProduct {
+  using E = typename S::Element;
+  using Mma = std::conditional_t<std::is_same_v<E, dev::Half>, dev::MmaHalf, dev::MmaBf16>;
+  static constexpr int kBlock = 4 * S::kPiece;  // numbers of K at a time: two mma
+  static constexpr int kTiles = S::kRows / kMmaUnits, kColumns = S::kBatch / kMmaBatch;
+  static constexpr int kPieces = (S::Cell::kGates * S::kUnits + 7) / 8;  // of 8 rows
+  // Blocks on their way: enough bytes for the distance to memory, few enough for the registers.
+  static constexpr int kAhead = kTiles <= 2 ? 4 : 2;
+  const int group, place;  // of the lane: a row and a column; a quarter of the block
+  float sum[kTiles][kColumns][4] = {};
+
+  explicit DEVICE MmaProduct(int lane) : group(lane / 4), place(lane % 4 * S::kPiece) {}
+
+  // `between` comes between the loads of weights and those of inputs.
+  template <int kWidth, class Between>
+  DEVICE void run(const Side<S>& side, Between between) {
+    constexpr int kBlocks = kWidth == 16 ? kAhead : 1;
+    const E *w[kTiles][2], *v[kColumns];
+    const int from = side.begin + place;
+    UNROLL
+    for (int i = 0; i < kPieces; ++i) w[i / 2][i % 2] = side.weights(i * 8 + group) + from;
+    UNROLL
+    for (int n = 0; n < kColumns; ++n) v[n] = side.input(n * kMmaBatch + group) + from;
+    int left = side.end - from;
+    uint4 a[kBlocks][kTiles][2], b[kBlocks][kColumns];
+    UNROLL
+    for (int i = 0; i < kBlocks; ++i) load_weights<kWidth>(a[i], w, i * kBlock, left);
+    between();
+    UNROLL
+    for (int i = 0; i < kBlocks; ++i) load_inputs<kWidth>(b[i], v, i * kBlock, left, side.living);
+    for (int rest = side.end - side.begin; rest > 0; rest -= kBlocks * kBlock) {
+      UNROLL
+      for (int i = 0; i < kBlocks; ++i) {
+        if (i * kBlock >= rest) break;
+        multiply(a[i], b[i], side.living);
+        load_weights<kWidth>(a[i], w, (kBlocks + i) * kBlock, left);
+        load_inputs<kWidth>(b[i], v, (kBlocks + i) * kBlock, left, side.living);
+      }
+      UNROLL
+      for (int i = 0; i < kPieces; ++i) w[i / 2][i % 2] += kBlocks * kBlock;
+      UNROLL
+      for (int n = 0; n < kColumns; ++n) v[n] += kBlocks * kBlock;
+      left -= kBlocks * kBlock;
+    }
+  }
+
+  template <int kWidth>
+  static DEVICE void load_weights(uint4 (&a)[kTiles][2], const E* const (&w)[kTiles][2], int at,
+                                  int left) {
+    UNROLL
+    for (int i = 0; i < 2 * kTiles; ++i)
+      a[i / 2][i % 2] = i < kPieces ? load_operand<Settled, kWidth>(w[i / 2][i % 2] + at, left - at)
+                                    : uint4{0, 0, 0, 0};
+  }
+  template <int kWidth>
+  static DEVICE void load_inputs(uint4 (&b)[kColumns], const E* const (&v)[kColumns], int at,
+                                 int left, int living) {
+    UNROLL
+    for (int n = 0; n < kColumns; ++n)
+      if (n * kMmaBatch < living) b[n] = load_operand<Fresh, kWidth>(v[n] + at, left - at);
+  }
+
+  DEVICE void multiply(const uint4 (&a)[kTiles][2], const uint4 (&b)[kColumns], int living) {
+    UNROLL
+    for (int n = 0; n < kColumns; ++n) {
+      if (n * kMmaBatch >= living) break;
+      UNROLL
+      for (int m = 0; m < kTiles; ++m) {
+        const uint4 &low = a[m][0], &high = a[m][1];
+        const uint32_t first[4] = {low.x, high.x, low.y, high.y},
+                       second[4] = {low.z, high.z, low.w, high.w};
+        dev::mma<Mma>(sum[m][n], first, b[n].x, b[n].y);
+        dev::mma<Mma>(sum[m][n], second, b[n].z, b[n].w);
+      }
+    }
+  }
+
+  // Of the warp, to [row][batch row].
+  DEVICE void store(float* sums, int) const {
+    struct alignas(8) Pair {
+      float first, second;
+    };
+    UNROLL
+    for (int i = 0; i < 2 * kTiles * kColumns; ++i) {
+      const int half = i % 2, m = i / 2 % kTiles, n = i / 2 / kTiles;
+      float* to =
+          sums + ((2 * m + half) * 8 + group) * S::kStride + n * kMmaBatch + place / S::kPiece * 2;
+      *reinterpret_cast<Pair*>(to) = {sum[m][n][2 * half], sum[m][n][2 * half + 1]};
+    }
+  }
+};
+
+// float32: a lane has half of the rows of w, some of the rows of v and one of many places in K.
+template <class S>
+struct FmaProduct {
+  using E = typename S::Element;
+  static constexpr int kGroups = S::kBatch == 1 ? 4 : 2;  // of the rows of w
+  static constexpr int kRows = S::kRows / kGroups;        // of a lane, and of those of v:
+  static constexpr int kBatch = S::kBatch == 32 ? 8 : S::kBatch == 8 ? 4 : 1;
+  static constexpr int kLanes = kWarpSize / kGroups * kBatch / S::kBatch;  // that divide K
+  static constexpr int kBlock = kLanes * S::kPiece;
+  static constexpr int kAhead = S::kBatch == 1 ? 4 : 2, kInputsAhead = kBatch == 8 ? 1 : kAhead;
+  const int depth_lane, row, column;  // of the lane: its place in K, the first of its rows
+  float sum[kRows][kBatch] = {};
+
+  explicit DEVICE FmaProduct(int lane)
+      : depth_lane(lane % kLanes),
+        row(lane / kLanes % kGroups * kRows),
+        column(lane / kLanes / kGroups * kBatch) {}
+
+  struct alignas(16) Numbers {
+    float number[4];
+  };
+  template <class From, int kWidth>
+  static DEVICE Numbers load(const E* p, int left) {
+    const uint4 bits = load_operand<From, kWidth>(p, left);
+    return {{as_float(bits.x), as_float(bits.y), as_float(bits.z), as_float(bits.w)}};
+  }
+
+  template <int kWidth, class Between>
+  DEVICE void run(const Side<S>& side, Between between) {
+    constexpr int kBlocks = kWidth == 16 ? kAhead : 1;
+    constexpr int kInputs = kWidth == 16 ? kInputsAhead : 1;
+    const E *w[kRows], *v[kBatch];
+    const int from = side.begin + depth_lane * S::kPiece;
+    UNROLL
+    for (int r = 0; r < kRows; ++r) w[r] = side.weights(row + r) + from;
+    UNROLL
+    for (int n = 0; n < kBatch; ++n) v[n] = side.input(column + n) + from;
+    int left = side.end - from;
+    Numbers a[kBlocks][kRows], b[kInputs][kBatch];
+    UNROLL
+    for (int i = 0; i < kBlocks; ++i) {
+      UNROLL
+      for (int r = 0; r < kRows; ++r)
+        a[i][r] = load<Settled, kWidth>(w[r] + i * kBlock, left - i * kBlock);
+    }
+    between();
+    UNROLL
+    for (int i = 0; i < kInputs; ++i) load_inputs<kWidth>(b[i], v, i * kBlock, left, side.living);
+    for (int rest = side.end - side.begin; rest > 0; rest -= kBlocks * kBlock) {
+      UNROLL
+      for (int i = 0; i < kBlocks; ++i) {
+        if (i * kBlock >= rest) break;
+        multiply(a[i], b[i % kInputs], side.living);
+        const int next = (kBlocks + i) * kBlock;
+        UNROLL
+        for (int r = 0; r < kRows; ++r) a[i][r] = load<Settled, kWidth>(w[r] + next, left - next);
+        load_inputs<kWidth>(b[i % kInputs], v, (kInputs + i) * kBlock, left, side.living);
+      }
+      UNROLL
+      for (int r = 0; r < kRows; ++r) w[r] += kBlocks * kBlock;
+      UNROLL
+      for (int n = 0; n < kBatch; ++n) v[n] += kBlocks * kBlock;
+      left -= kBlocks * kBlock;
+    }
+  }
+
+  template <int kWidth>
+  static DEVICE void load_inputs(Numbers (&b)[kBatch], const E* const (&v)[kBatch], int at,
+                                 int left, int living) {
+    UNROLL
+    for (int n = 0; n < kBatch; ++n)
+      if (n < living) b[n] = load<Fresh, kWidth>(v[n] + at, left - at);
+  }
+
+  DEVICE void multiply(const Numbers (&a)[kRows], const Numbers (&b)[kBatch], int living) {
+    UNROLL
+    for (int n = 0; n < kBatch; ++n) {
+      if (n >= living) break;
+      UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        UNROLL
+        for (int k = 0; k < 4; ++k) sum[r][n] = fma(a[r].number[k], b[n].number[k], sum[r][n]);
+      }
+    }
+  }
+
+  // Of all lanes of the same rows: where their number is even, each takes half of them first.
+  DEVICE void store(float* sums, int living) const {
+    constexpr bool kHalves = kRows % 2 == 0;
+    constexpr int kOwn = kHalves ? kRows / 2 : kRows, kFirst = kHalves ? kLanes / 2 : kLanes;
+    const bool upper = kHalves && (depth_lane & kFirst) != 0;
+    UNROLL
+    for (int n = 0; n < kBatch; ++n) {
+      if (n >= living) break;
+      UNROLL
+      for (int r = 0; r < kOwn; ++r) {
+        const int above = r + kRows - kOwn;
+        float total = upper ? sum[above][n] : sum[r][n];
+        if constexpr (kHalves) total += dev::shfl_xor(upper ? sum[r][n] : sum[above][n], kFirst);
+        UNROLL
+        for (int mask = kFirst / 2; mask > 0; mask /= 2) total += dev::shfl_xor(total, mask);
+        if (depth_lane % kFirst == 0)
+          sums[(row + (upper ? kOwn : 0) + r) * S::kStride + column + n] = total;
+      }
+    }
+  }
+};
+
+// ---- the step ----
+
+template <class S>
+struct SingleWorker {
+  using Cell = typename S::Cell;
+  using E = typename S::Element;
+  using V = Value<E>;
+  using Product = std::conditional_t<S::kHalf, MmaProduct<S>, FmaProduct<S>>;
+  static constexpr int kElements = S::kElements, kGates = Cell::kGates;
+  const SingleArgs<E>& a;
+  const int direction, warp, lane;
+  int first_unit, first_row, units, living;  // that exist of the CTA
+  float x[kElements][kGates], h[kElements][kGates], states[kElements][Cell::kStates];
+
+  explicit DEVICE SingleWorker(const SingleArgs<E>& args)
+      : a(args),
+        direction(dev::block_y()),
+        warp(dev::tid() / kWarpSize),
+        lane(dev::tid() % kWarpSize) {
+    const int tiles = static_cast<int>((batch() - 1) / S::kBatch + 1);
+    first_unit = dev::block_x() / tiles * S::kUnits;
+    first_row = dev::block_x() % tiles * S::kBatch;
+    units = smaller(static_cast<int>(a.layer.hidden) - first_unit, S::kUnits);
+    living = smaller(static_cast<int>(batch()) - first_row, S::kBatch);
+  }
+
+  DEVICE int64_t batch() const { return a.layer.steps.largest; }
+
+  // The unit and the batch row of the thread's e-th element, counted from the CTA's first.
+  DEVICE int unit(int e) const { return (dev::tid() + e * kSingleThreads) % S::kUnits; }
+  DEVICE int row(int e) const { return (dev::tid() + e * kSingleThreads) / S::kUnits; }
+  DEVICE bool exists(int e) const { return unit(e) < units && row(e) < living; }
+  // Position in a tensor [D, B, H].
+  DEVICE int64_t in_state(int e) const {
+    return (direction * batch() + first_row + row(e)) * a.layer.hidden + first_unit + unit(e);
+  }
+
+  // What the elements are made of beside the products.
+  DEVICE void load_elements() {
+    const E *b_ih = a.layer.b_ih[direction], *b_hh = a.layer.b_hh[direction];
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      UNROLL
+      for (int g = 0; g < kGates; ++g) {
+        const int64_t at = g * a.layer.hidden + first_unit + unit(e);
+        x[e][g] = b_ih != nullptr && exists(e) ? load_number(b_ih + at) : 0.f;
+        h[e][g] = b_hh != nullptr && exists(e) ? load_number(b_hh + at) : 0.f;
+      }
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) {
+        const E* from = a.layer.states_0[k];
+        states[e][k] = from != nullptr && exists(e) ? load_number(from + in_state(e)) : 0.f;
+      }
+    }
+  }
+
+  // The part of x w_ih or of h w_hh that is the warp's.
+  DEVICE Side<S> side(bool input) const {
+    const int64_t H = a.layer.hidden;
+    const int64_t depth = input ? a.inputs : a.layer.states_0[0] != nullptr ? H : 0;
+    const int warps = input ? a.input_warps : kSingleWarps - a.input_warps,
+              index = input ? warp : warp - a.input_warps;
+    const int blocks = static_cast<int>((depth - 1) / Product::kBlock + 1);
+    const auto part = [&](int i) {
+      return smaller(static_cast<int>(int64_t{blocks} * i / warps) * Product::kBlock,
+                     static_cast<int>(depth));
+    };
+    const E* w = input ? a.w_ih[direction] : a.layer.w_hh[direction];
+    const E* v = input ? a.x : a.layer.states_0[0] + direction * batch() * H;
+    return {w + first_unit * depth,  v + first_row * depth, H * depth,      units, living,
+            static_cast<int>(depth), part(index),           part(index + 1)};
+  }
+
+  // Brings the weights of the warp into the L2 cache.
+  DEVICE void prefetch(const Side<S>& side) const {
+    constexpr int kLine = 128 / static_cast<int>(sizeof(E));
+    for (int r = lane; r < kGates * S::kUnits; r += kWarpSize)
+      for (int k = side.begin; k < side.end; k += kLine) dev::prefetch_l2(side.weights(r) + k);
+  }
+
+  // All kernels before this one have ended when any of its loads but those of settled weights
+  // begins, and before anything is stored.
+  DEVICE void multiply(Product& product) {
+    const bool input = warp < a.input_warps;
+    const Side<S> mine = side(input);
+    if (!a.settled) {
+      prefetch(mine);
+      dev::wait_for_previous();
+    }
+    const auto between = [&] {
+      if (a.settled) dev::wait_for_previous();
+      dev::let_next_start();
+      load_elements();
+    };
+    const int width = input ? a.input_width : a.hidden_width;
+    if (width == 16) {
+      product.template run<16>(mine, between);
+    } else if (width == 8) {
+      product.template run<8>(mine, between);
+    } else {
+      product.template run<static_cast<int>(sizeof(E))>(mine, between);
+    }
+  }
+
+  DEVICE void add_products() {
+    const float* sums = reinterpret_cast<const float*>(dev::smem());
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      if (!exists(e)) continue;
+      UNROLL
+      for (int g = 0; g < kGates; ++g) {
+        const float* from = sums + (g * S::kUnits + unit(e)) * S::kStride + row(e);
+        UNROLL
+        for (int w = 0; w < kSingleWarps; ++w) {
+          const float part = from[w * S::kRows * S::kStride];
+          x[e][g] += w < a.input_warps ? part : 0.f;
+          h[e][g] += w < a.input_warps ? 0.f : part;
+        }
+      }
+    }
+  }
+
+  DEVICE void update(int e) {
+    const ForwardArgs<E>& layer = a.layer;
+    const int64_t H = layer.hidden, b = first_row + row(e), j = first_unit + unit(e);
+    const Walk walk{layer.steps, direction == 1};
+    V in[kGates], from_h[kGates], s[Cell::kStates], q[Cell::kReserve + 1];
+    UNROLL
+    for (int g = 0; g < kGates; ++g) in[g] = x[e][g], from_h[g] = h[e][g];
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) s[k] = states[e][k];
+    Cell::forward(in, from_h, s, q);
+    layer.output[(b * dev::grid_y() + direction) * H + j] = narrow<E>(plain(s[0]));
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      layer.states_n[k][in_state(e)] = narrow<E>(plain(s[k]));
+      if (layer.timelines[k] == nullptr) continue;
+      E* timeline = layer.timelines[k] + direction * (layer.steps.rows + batch()) * H + j;
+      timeline[walk.initial(b) * H] = narrow<E>(states[e][k]);
+      timeline[walk.after(0, b) * H] = narrow<E>(plain(s[k]));
+    }
+    if (layer.gates == nullptr) return;
+    UNROLL
+    for (int i = 0; i < Cell::kReserve; ++i)
+      layer.gates[((direction * layer.steps.rows + b) * Cell::kReserve + i) * H + j] =
+          narrow<E>(plain(q[i]));
+  }
+
+  DEVICE void run() {
+    Product product(lane);
+    multiply(product);
+    float* sums = reinterpret_cast<float*>(dev::smem());
+    product.store(sums + warp * S::kRows * S::kStride, living);
+    dev::cta_sync();
+    add_products();
+    UNROLL
+    for (int e = 0; e < kElements; ++e)
+      if (exists(e)) update(e);
+  }
+};
+
+template <class S>
+KERNEL LAUNCH_BOUNDS_FOR(kSingleThreads, S::kResident)
+    single_step(const SingleArgs<typename S::Element> args) {
+  SingleWorker<S>(args).run();
+}
+
+}  // namespace rnnfast::cuda

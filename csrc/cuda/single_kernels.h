@@ -1,0 +1,49 @@
+// `single` as the driver sees it, without device code: a launcher for each cell, type and instance.
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "cells.h"
+#include "cuda/args.h"
+#include "cuda/launch.h"
+#include "cuda/single_plan.h"
+
+namespace rnnfast::cuda {
+
+template <class E>
+struct SingleArgs {
+  ForwardArgs<E> layer;           // without x_gates
+  const E* x;                     // [B, I]
+  const E* w_ih[2];               // per direction [G*H, I]
+  int64_t inputs;                 // I
+  int input_warps;                // see there
+  int input_width, hidden_width;  // bytes that the rows of the two products are aligned to, or 16
+  bool settled;  // no kernel nearby stores to the weights: they may be read before it has ended
+};
+
+// Null where the instance is not possible().
+using SingleLauncher = dev::Status (*)(const SingleArgs<void>&, int64_t tiles, int directions,
+                                       bool dependent, dev::Stream);
+using SingleTable = std::array<SingleLauncher, kSingleInstanceCount>;
+using SingleTables = std::array<SingleTable, 3>;  // float32, bfloat16, float16
+
+// One file per cell defines it.
+template <class Cell>
+const SingleTables& single_tables();
+template <>
+const SingleTables& single_tables<Elman<Tanh>>();
+template <>
+const SingleTables& single_tables<Elman<Relu>>();
+template <>
+const SingleTables& single_tables<Gru>();
+template <>
+const SingleTables& single_tables<Lstm>();
+
+inline SingleLauncher single_kernel(std::string_view cell, Type type, int instance) {
+  const SingleTables* tables = nullptr;
+  dispatch_cell(cell, [&](auto c) { tables = &single_tables<decltype(c)>(); });
+  return (*tables)[type == Type::kFloat32 ? 0 : type == Type::kBfloat16 ? 1 : 2][instance];
+}
+
+}  // namespace rnnfast::cuda

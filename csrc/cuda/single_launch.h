@@ -1,0 +1,48 @@
+// Instantiates `single` for a cell. Included once per cell.
+#pragma once
+
+#include <bit>
+#include <utility>
+
+#include "cuda/single.h"
+#include "cuda/single_kernels.h"
+
+namespace rnnfast::cuda {
+
+template <class S>
+dev::Status launch_single(const SingleArgs<void>& args, int64_t tiles, int directions,
+                          bool dependent, dev::Stream stream) {
+  const int64_t peers = (args.layer.hidden - 1) / S::kUnits + 1;
+  dev::Launch launch{};
+  launch.grid_x = static_cast<int>(peers * tiles), launch.grid_y = directions;
+  launch.threads = kSingleThreads, launch.smem_bytes = S::kLayout.shared_bytes();
+  launch.dependent = dependent;
+  return dev::launch(single_step<S>, launch, stream,
+                     std::bit_cast<SingleArgs<typename S::Element>>(args));
+}
+
+template <class Cell, class E, int kIndex>
+constexpr SingleLauncher single_launcher() {
+  if constexpr (possible(kSingleInstances[kIndex], sizeof(E) == 2)) {
+    return launch_single<SingleShape<Cell, E, kIndex>>;
+  } else {
+    return nullptr;
+  }
+}
+
+template <class Cell, class E>
+constexpr SingleTable single_table() {
+  return []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    return SingleTable{single_launcher<Cell, E, kIndex>()...};
+  }(std::make_integer_sequence<int, kSingleInstanceCount>{});
+}
+
+template <class Cell>
+const SingleTables& single_tables_of() {
+  static constexpr SingleTables kTables = {single_table<Cell, float>(),
+                                           single_table<Cell, dev::Bf16>(),
+                                           single_table<Cell, dev::Half>()};
+  return kTables;
+}
+
+}  // namespace rnnfast::cuda

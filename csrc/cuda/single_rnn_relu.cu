@@ -1,0 +1,10 @@
+#include "cuda/single_launch.h"
+
+namespace rnnfast::cuda {
+
+template <>
+const SingleTables& single_tables<Elman<Relu>>() {
+  return single_tables_of<Elman<Relu>>();
+}
+
+}  // namespace rnnfast::cuda

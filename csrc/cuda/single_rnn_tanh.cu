@@ -1,0 +1,10 @@
+#include "cuda/single_launch.h"
+
+namespace rnnfast::cuda {
+
+template <>
+const SingleTables& single_tables<Elman<Tanh>>() {
+  return single_tables_of<Elman<Tanh>>();
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,35 @@
+// The kernels for small layers as the driver sees them, without device code.
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "cells.h"
+#include "cuda/sequence.h"
+#include "cuda/small_shape.h"
+
+namespace rnnfast::cuda {
+
+using SmallTable = std::array<SequenceLauncher, kSmallCount>;
+using SmallTables = std::array<SmallTable, 2>;  // Precision::kBf16 and kHalf
+
+// One file per cell defines it.
+template <class Cell>
+const SmallTables& small_tables();
+template <>
+const SmallTables& small_tables<Elman<Tanh>>();
+template <>
+const SmallTables& small_tables<Elman<Relu>>();
+template <>
+const SmallTables& small_tables<Gru>();
+template <>
+const SmallTables& small_tables<Lstm>();
+
+inline const SequenceLauncher& small_kernel(std::string_view cell, Precision precision,
+                                            int instance) {
+  const SmallTables* tables = nullptr;
+  dispatch_cell(cell, [&](auto c) { tables = &small_tables<decltype(c)>(); });
+  return (*tables)[static_cast<int>(precision)][instance];
+}
+
+}  // namespace rnnfast::cuda

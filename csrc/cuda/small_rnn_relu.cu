@@ -1,0 +1,10 @@
+#include "cuda/small_launch.h"
+
+namespace rnnfast::cuda {
+
+template <>
+const SmallTables& small_tables<Elman<Relu>>() {
+  return small_tables_of<Elman<Relu>>();
+}
+
+}  // namespace rnnfast::cuda

@@ -1,0 +1,195 @@
+"""The kernels for small layers of 16-bit numbers, on the emulator.
+
+Catches a row, a unit or a gate taken for another in any instance, a layer of fewer units than its
+instance or of an odd number of them, a step of a packed sequence at which rows begin or end, inputs
+asked for too late or beyond the end, and sums or results that follow the schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from emulated import Simt
+from problems import MODES, TOLERANCE, Problem, assert_close
+from test_parity import (
+    EMPTY,
+    KEPT,
+    SHAPES,
+    assert_gradients_close,
+    backward_arguments,
+    check,
+    kept,
+    name,
+    strided,
+)
+from torch import Tensor
+
+from rnnfast import ops
+
+SMALL = Simt("small")
+DTYPES = (torch.bfloat16, torch.float16)
+# At, below and beside the sizes of instances and parts of K; odd ones; even ones that are no
+# multiple of 8; and one that no instance holds.
+HIDDEN = (15, 16, 24, 31, 32, 33, 36, 63, 64, 66, 96, 100, 127, 128)
+# Whether an instance fills, is empty in parts, or begins another tile; more steps than inputs are
+# asked for ahead, as many, fewer.
+SIZES: list[dict[str, Any]] = [
+    {"T": 9, "B": 5},
+    {"T": 4, "B": 4, "bidirectional": True},
+    {"T": 2, "B": 1, "states_given": False},
+    {"lengths": (8, 8, 7, 5, 5, 1), "bidirectional": True},
+    {"lengths": (6, 1, 1, 1, 1), "states_given": False, "bias": False},
+]
+
+pytestmark = pytest.mark.usefixtures("_library")
+
+
+def runs_small(problem: Problem) -> None:
+    """Forward, forward for training and backward by whole-sequence kernels, and all is right."""
+    torch.ops.rnnfast_simt.launched()
+    check(problem, SMALL)
+    kinds = torch.ops.rnnfast_simt.launched()
+    assert kinds == ["cta"] * 3, kinds
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+def test_values_and_gradients(mode: str, dtype: torch.dtype, shape: dict[str, Any]) -> None:
+    if shape.get("H", 0) > 128:
+        pytest.skip("larger than any instance")
+    runs_small(Problem(mode, dtype=dtype, **shape))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("size", SIZES, ids=name)
+def test_every_size(mode: str, hidden: int, size: dict[str, Any]) -> None:
+    """Both types take turns."""
+    dtype = DTYPES[(hidden + len(size)) % 2]
+    runs_small(Problem(mode, dtype=dtype, H=hidden, I=3, **size))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_reserve_is_that_of_the_cpu(mode: str, dtype: torch.dtype, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=dtype, **shape)
+    _, _, wanted = problem.layer(train=True)
+    assert_close(kept(problem, SMALL)[1], [t.to(dtype) for t in wanted], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [6, 7, 64])
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_inference_is_training_without_the_reserve(
+    mode: str, hidden: int, shape: dict[str, Any]
+) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.bfloat16, H=hidden, **shape)
+    values, _ = kept(problem, SMALL)
+    output, states_n, reserve = SMALL.layer(*problem.layer_arguments(False))
+    assert reserve == []
+    assert_close([output, *states_n], values, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_only_what_is_needed(mode: str, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.float16, **shape)
+    *given, needs = backward_arguments(problem, SMALL)
+    everything = SMALL.layer_backward(*given, needs)
+    for i in range(len(needs)):
+        (only,) = SMALL.layer_backward(*given, [k == i for k in range(len(needs))])
+        assert_close([only], [everything[i]], 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_missing_gradients_count_as_zeros(mode: str) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.bfloat16)
+    cell, grad, grads, *rest = backward_arguments(problem, SMALL)
+    zeros = [torch.zeros_like(g) for g in grads]
+    for given, wanted in (
+        ((cell, grad, [None] * len(grads)), (cell, grad, zeros)),
+        ((cell, None, grads), (cell, torch.zeros_like(grad), grads)),
+    ):
+        assert_close(SMALL.layer_backward(*given, *rest), SMALL.layer_backward(*wanted, *rest), 0)
+
+
+def displaced(t: Tensor) -> Tensor:
+    """The same, contiguous, at an address that is not a multiple of 4."""
+    memory = torch.empty(t.numel() + 1, dtype=t.dtype)
+    return memory[1:].view(t.shape).copy_(t)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [6, 64])
+@pytest.mark.parametrize("change", [strided, displaced], ids=["strided", "displaced"])
+def test_any_place_in_memory(mode: str, hidden: int, change: Any) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.bfloat16, H=hidden)
+    values, reserve = kept(problem, SMALL)
+    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(True)
+    x, states, weights = change(x), [*map(change, states)], [*map(change, weights)]
+    output, states_n, again = SMALL.layer(cell, x, sizes, states, weights, both, True)
+    assert_close([output, *states_n, *again], [*values, *reserve], 0)
+    _, grad, grads, *_, needs = given = backward_arguments(problem, SMALL, (values, reserve))
+    again = [displaced(t) for t in reserve] if change is displaced else reserve
+    changed = [cell, change(grad), [*map(change, grads)], x, sizes, weights, both, again, needs]
+    assert_close(SMALL.layer_backward(*changed), SMALL.layer_backward(*given), 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [7, 48, 100])
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_every_schedule_gives_the_same_bits(mode: str, hidden: int, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.bfloat16, H=hidden, **shape)
+    values, reserve = kept(problem, SMALL)
+    arguments = backward_arguments(problem, SMALL, (values, reserve))
+    gradients = SMALL.layer_backward(*arguments)
+    for seed in range(1, 4):
+        other = SMALL._replace(seed=seed)
+        again, again_reserve = kept(problem, other)
+        assert_close([*again, *again_reserve], [*values, *reserve], 0)
+        assert_close(other.layer_backward(*arguments), gradients, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("hidden", [5, 20, 64])
+def test_what_is_not_finite_stays_in_its_row(mode: str, bad: float, hidden: int) -> None:
+    """And in its unit, where the CPU keeps it there: units that do not exist carry nothing on."""
+    problem = Problem(mode, dtype=torch.bfloat16, T=4, B=6, H=hidden, states_given=False)
+    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(False)
+    x = x.clone()
+    x[1, 2, 0] = bad
+    arguments = (cell, x, sizes, states, weights, both, False)
+    output, states_n, _ = SMALL.layer(*arguments)
+    wanted, wanted_n, _ = ops.layer(*arguments)
+    for a, b in zip([output, *states_n], [wanted, *wanted_n], strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+        torch.testing.assert_close(
+            a.nan_to_num(), b.nan_to_num(), rtol=TOLERANCE[a.dtype], atol=TOLERANCE[a.dtype]
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", EMPTY, ids=name)
+def test_nothing_to_compute(mode: str, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, dtype=torch.bfloat16, **shape)
+    arguments = problem.layer_arguments(True)
+    output, states_n, _ = SMALL.layer(*arguments)
+    wanted, wanted_n, _ = ops.layer(*arguments)
+    assert_close([output, *states_n], [wanted, *wanted_n], 0)
+
+
+def test_a_layer_that_is_too_large_runs_step_by_step() -> None:
+    problem = Problem("GRU", dtype=torch.float16, H=130)
+    torch.ops.rnnfast_simt.launched()
+    found = kept(problem, SMALL)
+    arguments = backward_arguments(problem, SMALL, found)
+    gradients = SMALL.layer_backward(*arguments)
+    assert torch.ops.rnnfast_simt.launched() == []
+    arguments[7] = [t.float() for t in arguments[7]]
+    wanted = list(ops.layer_backward(*arguments))
+    assert_gradients_close(gradients, wanted, TOLERANCE[torch.float16])
