@@ -91,7 +91,7 @@ inline Plans plans(const Problem& p) {
                    [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; });
   if (p.wanted && p.wanted->entry >= 0) {
     const size_t entry = p.wanted->entry;
-    result = entry < result.size() ? std::vector{result[entry]} : std::vector<Plan>();
+    result = entry < result.size() ? Plans{result[entry]} : Plans();
   }
   result.push_back(step);
   return result;
