@@ -19,7 +19,7 @@ from torch.utils import cpp_extension
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 MAJOR, MINOR = torch.__version__.split(".")[:2]
-HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
+HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True))
 CXX = ["-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"]
 CXX += [f"-isystem{path}" for path in cpp_extension.include_paths()]  # no warnings from torch
 OPTIONS = {"include_dirs": [os.path.abspath("csrc")], "depends": HEADERS}

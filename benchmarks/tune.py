@@ -38,8 +38,8 @@ PASSES = ("inference", "training", "backward")
 KERNEL = "RNNFAST_CUDA_KERNEL"
 REPEATS, REPLAYS = 3, 5
 STEPS = 100
-WIDE = {"hidden": (32, 64, 128, 256, 384, 512, 768, 1024), "batch": (1, 8, 32, 128)}
-"""GRU in bfloat16 on all of these; the other cells and precisions on the middle of them."""
+HIDDEN = (32, 64, 128, 256, 384, 512, 768, 1024, 2048)
+BATCHES = (32, 1, 128)
 
 H200 = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
 """For --dry."""
@@ -68,20 +68,22 @@ class Entry:
 
 def layers() -> Iterator[Layer]:
     """The most telling first."""
-    for H in WIDE["hidden"]:
-        for B in WIDE["batch"]:
-            yield Layer("gru", "bfloat16", B, H)
-    for H in (64, 128, 256, 512, 1024):
-        for cell in ("gru", "lstm", "rnn_tanh"):
-            for precision in ("float32", "float32 exact", "bfloat16"):
-                if (cell, precision) != ("gru", "bfloat16"):
-                    yield Layer(cell, precision, 32, H)
+    kinds = [(c, p) for p in ("bfloat16", "float32", "float32 exact") for c in CELLS]
+    for B in BATCHES:
+        for H in HIDDEN:
+            # One cell of each number of gates, in each way to multiply.
+            yield from (Layer(c, p, B, H) for c, p in kinds if c != "rnn_relu")
+        if B == BATCHES[0]:
+            yield from one_step()
+    for B, H in ((1024, 256), (512, 512), (1024, 128), (1024, 512)):
+        yield from (Layer(cell, "bfloat16", B, H) for cell in ("gru", "lstm"))
+
+
+def one_step() -> Iterator[Layer]:
     for cell in ("gru", "lstm"):
         for B, H in ((1, 512), (1, 1024), (8, 512), (1, 256), (32, 512)):
             yield Layer(cell, "bfloat16", B, H, T=1)
         yield Layer(cell, "float32", 1, 512, T=1)
-    yield from (Layer("gru", "float32", B, H) for H in (64, 256) for B in (1, 128))
-    yield from (Layer("gru", "bfloat16", B, H) for B, H in ((1024, 256), (32, 2048), (512, 512)))
 
 
 def device_facts() -> dict[str, int]:
