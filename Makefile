@@ -32,7 +32,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 
-.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-build gpu-check
+.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-host cuda-build gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -51,6 +51,10 @@ bench-peers:
 # ARCH="80 90" compiles for these only.
 cuda-compile:
 	$(PYTHON) -m tools.cuda_compile $(if $(ARCH),--arch $(ARCH))
+
+# Against the torch of TORCH, which must be one for CUDA.
+cuda-host: $(VENV)/$(TORCH_NAME)
+	$(BIN)/python -m tools.cuda_host
 
 cuda-build: .venv-cuda/torch
 	bash tools/cuda-build.sh .venv-cuda/bin/python

@@ -33,9 +33,6 @@ CXX = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fvisibili
 CXX += ["-Wall", "-Wextra"]
 CXX += [f"-isystem{path}" for path in cpp_extension.include_paths()]  # no warnings from torch
 OPTIONS = {"include_dirs": [os.path.abspath("csrc")], "depends": HEADERS}
-# Searched last, for what the toolkit may lack: cuBLAS and others come as packages beside torch's.
-SITE_PACKAGES = os.path.dirname(os.path.dirname(torch.__file__))
-CUDA_PACKAGES = sorted(glob(os.path.join(SITE_PACKAGES, "nvidia", "*", "include")))
 NVCC_FLAGS = ["-O3", "-std=c++20", "-Xfatbin=-compress-all", "--Werror=all-warnings"]
 NVCC_FLAGS += ["-Xcompiler=-fvisibility=hidden"]
 INSTRUCTION_SETS = {"default": []}
@@ -67,12 +64,9 @@ def cpu_extension(name: str, sources: list[str], flags: list[str]) -> CppExtensi
 def cuda_extensions() -> list[CUDAExtension]:
     """The CUDA extension, or nothing. Needs no GPU: machines that build may have none."""
     # What compiles fast comes first, so that what is wrong shows early.
-    sources = sorted(glob("csrc/cuda/*.cpp")) + ["csrc/cuda/step.cu"]
+    sources = [*sorted(glob("csrc/cuda/*.cpp")), "csrc/cuda/step.cu"]
     sources += sorted(set(glob("csrc/cuda/*.cu")) - set(sources))
-    # The packages' headers of the runtime must not come before the toolkit's own.
-    includes = [f"-isystem{os.environ.get('CUDA_HOME')}/include"]
-    includes += [f"-idirafter{path}" for path in CUDA_PACKAGES]
-    flags = {"cxx": [*CXX, *includes], "nvcc": NVCC_FLAGS}
+    flags = {"cxx": [*CXX, *building.cuda_includes()], "nvcc": NVCC_FLAGS}
     if not building.builds_cuda(NVCC, sources, flags):
         return []
     return [CUDAExtension("rnnfast._cuda", sources, extra_compile_args=flags, **OPTIONS)]

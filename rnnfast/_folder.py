@@ -1,4 +1,4 @@
-"""Which folder holds the libraries for this torch and this Python: ours, or the installed package's.
+"""Which folder holds the libraries for this torch and Python: ours, or the installed package's.
 
 A clone's folder comes first on the path of whatever runs inside the clone (``python -m rnnfast``,
 a script, the tests), and holds libraries only where they were built in place, for one torch and one

@@ -74,7 +74,9 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
     )
 
 
-def _explain_cell(module: nn.RNNCell | nn.GRUCell | nn.LSTMCell, input: Any, hx: Any) -> Explanation:
+def _explain_cell(
+    module: nn.RNNCell | nn.GRUCell | nn.LSTMCell, input: Any, hx: Any
+) -> Explanation:
     if isinstance(module, nn.RNNCell):
         mode = f"RNN_{module.nonlinearity}".upper()
     elif isinstance(module, nn.GRUCell):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from setuptools import Extension
-from torch.utils.cpp_extension import BuildExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension
 
 from tools import needs, toolkit
 
@@ -44,7 +44,10 @@ class Build(BuildExtension):
         worker.build_temp = os.path.join(self.build_temp, ext.name)
         began = time.monotonic()
         _say(f"{ext.name} ...")
-        super(Build, worker).build_extension(ext)
+        try:
+            super(Build, worker).build_extension(ext)
+        except RuntimeError as error:  # the compiler has said what is wrong
+            raise SystemExit(f"rnnfast: {ext.name} does not compile: {error}") from None
         _say(f"{ext.name} is built, {time.monotonic() - began:.0f} s")
 
     def _target(self) -> Path:
@@ -59,6 +62,14 @@ class Build(BuildExtension):
                 library.unlink()
         text = f'# Written by setup.py.\nTORCH = "{torch.__version__}"\n'
         (folder / "_build.py").write_text(text, encoding="utf-8")
+
+
+def cuda_includes() -> list[str]:
+    """Where the compilers find CUDA's headers: in the toolkit, and what it lacks (cuBLAS and others
+    may come as packages beside torch's) after all else, as theirs of the runtime must not win.
+    """
+    packages = sorted(Path(torch.__file__).parents[1].glob("nvidia/*/include"))
+    return [f"-isystem{CUDA_HOME}/include", *(f"-idirafter{path}" for path in packages)]
 
 
 def builds_cuda(nvcc: str | None, sources: Sequence[str], flags: dict[str, list[str]]) -> bool:

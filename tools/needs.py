@@ -69,7 +69,8 @@ def setuptools() -> str:
     if found is None:
         return "setuptools is missing: pip install 'setuptools>=77'"
     if found < SETUPTOOLS:
-        return f"setuptools {metadata.version('setuptools')} is too old: pip install 'setuptools>=77'"
+        old = metadata.version("setuptools")
+        return f"setuptools {old} is too old: pip install 'setuptools>=77'"
     return ""
 
 

@@ -48,8 +48,7 @@ def problem(nvcc: str, sources: Iterable[str], flags: Mapping[str, Sequence[str]
 
     Only the preprocessors run, so that a header that is missing shows in seconds, not at the end.
 
-    Args:
-        flags: for the host's compiler, `cxx`, and for `nvcc`, as setuptools gets them
+    `flags` are for the host's compiler, `cxx`, and for `nvcc`, as setuptools gets them.
     """
     home = find_home(nvcc)
     if not any((home / folder / "libcudart.so").exists() for folder in ("lib64", "lib")):
