@@ -73,7 +73,7 @@ def layers() -> Iterator[Layer]:
         for H in HIDDEN:
             # One cell of each number of gates, in each way to multiply.
             yield from (Layer(c, p, B, H) for c, p in kinds if c != "rnn_relu")
-        if B == BATCHES[0]:
+        if BATCHES[0] == B:
             yield from one_step()
     for B, H in ((1024, 256), (512, 512), (1024, 128), (1024, 512)):
         yield from (Layer(cell, "bfloat16", B, H) for cell in ("gru", "lstm"))

@@ -107,8 +107,8 @@ PRECISIONS = {"bfloat16": "kBf16", "float32": "kTf32", "float32 exact": "kFloat"
 
 
 def header(data: dict[str, Any]) -> str:
-    """The lines of csrc/cuda/measured.inc: the microseconds a step of every instance, at the largest
-    H that it ran; a forward pass counts as the mean of inference and training.
+    """The lines of csrc/cuda/measured.inc: the microseconds a step of every instance, at the
+    largest H that it ran; a forward pass counts as the mean of inference and training.
     """
     gates = {facts["name"]: facts["gates"] for facts in _C.cells()}
     found: dict[tuple[Any, ...], dict[int, dict[int, list[float]]]] = {}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import git_commit
-from tools import toolkit
 
 ROOT = Path(__file__).parents[1]
 CARRIED = ("benchmarks", "csrc", "tests", "tools", "pyproject.toml", "setup.py", "README.md")

@@ -60,7 +60,7 @@ def _processors(_library: None) -> Iterator[None]:
 
 
 def first_plan(problem: Problem, processors: int, backward: bool) -> dict[str, Any]:
-    T = 5  # noqa: N806
+    T = 5
     dtype, directions = name(problem.dtype), 1 + problem.bidirectional
     return _C.cuda_plan(
         problem.cell,
