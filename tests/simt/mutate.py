@@ -23,17 +23,26 @@ from emulated import COMPILER, FLAGS, ROOT, Simt, build
 from problems import Problem
 
 FOLDER = ROOT / "build" / "mutants"
-HEADERS = ("exchanger.h", "persistent.h")
+HEADERS = (
+    "exchanger.h",
+    "persistent.h",
+    "grid_exchange.h",
+    "grid_worker.h",
+    "grid_forward.h",
+    "grid_backward.h",
+)
 # A statement that synchronises, with the condition before it on its line.
 STATEMENT = re.compile(
     r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
     r"(?:dev::(?:cta_sync|group_sync|cluster_sync|mbar_\w+|store_release|wait_until)"
+    r"|dev::(?:fence_words|poll_until)|self\.exchange\.clear"
     r"|group_barrier)\(.*;$"
 )
 SHAPES: list[dict[str, Any]] = [
     {"T": 6, "B": 9, "H": 60, "bidirectional": True},
     {"T": 5, "B": 3, "H": 200},
     {"lengths": (6, 6, 5, 2, 1), "H": 130},
+    {"T": 36, "B": 3, "H": 20, "I": 2},  # the ring of a grid goes round
 ]
 SEEDS = range(12)
 
@@ -68,9 +77,10 @@ def build_mutant(mutant: Mutant, objects: Path) -> Path:
     header.write_text("\n".join(lines) + "\n", encoding="utf-8")
     compiled, library = folder / "gru.o", folder / "rnnfast_simt.so"
     run = [str(COMPILER), *FLAGS.split(), f"-I{folder / 'csrc'}", f"-I{ROOT / 'tests'}", "-w"]
-    source = folder / "csrc" / "cuda" / "persistent_gru.cu"
+    family = "grid" if mutant.header.startswith("grid_") else "persistent"
+    source = folder / "csrc" / "cuda" / f"{family}_gru.cu"
     subprocess.run([*run, "-x", "c++", "-c", str(source), "-o", str(compiled)], check=True)
-    others = [str(o) for o in objects.glob("*.o") if o.name != "persistent_gru.cu.o"]
+    others = [str(o) for o in objects.glob("*.o") if o.name != f"{source.name}.o"]
     paths = [f"-L{path}" for path in cpp_extension.library_paths()]
     link = [str(COMPILER), "-shared", str(compiled), *others, "-o", str(library), *paths]
     subprocess.run([*link, "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", "-lpthread"], check=True)
