@@ -167,7 +167,7 @@ struct Layout {
 constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
   const bool grid = l.exchange == Exchange::kGrid;
-  int step = (l.backward ? 66 : l.ring_slots == 0 ? 70 : 78) + 3 * l.gates;
+  int step = (l.backward ? 66 : l.ring_slots == 0 ? 74 : 78) + 3 * l.gates;
   if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 28 : 16;
   if (l.element_bytes > 2) step += grid ? 12 : 24;
   if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
