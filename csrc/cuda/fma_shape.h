@@ -65,7 +65,7 @@ constexpr FmaLayout fma_layout(const FmaInstance& i, int gates) {
 // Whether the weights fit into the registers beside what a step needs: from the compiler's reports.
 constexpr bool fma_possible(const FmaInstance& i, int gates) {
   const FmaLayout l = fma_layout(i, gates);
-  return l.weights() <= (l.threads() > 256 ? 64 : 192);
+  return l.threads() <= 256 && l.weights() <= (l.units > l.share ? 128 : 192);
 }
 
 // ---- the plan ----
