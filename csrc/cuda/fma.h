@@ -24,19 +24,23 @@ struct FmaShape {
   static constexpr int kDepth = kLayout.depth(), kOut = kLayout.out();
   static constexpr int kThreads = kLayout.threads(), kColumns = kDepth / kShare;
   static constexpr int kLanes = kWarpSize / kShare;  // neighbours, with a unit each
-  // A lane ends with one of kOutputs sums (of kValues numbers), as kCopies lanes do. Backward in a
-  // cluster it sends the sums of all rows of one unit; else it goes on with one row of one unit.
+  // A lane ends with one of kOutputs sums (of kValues numbers), as kCopies lanes do, and goes on
+  // with one row of one unit. Backward in a cluster it sends the sums of all rows of one unit, or
+  // of kKept units.
   static constexpr bool kSums = kBackward && kCluster;
   static constexpr int kOutputs = kSums ? kUnits : kRows * kUnits;
-  static constexpr int kValues = kSums ? kRows : kOut, kCopies = kShare / kOutputs;
+  static constexpr int kValues = kSums ? kRows : kOut;
+  static constexpr int kKept = kOutputs > kShare ? kOutputs / kShare : 1;
+  static constexpr int kCopies = kShare * kKept / kOutputs;
   static constexpr int kVectorBytes = kLayout.vector_bytes();
   static constexpr int kReceivedAt = kLayout.received_at();
   static constexpr int kReceivedBytes = kLayout.received_bytes(), kBarsAt = kLayout.bars_at();
   // Each lane numbers its units so that the one it ends with is the first: then the compiler knows
   // which sums to keep.
   static constexpr bool kOwnFirst = kOutputs == kUnits;
-  static_assert(kColumns % 4 == 0 && kThreads % kWarpSize == 0 && kCopies * kOutputs == kShare);
-  static_assert((kCopies >= 2 || kSums) && (kRows == 1 || kUnits == 1 || kSums));
+  static_assert(kColumns % 4 == 0 && kThreads % kWarpSize == 0 &&
+                kCopies * kOutputs == kShare * kKept);
+  static_assert((kSums || (kCopies >= 2 && kKept == 1)) && (kRows == 1 || kUnits == 1 || kSums));
   static_assert(!kCluster || (kLanes % 4 == 0 && 4 * kCopies >= kRows));
 };
 
@@ -147,13 +151,14 @@ struct FmaProduct {
   }
 };
 
-// Adds up the sums of the lanes that share K. A lane ends, in sum[0], with output part / kCopies,
-// which is its unit 0 if kOwnFirst.
+// Adds up the sums of the lanes that share K. A lane ends, in the first kKept sums, with those from
+// part / kCopies * kKept on, which are its first ones if kOwnFirst.
 template <class S>
 DEVICE void add_parts(float (&sum)[S::kOutputs][S::kValues], int part) {
   UNROLL
   for (int mask = S::kShare / 2; mask >= S::kCopies; mask /= 2) {
-    const int half = mask / S::kCopies;  // of the outputs left: a lane hands on the other half
+    const int half =
+        mask / S::kCopies * S::kKept;  // of the outputs left: a lane hands on the other half
     [[maybe_unused]] const bool upper = part & mask;
     UNROLL
     for (int o = 0; o < half; ++o) {
@@ -235,7 +240,7 @@ struct FmaWorker {
   // Of the units that a CTA computes: the one in the layer, and those of this lane.
   DEVICE int first_unit() const { return S::kSums ? 0 : rank * S::kOwn; }
   DEVICE int computed(int u) const {
-    const int own = S::kOwnFirst ? part / S::kCopies : 0;
+    const int own = S::kOwnFirst ? part / S::kCopies * S::kKept : 0;
     return warp * kLaneUnits + (u ^ own) * S::kLanes + neighbour;
   }
 

@@ -102,7 +102,7 @@ struct FmaBackward {
     for (int k = 0; k < kStates; ++k) p[k] = in[slot].before[k], s[k] = after[k], ds[k] = grads[k];
     ds[0] = ds[0] + V(in[slot].grad);
     Cell::backward(q, p, s, ds, dx, dh);
-    const bool here = S::kRows == 1 || self.alive(n);
+    const bool here = self.alive(n);
     UNROLL
     for (int k = 0; k < kStates; ++k) {
       grads[k] = here ? plain(ds[k]) : grads[k];
@@ -136,14 +136,17 @@ struct FmaBackward {
     self.product.run(self.vector(n), self.part, zeros, sum);
     add_parts<S>(sum, self.part);
     if constexpr (S::kSums) {
-      const int unit = self.computed(0);
-      const int own = self.rank * S::kRows * S::kOwn + unit % S::kOwn / 4 * 4;
       UNROLL
-      for (int r = 0; r < S::kRows; ++r) {
-        const uint4 v = self.gather(sum[0][r]);
-        if (self.sender() == r)
-          self.send(n + 1, unit / S::kOwn, (own + r * S::kOwn) * static_cast<int>(sizeof(float)),
-                    v);
+      for (int kept = 0; kept < S::kKept; ++kept) {
+        const int unit = self.computed(kept);
+        const int own = self.rank * S::kRows * S::kOwn + unit % S::kOwn / 4 * 4;
+        UNROLL
+        for (int r = 0; r < S::kRows; ++r) {
+          const uint4 v = self.gather(sum[kept][r]);
+          if (self.sender() == r)
+            self.send(n + 1, unit / S::kOwn, (own + r * S::kOwn) * static_cast<int>(sizeof(float)),
+                      v);
+        }
       }
     } else {
       grads[0] += sum[0][0];

@@ -125,6 +125,7 @@ struct FmaForward {
     } else {
       if (self.copy == 0)
         self.vector(round)[(self.row - self.first_row) * S::kHidden + self.unit] = states[0];
+      dev::cta_sync();
     }
   }
 
@@ -145,9 +146,8 @@ struct FmaForward {
     Cell::forward(in, h, s, q);
     const bool alive = self.alive(n);
     UNROLL
-    for (int k = 0; k < kStates; ++k) states[k] = S::kRows == 1 || alive ? plain(s[k]) : states[k];
+    for (int k = 0; k < kStates; ++k) states[k] = alive ? plain(s[k]) : states[k];
     if (n + 1 < self.count) send(n + 1);
-    if constexpr (!S::kCluster) dev::cta_sync();
     float values[2 * kStores] = {};
     UNROLL
     for (int i = 0; i < kReserve; ++i) values[i] = plain(q[i]);
