@@ -148,7 +148,7 @@ def tuned_rows(times: dict[str, float], **options: Any) -> dict[str, Any]:
         rows.append(
             {"layer": "gru bfloat16 B32 H256", "cell": "gru", "precision": "bfloat16", "T": 100}
             | {"B": 32, "H": 256, "pass": "inference", "entry": f"{name}/0", "plan": first}
-            | {"right": True, "refused": False, "call_us": microseconds, "step_us": 1.0}
+            | {"right": True, "refused": False, "call_us": 1.0, "step_us": microseconds}
             | options
         )
     return {"format": 1, "environment": FACTS, "rows": rows}
@@ -159,7 +159,7 @@ def test_a_choice_that_took_longer_than_another_shows() -> None:
     other = next(name for name in ("step", "grid", "cluster") if name != chosen)
     assert list(tuned.dearer_choices(tuned_rows({chosen: 109, other: 100}))) == []
     (line,) = tuned.dearer_choices(tuned_rows({chosen: 111, other: 100}))
-    assert f"{chosen}/0 instead of {other}/0, 111 us against 100" in line
+    assert f"{chosen}/0 instead of {other}/0, 111.00 us a step against 100.00" in line
     (line,) = tuned.dearer_choices(tuned_rows({other: 100}))
     assert "was not measured" in line
 
@@ -173,7 +173,7 @@ def test_the_next_choice_counts_where_the_device_refuses_the_first() -> None:
     first, second, *_ = plan("gru", "bfloat16", 100, 32, 256)
     data = tuned_rows({first["kernel"]: 1, "step": 10})
     data["rows"][0]["refused"] = True
-    data["rows"].append(data["rows"][1] | {"plan": second, "entry": "second", "call_us": 12})
+    data["rows"].append(data["rows"][1] | {"plan": second, "entry": "second", "step_us": 12})
     (line,) = tuned.dearer_choices(data)
     assert "second instead of step/0" in line
 

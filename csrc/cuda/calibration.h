@@ -11,12 +11,12 @@
 namespace rnnfast::cuda {
 
 // Layers of so many rows were measured, of T = 100 and of one direction.
-inline constexpr int64_t kMeasuredRows[] = {1, 32, 128, 1024};
+inline constexpr int64_t kMeasuredRows[] = {1, 32, 128, 512, 1024};
 
 // One instance of a kernel for one kind of cell. `step`, which has none, is known by the H it ran.
 struct Measured {
   Kernel kernel;
-  int hidden, peers, rows;  // as in Plan
+  int hidden, peers, part;  // as in Plan
   int gates;
   Precision precision;
   bool backward;
@@ -30,22 +30,21 @@ inline double ratio_distance(int64_t a, int64_t b) {
   return std::abs(std::log(static_cast<double>(a) / static_cast<double>(b)));
 }
 
-// The measurement of a plan's kernel, for `step` at the nearest H; null if there is none.
+// The measurement of a plan's kernel, or of that of its family at the nearest H; null if there is
+// none for such a cell.
 inline const Measured* find_measured(const Plan& plan, const Problem& p) {
   const auto how = precision(p);
+  const int64_t hidden = plan.kernel == Kernel::kStep ? p.H : plan.hidden;
   const Measured* best = nullptr;
   for (const Measured& m : kMeasured) {
     // float16 takes what bfloat16 takes.
     const bool same_precision =
         m.precision == how || (m.precision == Precision::kBf16 && how == Precision::kHalf);
     if (m.kernel != plan.kernel || m.gates != p.gates || m.backward != p.backward ||
-        !same_precision || m.peers != plan.peers || m.rows != plan.rows)
+        !same_precision)
       continue;
-    if (plan.kernel == Kernel::kStep) {
-      if (!best || ratio_distance(m.hidden, p.H) < ratio_distance(best->hidden, p.H)) best = &m;
-    } else if (m.hidden == plan.hidden) {
-      return &m;
-    }
+    if (m.hidden == plan.hidden && m.peers == plan.peers && m.part == plan.part) return &m;
+    if (!best || ratio_distance(m.hidden, hidden) < ratio_distance(best->hidden, hidden)) best = &m;
   }
   return best;
 }
@@ -64,7 +63,7 @@ inline int nearest_rows(const Measured& m, const Problem& p) {
 }
 
 // By what a plan's expected time is to be multiplied. `expect` gives what the formulas say of the
-// same kernel for another problem, 0 where they say nothing.
+// kernel that was measured for the problem that it ran, 0 where they say nothing.
 template <class Expect>
 double correction(const Plan& plan, const Problem& p, const Expect& expect) {
   if (p.T == 1) return 1;
@@ -74,7 +73,7 @@ double correction(const Plan& plan, const Problem& p, const Expect& expect) {
   Problem measured = p;
   measured.T = 100, measured.B = kMeasuredRows[at], measured.H = m->hidden;
   measured.directions = 1;
-  const double expected = expect(plan, measured);
+  const double expected = expect(*m, measured);
   return expected > 0 ? m->microseconds[at] / expected : 1;
 }
 

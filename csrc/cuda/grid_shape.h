@@ -159,7 +159,7 @@ inline void add_grid_plans(const Problem& p, Plans& plans) {
     const double one = instance.microseconds[0],
                  other = instance.microseconds[1] * static_cast<double>(parts - 1);
     plans.push_back({Kernel::kGrid, i, l.hidden, l.peers, rows, (p.B - 1) / rows + 1,
-                     (one + other) * grid_factor(l)});
+                     (one + other) * grid_factor(l), l.rows});
   }
 }
 

@@ -83,18 +83,21 @@ inline Plans modelled_plans(const Problem& p) {
   add_small_plans(p, all);
   add_grid_plans(p, all);
   all.push_back(step_plan(p));
+  for (Plan& plan : all)
+    if (plan.part == 0) plan.part = plan.rows;
   return all;
 }
 
 // The same with the formulas corrected by measurements.
 inline Plans calibrated_plans(const Problem& p) {
   std::map<std::pair<int64_t, int64_t>, Plans> known;  // of other problems, by their B and H
-  const auto expect = [&](const Plan& plan, const Problem& other) {
+  const auto expect = [&](const Measured& m, const Problem& other) {
     const auto [entry, is_new] = known.try_emplace({other.B, other.H});
     if (is_new) entry->second = modelled_plans(other);
-    for (const Plan& candidate : entry->second)
-      if (candidate.kernel == plan.kernel && candidate.instance == plan.instance)
-        return candidate.microseconds;
+    for (const Plan& plan : entry->second)
+      if (plan.kernel == m.kernel && plan.peers == m.peers && plan.part == m.part &&
+          (plan.hidden == m.hidden || plan.kernel == Kernel::kStep))
+        return plan.microseconds;
     return 0.0;
   };
   Plans all = modelled_plans(p);

@@ -77,6 +77,7 @@ struct Plan {
   int rows;             // of a tile
   int64_t tiles;        // of the batch
   double microseconds;  // per time step, as expected
+  int part = 0;         // rows that a product takes at a time; 0: all of a tile
 };
 using Plans = std::vector<Plan>;
 
