@@ -140,8 +140,16 @@ KERNEL total_sums(ColumnSums<E, Compute<E>> a) {
   const int64_t column = int64_t{dev::block_x() % blocks} * kThreads + dev::tid();
   if (column >= a.columns) return;
   const Compute<E>* partial = a.partial + matrix * a.parts * a.columns + column;
+  constexpr int kAtOnce = 16;  // reads whose latencies overlap
   Compute<E> sum = 0;
-  for (int64_t part = 0; part < a.parts; ++part) sum += partial[part * a.columns];
+  for (int64_t first = 0; first < a.parts; first += kAtOnce) {
+    Compute<E> values[kAtOnce];
+    UNROLL
+    for (int i = 0; i < kAtOnce; ++i)
+      values[i] = first + i < a.parts ? partial[(first + i) * a.columns] : 0;
+    UNROLL
+    for (int i = 0; i < kAtOnce; ++i) sum += values[i];
+  }
   for (E* sums : a.matrices[matrix].sums)
     if (sums) sums[column] = narrow<E>(sum);
 }
