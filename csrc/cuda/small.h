@@ -289,27 +289,21 @@ struct SmallWeights {
   }
   static constexpr DEVICE int column_of(int chain) { return S::kParts == 1 ? 0 : chain % 2; }
 
-  // sum[unit of the pair][output] of the numbers in a vector.
+  // sum[unit of the pair][output] of the numbers in a vector. Output by output: what the cell does
+  // with the first ones goes on beside the products of the others.
   DEVICE void multiply(const uint8_t* vector, const Early& early, float (&sum)[2][S::kOut]) const {
+    static_assert(S::kOut == 1 || S::kBlocks == kEarly);
     float acc[S::kChains][S::kOut][4] = {};
+    uint32_t later[S::kBlocks - kEarly + 1][4];
     UNROLL
-    for (int block = 0; block < S::kBlocks; ++block) {
-      uint32_t b[4];
-      if (block < kEarly) {
-        UNROLL
-        for (int i = 0; i < 4; ++i) b[i] = early[block < kEarly ? block : 0][i];
-      } else {
-        dev::ldm4(b, lane_at(vector, block));
-      }
-      UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int part = i % 2, n = i / 2, tile = 2 * (2 * block + part) + n;
-        if (tile >= 2 * S::kParts) continue;
-        UNROLL
-        for (int o = 0; o < S::kOut; ++o)
-          dev::mma<typename S::Operand::Mma>(acc[chain(part, n)][o], held[tile][o], b[2 * n],
-                                             b[2 * n + 1]);
-      }
+    for (int i = 0; i < S::kOut * S::kBlocks * 4; ++i) {
+      const int o = i / (S::kBlocks * 4), block = i / 4 % S::kBlocks, part = i % 2, n = i / 2 % 2;
+      const int tile = 2 * (2 * block + part) + n;
+      if (i % 4 == 0 && block >= kEarly) dev::ldm4(later[block - kEarly], lane_at(vector, block));
+      if (tile >= 2 * S::kParts) continue;
+      const uint32_t* b = block < kEarly ? early[block] : later[block - kEarly];
+      dev::mma<typename S::Operand::Mma>(acc[chain(part, n)][o], held[tile][o], b[2 * n],
+                                         b[2 * n + 1]);
     }
     UNROLL
     for (int i = 0; i < 2 * S::kOut; ++i) {

@@ -59,23 +59,31 @@ constexpr SmallLayout small_layout(const SmallInstance& instance, int gates) {
   return {instance.hidden, instance.backward ? gates : 1, instance.backward ? 1 : gates};
 }
 
-// Microseconds a step of one CTA on an H200 (GRU: measured with prototypes; the others by their
-// instructions).
+// Microseconds a step of one CTA, as an H200 measured it at T = 100 (forward: the mean of inference
+// and training; what was not measured lies between its neighbours), by H / 32 of the instance.
 inline double small_step(const SmallInstance& instance, int gates) {
-  const int size = instance.hidden / 32 - 1;
-  constexpr double kForward[] = {0.24, 0.28, 0.38, 0.50}, kBackward[] = {0.45, 0.56, 0.75, 0.98};
-  const double gru = instance.backward ? kBackward[size] : kForward[size];
-  return gru * (gates == 1 ? 0.7 : gates == 3 ? 1 : 1.2);
+  constexpr double kForward[3][4] = {
+      {0.13, 0.14, 0.20, 0.27}, {0.22, 0.26, 0.38, 0.52}, {0.25, 0.33, 0.50, 0.69}};
+  constexpr double kBackward[3][4] = {
+      {0.13, 0.14, 0.19, 0.24}, {0.23, 0.30, 0.48, 0.69}, {0.30, 0.40, 0.60, 0.83}};
+  const auto& table = instance.backward ? kBackward : kForward;
+  return table[gates == 1 ? 0 : gates - 2][instance.hidden / 32 - 1];
 }
 
-// CTAs that share an SM hide each other's latencies.
+// CTAs that a multiprocessor holds.
+inline int small_resident(const SmallLayout& l) {
+  constexpr int kRegisters = 65536, kBesideWeights = 64;  // of a multiprocessor; of a thread
+  return std::clamp(kRegisters / (l.threads() * (8 * l.parts() * l.out + kBesideWeights)), 1, 16);
+}
+
+// CTAs of one multiprocessor wait at the same time and work one after the other.
 inline double small_cost(const SmallInstance& instance, const Problem& p, int64_t tiles) {
-  constexpr double kShare = 0.15;  // of its time that a CTA takes from another
+  constexpr double kWork = 0.3;  // of a step: an estimate
   const int64_t each = (tiles * p.directions - 1) / p.device.processors + 1;
-  const int64_t resident = std::max(1, 256 / instance.hidden - 1);
+  const int64_t resident = small_resident(small_layout(instance, p.gates));
   const int64_t waves = (each - 1) / resident + 1;
-  return small_step(instance, p.gates) * static_cast<double>(waves) *
-         (1 + kShare * static_cast<double>(std::min(each, resident) - 1));
+  const auto together = static_cast<double>(std::min(each, resident));
+  return small_step(instance, p.gates) * static_cast<double>(waves) * (1 + kWork * (together - 1));
 }
 
 inline bool small_serves(const SmallInstance& instance, const Problem& p) {
