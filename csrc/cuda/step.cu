@@ -78,7 +78,7 @@ Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream 
         dev::launch(partial_sums<E>,
                     {.grid_x = blocks, .grid_y = static_cast<int>(args.parts), .threads = kThreads},
                     stream, typed);
-    if (!status.ok()) return status;
+    if (!status.ok() || args.parts == 1) return status;
     return dev::launch(total_sums<E>, {.grid_x = blocks, .threads = kThreads}, stream, typed);
   });
 }
