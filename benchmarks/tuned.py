@@ -2,6 +2,7 @@
 
 python -m benchmarks.tuned benchmarks/results/tune/GPU.json            predicted and measured
 python -m benchmarks.tuned benchmarks/results/tune/GPU.json --choices  what the plan gets wrong
+python -m benchmarks.tuned benchmarks/results/tune/GPU.json --header   csrc/cuda/measured.inc
 """
 
 from __future__ import annotations
@@ -100,13 +101,49 @@ def table(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+MEASURED_ROWS = (1, 32, 128, 1024)
+"""kMeasuredRows of csrc/cuda/calibration.h."""
+PRECISIONS = {"bfloat16": "kBf16", "float32": "kTf32", "float32 exact": "kFloat"}
+
+
+def header(data: dict[str, Any]) -> str:
+    """The lines of csrc/cuda/measured.inc: the microseconds a step of every instance, at the
+    largest H that it ran; a forward pass counts as the mean of inference and training.
+    """
+    gates = {facts["name"]: facts["gates"] for facts in _C.cells()}
+    found: dict[tuple[Any, ...], dict[int, dict[int, list[float]]]] = {}
+    for rows in measured(data).values():
+        for row in rows:
+            if row["T"] == 1 or row["B"] not in MEASURED_ROWS or row["precision"] not in PRECISIONS:
+                continue
+            plan = row["plan"]
+            hidden = plan.get("hidden", row["H"])  # `step` has none
+            instance = (plan["kernel"], hidden, plan.get("peers", 1), plan.get("rows", 0))
+            kind = (gates[row["cell"]], row["precision"], row["pass"] == "backward")
+            by_hidden = found.setdefault((*instance, *kind), {}).setdefault(row["H"], {})
+            by_hidden.setdefault(row["B"], []).append(row["step_us"])
+    lines = ["// Written by python -m benchmarks.tuned --header, see calibration.h."]
+    for (kernel, hidden, peers, rows, count, precision, backward), sizes in sorted(found.items()):
+        times = [sizes[max(sizes)].get(B, [0.0]) for B in MEASURED_ROWS]
+        numbers = ", ".join(f"{sum(t) / len(t):.3f}f" for t in times)
+        lines.append(
+            f"{{Kernel::k{kernel.title()}, {hidden}, {peers}, {rows}, {count},"
+            f" Precision::{PRECISIONS[precision]}, {str(backward).lower()}, {{{numbers}}}}},"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tuned", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("results", type=Path)
     parser.add_argument("--choices", action="store_true")
+    parser.add_argument("--header", action="store_true")
     options = parser.parse_args(arguments)
     data = load(options.results)
+    if options.header:
+        print(header(data), end="")
+        return 0
     if not options.choices:
         print(table(data))
         return 0

@@ -84,13 +84,13 @@ struct FmaProduct {
   DEVICE void load(const float* w_hh, int hidden, int rank, int part, UnitOf unit_of) {
     const bool wide = hidden % 4 == 0 && dev::aligned16(w_hh);
     UNROLL
-    for (int u = 0; u < S::kUnits; ++u) {
+    for (int i = 0; i < S::kColumns; i += 4) {
       UNROLL
-      for (int out = 0; out < S::kOut; ++out) {
+      for (int u = 0; u < S::kUnits; ++u) {
         UNROLL
-        for (int i = 0; i < S::kColumns; i += 4) {
+        for (int out = 0; out < S::kOut; ++out) {
           float four[4];
-          load4(four, w_hh, hidden, rank, unit_of(u), out, column(part, i), wide);
+          load4(four, w_hh, hidden, rank, dev::opaque(unit_of(u)), out, column(part, i), wide);
           UNROLL
           for (int j = 0; j < 4; ++j) w[u][out][i + j] = four[j];
         }
@@ -195,7 +195,7 @@ struct FmaWorker {
   int last;  // steps at which the row is alive; none where it does not exist
   FmaProduct<S> product;
 
-  DEVICE FmaWorker(const Steps& all, int64_t H, const float* const (&w_hh)[2])
+  DEVICE FmaWorker(const Steps& all, int64_t H)
       : steps(all),
         hidden(dev::opaque(static_cast<int>(H))),
         direction(dev::opaque(dev::block_y())),
@@ -224,6 +224,10 @@ struct FmaWorker {
     exists = unit < hidden && row < all.largest;
     last = !exists ? 0 : S::kRows == 1 ? count : living_steps(row);
     last = dev::opaque(last), row = dev::opaque(row);
+  }
+
+  // After all else, which would need registers beside the weights.
+  DEVICE void load_weights(const float* const (&w_hh)[2]) {
     product.load(w_hh[direction], hidden, rank, part,
                  [this](int u) { return first_unit() + computed(u); });
   }

@@ -38,8 +38,7 @@ struct FmaBackward {
   int rows[kFmaSlots], next_rows[kFmaSlots];
   FmaPrefetcher prefetcher;
 
-  DEVICE FmaBackward(const BackwardArgs<float>& args)
-      : a(args), self(args.steps, args.hidden, args.w_hh) {}
+  DEVICE FmaBackward(const BackwardArgs<float>& args) : a(args), self(args.steps, args.hidden) {}
 
   DEVICE bool alive(int n) const { return n < self.count && self.alive(n); }
   // Whether this thread has a row and a unit at all: in a cluster, as whole warps do.
@@ -189,8 +188,9 @@ struct FmaBackward {
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i)
       if (i < self.count) next_rows[i] = self.row_at(i);
+    for (int n = 0; n < kFmaAhead; ++n) prefetcher.run(self, n);
+    self.load_weights(a.w_hh);
     load_states();
-    for (int n = kFmaSlots; n < kFmaAhead; ++n) prefetcher.run(self, n);
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i) load(i, i);
     self.start();

@@ -28,8 +28,7 @@ struct FmaForward {
   int rows[kFmaSlots], next_rows[kFmaSlots];  // of the steps in the slots, and of those after them
   FmaPrefetcher prefetcher;
 
-  DEVICE FmaForward(const ForwardArgs<float>& args)
-      : a(args), self(args.steps, args.hidden, args.w_hh) {}
+  DEVICE FmaForward(const ForwardArgs<float>& args) : a(args), self(args.steps, args.hidden) {}
 
   // Where both sides of a gate are only added up, the sums begin with both biases.
   DEVICE void load_bias() {
@@ -161,10 +160,11 @@ struct FmaForward {
   }
 
   DEVICE void run() {
+    place();
+    for (int n = 0; n < kFmaAhead; ++n) prefetcher.run(self, n);
+    self.load_weights(a.w_hh);
     load_bias();
     load_states();
-    place();
-    for (int n = kFmaSlots; n < kFmaAhead; ++n) prefetcher.run(self, n);
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i) {
       if (i < self.count) next_rows[i] = self.row_at(i);

@@ -16,7 +16,7 @@ inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision 
                                                const Plan& plan) {
   if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
   if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
-  if (plan.kernel == Kernel::kGrid && is_half(precision))
+  if (plan.kernel == Kernel::kGrid && precision != Precision::kFloat)
     return grid_kernel(cell, precision, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }

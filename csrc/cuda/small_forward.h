@@ -144,10 +144,8 @@ struct SmallForward {
     }
   }
 
+  // All that comes from global memory is asked for before anything of it is waited for.
   DEVICE void run() {
-    load_bias();
-    load_states();
-    send(0);
     SmallStep asked = step(0), at = asked;
     for (int n = 0; n < kSmallAhead; ++n) {
       ask(n, asked);
@@ -155,6 +153,9 @@ struct SmallForward {
       inputs.go(asked, next), asked = next;
     }
     weights.load(self, a.w_hh[self.direction]);
+    load_bias();
+    load_states();
+    send(0);
     dev::cta_sync();
     typename SmallWeights<W>::Early early;
     weights.begin(self.vector(0), early);

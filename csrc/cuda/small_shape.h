@@ -17,7 +17,8 @@ struct SmallInstance {
 
 // Forward and backward in turn.
 inline constexpr SmallInstance kSmallInstances[] = {
-    {false, 32}, {true, 32}, {false, 64}, {true, 64}, {false, 128}, {true, 128},
+    {false, 32}, {true, 32}, {false, 64},  {true, 64},
+    {false, 96}, {true, 96}, {false, 128}, {true, 128},
 };
 inline constexpr int kSmallCount = std::size(kSmallInstances);
 
@@ -61,8 +62,8 @@ constexpr SmallLayout small_layout(const SmallInstance& instance, int gates) {
 // Microseconds a step of one CTA on an H200 (GRU: measured with prototypes; the others by their
 // instructions).
 inline double small_step(const SmallInstance& instance, int gates) {
-  const int size = instance.hidden <= 32 ? 0 : instance.hidden <= 64 ? 1 : 2;
-  constexpr double kForward[] = {0.24, 0.28, 0.50}, kBackward[] = {0.45, 0.56, 0.98};
+  const int size = instance.hidden / 32 - 1;
+  constexpr double kForward[] = {0.24, 0.28, 0.38, 0.50}, kBackward[] = {0.45, 0.56, 0.75, 0.98};
   const double gru = instance.backward ? kBackward[size] : kForward[size];
   return gru * (gates == 1 ? 0.7 : gates == 3 ? 1 : 1.2);
 }

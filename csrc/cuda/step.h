@@ -148,14 +148,25 @@ KERNEL partial_sums(ColumnSums<E, Compute<E>> a) {
   a.partial[(matrix * a.parts + part) * a.columns + column] = sum;
 }
 
+// A warp has kSumColumns columns; the lanes of one column share its parts, and add up in a fixed
+// order.
+inline constexpr int kSumColumns = 4;
+inline constexpr int kSumBlock = kThreads / kWarpSize * kSumColumns;  // columns of a block
 template <class E>
 KERNEL total_sums(ColumnSums<E, Compute<E>> a) {
   const int blocks = dev::grid_x() / a.count, matrix = dev::block_x() / blocks;
-  const int64_t column = int64_t{dev::block_x() % blocks} * kThreads + dev::tid();
-  if (column >= a.columns) return;
+  const int lane = dev::tid() % kWarpSize, warp = dev::tid() / kWarpSize;
+  const int64_t column = int64_t{dev::block_x() % blocks} * kSumBlock + warp * kSumColumns +
+                         lane % kSumColumns;
+  const bool exists = column < a.columns;
   const Compute<E>* partial = a.partial + matrix * a.parts * a.columns + column;
   Compute<E> sum = 0;
-  for (int64_t part = 0; part < a.parts; ++part) sum += partial[part * a.columns];
+  for (int64_t part = lane / kSumColumns; exists && part < a.parts;
+       part += kWarpSize / kSumColumns)
+    sum += partial[part * a.columns];
+  UNROLL
+  for (int other = kSumColumns; other < kWarpSize; other *= 2) sum += dev::shfl_xor(sum, other);
+  if (!exists || lane >= kSumColumns) return;
   store_sums(a, matrix, column, sum);
 }
 

@@ -1,9 +1,9 @@
 """Takes one synchronisation after the other out of the whole-sequence kernels: each time it shows.
 
-``python tests/simt/mutate.py [TEXT]`` builds the kernels of GRU once per mutant (whose line holds
-TEXT) and runs them on the emulator under many schedules; a mutant that still gives the right
-numbers under all of them has survived. Exits with the number of survivors. Not a part of the test
-suite: it takes minutes.
+``python tests/simt/mutate.py [TEXT]`` builds the kernels of GRU once per mutant (whose header or
+line holds TEXT) and runs them on the emulator under many schedules; a mutant that still gives the
+right numbers under all of them has survived. Exits with the number of survivors. Not a part of the
+test suite: it takes minutes.
 """
 
 import os
@@ -23,18 +23,29 @@ from emulated import COMPILER, FLAGS, ROOT, Simt, build
 from problems import Problem
 
 FOLDER = ROOT / "build" / "mutants"
-HEADERS = (
-    "exchanger.h",
-    "worker.h",
-    "inputs.h",
-    "persistent_forward.h",
-    "persistent_backward.h",
-)
+PERSISTENT, SMALL, GRID = "persistent_gru.cu", "small_gru.cu", "grid_gru.cu"
+# The headers with synchronisations, and where they are compiled.
+HEADERS = {
+    "exchanger.h": PERSISTENT,
+    "worker.h": PERSISTENT,
+    "inputs.h": PERSISTENT,
+    "persistent_forward.h": PERSISTENT,
+    "persistent_backward.h": PERSISTENT,
+    "small.h": SMALL,
+    "small_forward.h": SMALL,
+    "small_backward.h": SMALL,
+    "grid_exchange.h": GRID,
+    "grid_worker.h": GRID,
+    "grid_forward.h": GRID,
+    "grid_backward.h": GRID,
+}
+KERNELS = {PERSISTENT: ("cta", "cluster", "grid"), SMALL: ("small",), GRID: ("grid",)}
 # A statement that synchronises, with the condition before it on its line.
 STATEMENT = re.compile(
     r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
     r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<\w+>|cp_commit"
-    r"|store_release|wait_until)|group_barrier)\(.*;$"
+    r"|store_release|wait_until|fence_words|poll_until)|group_barrier|ring\.wait"
+    r"|self\.exchange\.clear)\(.*;$"
 )
 # Inputs through the ring and, with the odd H, beside it; vectors of either type of number.
 SHAPES: list[dict[str, Any]] = [
@@ -42,8 +53,8 @@ SHAPES: list[dict[str, Any]] = [
     {"T": 8, "B": 3, "H": 200, "dtype": torch.float16},
     {"T": 8, "B": 3, "H": 120, "dtype": torch.float32},
     {"lengths": (6, 6, 5, 2, 1), "H": 131, "dtype": torch.float16},
+    {"T": 36, "B": 3, "H": 20, "I": 2, "dtype": torch.float16},  # the ring of a grid goes round
 ]
-KERNELS = ("cta", "cluster", "grid")
 SEEDS = range(12)
 # The instances that they need: others would only take time to compile.
 INSTANCES = (
@@ -96,9 +107,9 @@ def build_mutant(mutant: Mutant, objects: Path) -> Path:
     header.write_text("\n".join(lines) + "\n", encoding="utf-8")
     compiled, library = folder / "gru.o", folder / "rnnfast_simt.so"
     run = [str(COMPILER), *FLAGS.split(), f"-I{folder / 'csrc'}", f"-I{ROOT / 'tests'}", "-w"]
-    source = folder / "csrc" / "cuda" / "persistent_gru.cu"
+    source = folder / "csrc" / "cuda" / HEADERS[mutant.header]
     subprocess.run([*run, "-x", "c++", "-c", str(source), "-o", str(compiled)], check=True)
-    others = [str(o) for o in objects.glob("*.o") if o.name != "persistent_gru.cu.o"]
+    others = [str(o) for o in objects.glob("*.o") if o.name != f"{source.name}.o"]
     paths = [f"-L{path}" for path in cpp_extension.library_paths()]
     link = [str(COMPILER), "-shared", str(compiled), *others, "-o", str(library), *paths]
     subprocess.run([*link, "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", "-lpthread"], check=True)
@@ -114,14 +125,14 @@ def results(simt: Simt, problem: Problem) -> list[torch.Tensor]:
     return [output, *states_n, *reserve, *grads]
 
 
-def probe(library: str) -> int:
-    """Raises where a whole-sequence kernel differs from `step`, is stuck, or breaks a rule."""
+def probe(library: str, *kernels: str) -> int:
+    """Raises where one of these kernels differs from `step`, is stuck, or breaks a rule."""
     torch.ops.load_library(library)
     torch.backends.cudnn.allow_tf32 = False
     for shape in SHAPES:
         problem = Problem("GRU", **shape)
         wanted = results(Simt("step"), problem)
-        for kernel in KERNELS:
+        for kernel in kernels:
             for seed in SEEDS:
                 given = results(Simt(kernel, seed), problem)
                 for a, b in zip(given, wanted, strict=True):
@@ -130,14 +141,16 @@ def probe(library: str) -> int:
 
 
 def main(text: str = "") -> int:
-    """Run every mutant whose line holds `text` in a process of its own."""
+    """Run every mutant whose header or line holds `text` in a process of its own."""
     objects = FOLDER / "whole"
     sources(FOLDER / "sources")
     whole = build(objects, FOLDER / "sources" / "csrc")
-    assert probe_process(whole) == 0, "the kernels fail as they are"
+    chosen = [m for m in mutants() if text in f"{m.header}: {m.text}"]
+    for source in sorted({HEADERS[m.header] for m in chosen}):
+        assert probe_process(whole, source) == 0, f"the kernels of {source} fail as they are"
     survivors = 0
-    for mutant in [m for m in mutants() if text in m.text]:
-        caught = probe_process(build_mutant(mutant, objects)) != 0
+    for mutant in chosen:
+        caught = probe_process(build_mutant(mutant, objects), HEADERS[mutant.header]) != 0
         survivors += not caught
         verdict = "caught  " if caught else "SURVIVED"
         print(f"{verdict} {mutant.header}:{mutant.line + 1}: {mutant.text}", flush=True)
@@ -145,8 +158,8 @@ def main(text: str = "") -> int:
     return survivors
 
 
-def probe_process(library: Path) -> int:
-    command = [sys.executable, __file__, "--probe", str(library)]
+def probe_process(library: Path, source: str) -> int:
+    command = [sys.executable, __file__, "--probe", str(library), *KERNELS[source]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         return subprocess.run(
@@ -157,4 +170,4 @@ def probe_process(library: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(probe(sys.argv[2]) if sys.argv[1:2] == ["--probe"] else main(*sys.argv[1:]))
+    sys.exit(probe(*sys.argv[2:]) if sys.argv[1:2] == ["--probe"] else main(*sys.argv[1:]))
