@@ -68,18 +68,19 @@ def test_plan_is_sound(
     assert costs == sorted(costs)
     for choice in choices[:-1]:
         assert kernel in ("auto", choice["kernel"])
-        assert kernel != "auto" or T > 1, "one step reads the weights once anyway"
+        single = choice["kernel"] == "single"
+        assert T == 1 and not backward if single else kernel != "auto" or T > 1
         assert kernel != "auto" or choice["microseconds"] < choices[-1]["microseconds"]
         assert choice["hidden"] >= H
         assert (choice["tiles"] - 1) * choice["rows"] < B <= choice["tiles"] * choice["rows"]
         assert dtype != "float64"
-        assert device["arch"] >= 80
+        assert device["arch"] >= (70 if single and dtype == "float32" else 80)
         peers = choice["peers"]
         if choice["kernel"] in ("small", "cta"):
             assert peers == 1
         elif choice["kernel"] == "cluster":
             assert 1 < peers <= device["max_cluster"]
-        else:
+        elif not single:
             assert peers * choice["tiles"] * directions <= device["processors"]
 
 
@@ -91,21 +92,28 @@ def test_plan_of_known_problems() -> None:
     assert best("gru", "bfloat16", 512, 64, 512) == "cluster", "w_hh fits eight processors"
     assert best("gru", "bfloat16", 512, 64, 512, **A100) != "cluster", "no clusters before Hopper"
     assert best("lstm", "float64", 100, 8, 64) == "step", "no tensor cores in float64 kernels"
-    assert best("gru", "bfloat16", 1, 64, 512) == "step", "one step gains nothing"
+    assert best("gru", "bfloat16", 1, 1, 512) == "single", "one launch instead of three"
+    assert best("gru", "bfloat16", 1, 4096, 512) == "step", "tiles would read the weights too often"
+    assert best("gru", "bfloat16", 1, 1, 512, backward=True) == "step", "nothing to launch twice"
     assert best("lstm", "bfloat16", 100, 64, 8192) == "step", "larger than all kernels"
     assert best("gru", "bfloat16", 100, 4096, 1024) == "step", "the product has work enough"
 
 
+def served(kernel: str) -> tuple[str, str, int, int, int]:
+    """A problem that every GPU kernel of that name serves."""
+    dtype = "float32" if kernel == "fma" else "bfloat16"
+    return ("gru", dtype, 1 if kernel == "single" else 100, 8, 64)
+
+
 def test_plan_hears_a_wish() -> None:
-    problem = ("gru", "bfloat16", 100, 8, 64)
     for kernel in KERNELS:
-        choices = plan(*problem, kernel=kernel)
+        choices = plan(*served(kernel), kernel=kernel)
         assert {c["kernel"] for c in choices} == {kernel, "step"}
 
 
 def test_plan_hears_a_wish_for_one_entry() -> None:
-    problem = ("gru", "bfloat16", 100, 8, 64)
     for kernel in KERNELS:
+        problem = served(kernel)
         *entries, step = plan(*problem, kernel=kernel)
         for number, entry in enumerate(entries):
             assert plan(*problem, kernel=f"{kernel}/{number}") == [entry, step]

@@ -64,6 +64,7 @@ bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& w
   const auto plans = cached_plans(problem);
   for (const Plan& plan : *plans) {
     if (plan.kernel == Kernel::kStep) break;
+    if (plan.kernel == Kernel::kSingle) continue;  // has been tried
     const SequenceLauncher& kernel = sequence_kernel(layer.cell.name, *precision(problem), plan);
     const Tensor packed = packed_weights(layer, weights, kernel, stream);
     const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, plan.rows, options);

@@ -80,7 +80,7 @@ Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream 
     const Status status = dev::launch(
         partial_sums<E>, {.grid_x = blocks(kThreads), .grid_y = parts, .threads = kThreads}, stream,
         typed);
-    if (!status.ok()) return status;
+    if (!status.ok() || args.parts == 1) return status;
     return dev::launch(total_sums<E>, {.grid_x = blocks(kSumBlock), .threads = kThreads}, stream,
                        typed);
   });
