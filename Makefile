@@ -22,8 +22,10 @@ PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 demo: build
 	$(BIN)/python examples/digits.py
 
+# A process for each core, eight at most. OPTIONS="-n 0 -k gru" runs a part, in one process.
 test: build
-	$(BIN)/python -m pytest
+	@echo "testing: on two free cores it takes about MINUTES minutes"
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(OPTIONS)
 
 bench: build
 	$(BIN)/python -m benchmarks
