@@ -39,8 +39,10 @@ PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 demo: build
 	$(BIN)/python examples/digits.py
 
+# A process for each core, eight at most. TESTS="-n 0 -k gru" runs a part, in one process.
 test: build
-	$(BIN)/python -m pytest $(TESTS)
+	@echo "testing: on two free cores it takes about 20 minutes"
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 bench: build
 	$(BIN)/python -m benchmarks

@@ -3,7 +3,7 @@
 The task is an echo: say at every step the symbol that was read three steps before. A loop over
 cells leaves every step in your hands: to mask it, to mix in something, to stop early.
 
-python examples/cells.py [--backend torch|rnnfast] [--steps N]
+python examples/cells.py [--backend torch|rnnfast] [--steps N] [--seed N]
 """
 
 from __future__ import annotations

@@ -18,13 +18,14 @@ def parse(
 ) -> tuple[ModuleType, int]:
     """The library to take the layers from, and the number of training steps (default `steps`).
 
-    Seeds torch, so that every run of an example, with either library, starts the same.
+    Seeds torch, with 0 unless asked otherwise, so that with either library an example starts alike.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backend", choices=BACKENDS, default="rnnfast")
     parser.add_argument("--steps", type=int, default=steps, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     options = parser.parse_args(arguments)
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
     return BACKENDS[options.backend], options.steps

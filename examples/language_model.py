@@ -4,7 +4,7 @@ Training reads the text in consecutive pieces and carries the state from each to
 from the graph. Writing calls the LSTM with T = 1, carrying the state, and draws each character at
 a temperature: low is careful, high is daring.
 
-python examples/language_model.py [--backend torch|rnnfast] [--steps N]
+python examples/language_model.py [--backend torch|rnnfast] [--steps N] [--seed N]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Character-level classification: an RNN reads a surname letter by letter and guesses its origin.
 
-python examples/names.py [--backend torch|rnnfast] [--steps N]
+python examples/names.py [--backend torch|rnnfast] [--steps N] [--seed N]
 """
 
 from __future__ import annotations

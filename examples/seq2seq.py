@@ -3,7 +3,7 @@
 In training the decoder reads the right answer, one character behind ("teacher forcing"), in one
 call. Afterwards it reads what it wrote itself, one character a call, carrying its state.
 
-python examples/seq2seq.py [--backend torch|rnnfast] [--steps N]
+python examples/seq2seq.py [--backend torch|rnnfast] [--steps N] [--seed N]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Forecasting: a GRU learns to continue a noisy wave, then runs on from its own predictions.
 
-python examples/sine.py [--backend torch|rnnfast] [--steps N]
+python examples/sine.py [--backend torch|rnnfast] [--steps N] [--seed N]
 """
 
 from __future__ import annotations

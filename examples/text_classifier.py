@@ -4,7 +4,7 @@ The reviews are generated. Each ends, or begins, with the verdict; the rest is t
 about other films. Packing makes `h_n` the state after each review's own last word, and lets the
 reverse direction start there, whatever padding follows.
 
-python examples/text_classifier.py [--backend torch|rnnfast] [--steps N]
+python examples/text_classifier.py [--backend torch|rnnfast] [--steps N] [--seed N]
 """
 
 from __future__ import annotations

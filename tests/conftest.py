@@ -1,7 +1,9 @@
-"""What all tests share: deterministic examples, threads, the device."""
+"""What all tests share: deterministic examples, processes and threads, the device, the summary."""
 
 import ctypes
 import gc
+import os
+from collections import Counter
 from collections.abc import Callable
 
 import hypothesis
@@ -20,6 +22,37 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("rnnfast")
 
 _NO_CUDA = not (HAS_CUDA and torch.cuda.is_available())
+
+
+MOST_PROCESSES = 8
+"""Each holds its own torch, a gigabyte at times."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``, as in ``make test``: a process for each core that this one may run on."""
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+
+
+def pytest_configure() -> None:
+    """Side by side with others, a process takes its share of the cores: two at least, so that
+    layers are shared by threads everywhere.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        torch.set_num_threads(max(2, len(os.sched_getaffinity(0)) // processes))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was skipped, in one line; what failed stands below it."""
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    )
+    if reasons:
+        text = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        terminalreporter.write_line(f"skipped: {text}")
 
 
 @pytest.fixture(

@@ -319,6 +319,7 @@ def test_the_plot_is_a_picture(record: results.Record, tmp_path: Path) -> None:
         assert (abs(picture[..., :3] - colour).max(axis=-1) < 0.01).sum() > 1000, cell
 
 
+@pytest.mark.xdist_group("timing")
 def test_the_command_measures_writes_and_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +343,7 @@ def test_the_command_measures_writes_and_prints(
     assert str(path) in printed.replace("\n", "")
 
 
+@pytest.mark.xdist_group("timing")
 def test_steps_carry_the_state_and_are_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ from rnnfast import _build
 
 ROOT = Path(__file__).parents[1]
 MINOR = ".".join(torch.__version__.split(".")[:2])
+pytestmark = pytest.mark.xdist_group("build")
 
 
 def setup_py(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from precision import assert_no_less_precise, relative_errors
 from problems import MODES, Problem, assert_close, gradients
 from test_autograd import as_function
 from torch import Tensor, nn
@@ -257,23 +258,23 @@ def test_autocast_gives_torchs_dtypes_for_cells(mode: str, low: torch.dtype) -> 
 def test_autocast_is_no_less_precise_than_torchs(
     mode: str, lengths: tuple[int, ...] | None
 ) -> None:
-    problem = Problem(mode, lengths=lengths, dtype=torch.float32, layers=2, H=20)
-    exact = [t.detach() for t in problem.rnnfast()]
-    exact_grads = gradients(problem.rnnfast(), problem.weights)
-    errors = []
-    for run in (problem.rnnfast, problem.torch):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            values = run()
-        grads = gradients(values, problem.weights)
-        assert [g.dtype for g in grads if g is not None] == [torch.float32] * len(problem.weights)
-        errors.append(
-            [
-                max((a.float() - b).abs().max().item() for a, b in zip(*pair, strict=True))
-                for pair in ((values, exact), (grads, exact_grads))
-            ]
+    errors: list[list[Tensor]] = [[], [], [], []]  # values and gradients, ours and torch's
+    for seed in range(12):
+        problem = Problem(
+            mode, lengths=lengths, dtype=torch.float32, layers=2, H=20, B=6, seed=seed
         )
-    for ours, theirs in zip(*errors, strict=True):
-        assert ours <= 1.25 * theirs
+        exact = [t.detach() for t in problem.rnnfast()]
+        exact_grads = gradients(problem.rnnfast(), problem.weights)
+        for i, run in enumerate((problem.rnnfast, problem.torch)):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                values = run()
+            grads = gradients(values, problem.weights)
+            assert [g.dtype for g in grads if g is not None] == [torch.float32] * len(grads)
+            errors[i].append(relative_errors(values, exact))
+            errors[2 + i].append(relative_errors(grads, exact_grads))
+    half_a_unit = torch.finfo(torch.bfloat16).eps / 2
+    assert_no_less_precise(*errors[:2], factor=1.25, floor=half_a_unit, name="results")
+    assert_no_less_precise(*errors[2:], factor=1.25, floor=half_a_unit, name="gradients")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -13,6 +13,7 @@ import pytest
 
 PROGRAMS = Path(__file__).with_name("forking.py")
 TIMEOUT = 600
+pytestmark = pytest.mark.xdist_group("forks")
 
 
 def run(program: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from precision import assert_no_less_precise, relative_errors
 from problems import MODES, Problem, cotangents
 from torch import Tensor
 
@@ -47,16 +48,6 @@ def groups(problem: Problem, values: list[Tensor]) -> dict[str, list[Tensor]]:
     }
 
 
-def relative_errors(values: list[Tensor], exact: list[Tensor]) -> Tensor:
-    """Of every element, in units of the largest value of its tensor."""
-    return torch.cat(
-        [
-            ((a.double() - b).abs() / b.abs().max().clamp(min=1e-30)).detach().flatten()
-            for a, b in zip(values, exact, strict=True)
-        ]
-    )
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -65,20 +56,18 @@ def test_float32_error_is_at_most_twice_torchs(
 ) -> None:
     if mode == "RNN_RELU" and scale > 1:
         scale = 0.5  # with large weights it grows without bound, and both lose all digits
-    errors: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for seed in range(9):  # the largest of many roundings scatters less over several problems
+    errors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for seed in range(9):
         low, exact = pair(mode, scale, seed=seed, **shape)
         truth = groups(exact, exact.torch())
         ours, theirs = groups(low, low.rnnfast()), groups(low, low.torch())
         for name, values in truth.items():
-            pair_of = (relative_errors(ours[name], values), relative_errors(theirs[name], values))
-            errors.setdefault(name, []).append(pair_of)
-    unit = torch.finfo(torch.float32).eps
-    for name, found in errors.items():
-        our_errors, their_errors = (torch.cat(parts) for parts in zip(*found, strict=True))
-        our_rms, their_rms = (e.square().mean().sqrt() for e in (our_errors, their_errors))
-        assert our_rms <= 2 * their_rms.clamp(min=unit / 16), name
-        assert our_errors.max() <= 2 * their_errors.max().clamp(min=unit / 2), name
+            ours_so_far, theirs_so_far = errors.setdefault(name, ([], []))
+            ours_so_far.append(relative_errors(ours[name], values))
+            theirs_so_far.append(relative_errors(theirs[name], values))
+    half_a_unit = torch.finfo(torch.float32).eps / 2
+    for name, (our_errors, their_errors) in errors.items():
+        assert_no_less_precise(our_errors, their_errors, factor=2, floor=half_a_unit, name=name)
 
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "GRU", "LSTM"])

@@ -98,11 +98,20 @@ def test_a_list_of_processors_is_read_as_linux_writes_it() -> None:
     assert machine.processors("3") == {3}
 
 
+@pytest.mark.xdist_group("timing")
 def test_the_primitives_run_and_scale_with_their_sizes() -> None:
+    """Beside other programs a measurement only takes longer: the best of several tells."""
     here = machine.Machine(1)
-    assert 0 < here.step(1, 6, 18) < here.step(8, 256, 256) < here.step(64, 256, 256)
-    product = 2 * 64 * 256 * 256 / here.step(64, 256, 256)
-    assert product < 1.1 * here.library.fma_peak(1)
+    sizes = [(1, 6, 18), (8, 256, 256), (64, 256, 256)]
+    seconds, peak = [math.inf] * len(sizes), 0.0
+    for _ in range(20):
+        seconds = [min(old, here._step(*size)) for old, size in zip(seconds, sizes, strict=True)]
+        peak = max(peak, here.library.fma_peak(1))
+        rate = 2 * 64 * 256 * 256 / seconds[2]
+        if sorted(seconds) == seconds and rate < 1.1 * peak:
+            break
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    assert rate < 1.1 * peak
     levels = machine.cache_sizes()
     assert all(size >= 4096 and sharers >= 1 for size, sharers in levels.values())
 
@@ -275,6 +284,7 @@ def test_the_page_has_a_block_for_the_numbers() -> None:
     assert "9.99" in report.replace_block(text, "9.99", report.BEGIN, report.END)
 
 
+@pytest.mark.xdist_group("timing")
 def test_the_command_measures_writes_and_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
