@@ -138,16 +138,24 @@ def plot(record: Record, path: Path, graph: bool = True) -> None:
     for axis, (name, precision) in zip(axes, panels, strict=True):
         _draw(axis, fields[name][precision], rows, cells)
         axis.set_title(f"{name}\n{PRECISIONS[precision].replace(', ', chr(10))}", fontsize=8)
-    labels = [f"B {problem.B}, H {problem.H}" for problem in rows]
+    common, labels = row_labels(rows)
     axes[0].set_yticks(range(len(rows)), labels, fontsize=8)
     facts = record.environment
     figure.suptitle(
-        f"rnnfast over cuDNN, {MODES[graph]}, T = 100, I = H: {facts['gpu']}, "
+        f"rnnfast over cuDNN, {MODES[graph]}, {common}: {facts['gpu']}, "
         f"torch {facts['torch']}, commit {facts['commit']}. Above 1 rnnfast is faster.",
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+def row_labels(rows: Sequence[Problem]) -> tuple[str, list[str]]:
+    """What all problems have in common, and what tells each from the others."""
+    T = rows[0].T
+    if any(problem.name != f"t{T}b{problem.B}i{problem.H}h{problem.H}" for problem in rows):
+        return "T, B, I, H", [problem.label for problem in rows]
+    return f"T = {T}, I = H", [f"B {problem.B}, H {problem.H}" for problem in rows]
 
 
 def _draw(

@@ -275,6 +275,15 @@ def test_where_cudnn_is_ahead_stands_beside_where_it_is_not() -> None:
     assert "| 4.00 → 2.00 2.00x | 1.00 → 2.00 **0.50x** | 3.00 → 2.00 1.50x |" in table
 
 
+def test_rows_are_told_apart_by_what_differs() -> None:
+    alike = [Problem(100, B, 64, 64, "test") for B in (1, 32)]
+    assert gpu_report.row_labels(alike) == ("T = 100, I = H", ["B 1, H 64", "B 32, H 64"])
+    other = Problem(100, 1, 64, 64, "test", layers=2)
+    common, labels = gpu_report.row_labels([*alike, other])
+    assert common == "T, B, I, H"
+    assert labels[-1] == "100, 1, 64, 64 (2 layers)"
+
+
 def test_the_plot_of_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     gpu_report.plot(gpu_record(), tmp_path / "gpu.png")
