@@ -40,8 +40,8 @@ enum class Sending { kPlace, kWords, kRows, kStage, kGlobal, kSums };
 inline constexpr int kMostWordBytes = 4096;
 inline constexpr int kMessageBytes = kWarpSize * 16;  // the sums of 16 units, 8 rows
 
-// Inputs of a step are asked for so many steps before it: a step may be shorter than a read.
-inline constexpr int kStepsAhead = 4;
+// Steps whose inputs are under way or being read: a step may be shorter than a read.
+inline constexpr int kRingSlots = 4;
 // Numbers per unit and batch row that a step reads: forward x_gates; backward the gates, what
 // Cell::kReadsBefore and kReadsAfter say of the states, and grad_output.
 constexpr int input_lines(int gates, bool backward) {
@@ -167,9 +167,9 @@ struct Layout {
 constexpr int register_fragments(const Layout& l) {
   const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
   const bool grid = l.exchange == Exchange::kGrid;
-  int step = (l.backward ? 66 : 78) + 3 * l.gates;
+  int step = (l.backward ? 66 : l.ring_slots == 0 ? 74 : 78) + 3 * l.gates;
   if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 28 : 16;
-  if (l.element_bytes > 2) step += grid ? 12 : 20;
+  if (l.element_bytes > 2) step += grid ? 12 : 24;
   if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
   if (grid) step += 28;
   if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
@@ -196,10 +196,12 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   l.unit_tiles = l.sums() ? instance.hidden / kMmaUnits / l.warps() : 1;
   l.warp_tiles = l.sums() ? l.in * l.units / l.tile_units : tiles / l.splits;
   l.fragments = l.unit_tiles * l.warp_tiles * l.out * (l.two_parts ? 2 : 1);
-  const int held = register_fragments(l);
-  l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
-  l.ring_slots = kStepsAhead;
-  if (l.shared_bytes() > kMaxSharedBytes) l.ring_slots = 0;
+  for (const int slots : {kRingSlots, 0}) {
+    l.ring_slots = slots;
+    const int held = register_fragments(l);
+    l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
+    if (l.shared_bytes() <= kMaxSharedBytes) break;
+  }
   return l;
 }
 

@@ -248,8 +248,8 @@ KERNEL sends(const Target args) {
 
 void remote_addresses() {
   const Launch l{.grid_x = 2, .threads = 32, .cluster = 2, .smem_bytes = 64};
-  check_fails(sends, l, {64, 1, 1}, {"st_async16 outside shared memory"});
-  check_fails(sends, l, {8, 1, 1}, {"not aligned to 16 bytes"});
+  check_fails(sends, l, {64, 1, 1}, {"st_async outside shared memory"});
+  check_fails(sends, l, {8, 1, 1}, {"st_async to a misaligned address"});
   check_fails(sends, l, {16, 2, 2}, {"no rank 2 in this cluster"});
   check_fails(sends, l, {16, 1, 0}, {"data and mbarrier in different CTAs"});
 }
@@ -258,6 +258,7 @@ KERNEL sends_without_init(const Nothing) {
   st_async16(remote(smem() + 16, 1), {}, remote(smem(), 1));
   cluster_sync();
 }
+KERNEL misaligned_word(const Nothing) { st_async4(remote(smem() + 2, 1), 0, remote(smem(), 1)); }
 KERNEL misaligned_row(const Nothing) {
   uint32_t r[4];
   ldm4(r, smem() + 8);
@@ -270,6 +271,8 @@ KERNEL row_outside(const Pointer args) {
 void shared_addresses() {
   check_fails(sends_without_init, {.grid_x = 2, .threads = 32, .cluster = 2, .smem_bytes = 64}, {},
               {"an mbarrier of block (1, 0) without mbar_init"});
+  check_fails(misaligned_word, {.grid_x = 2, .threads = 32, .cluster = 2, .smem_bytes = 64}, {},
+              {"st_async to a misaligned address"});
   alignas(16) float x[4];
   check_fails(misaligned_row, {.smem_bytes = 64}, {}, {"row not aligned"});
   check_fails(row_outside, {.smem_bytes = 64}, {x}, {"ldm4: row outside shared memory"});
@@ -312,8 +315,11 @@ void shapes() {
   check_fails(traps, {.threads = 48}, {}, {"48 threads"});
   check_fails(traps, {.threads = 2048}, {}, {"2048 threads"});
   check_fails(traps, {.grid_x = 3, .cluster = 2}, {}, {"not of whole clusters"});
-  check_fails(traps, {.grid_x = 17, .threads = 1024, .cooperative = true}, {},
-              {"more threads at a time"});
+  check_fails(traps,
+              {.grid_x = static_cast<int>(emu::kMaxFibers / 1024) + 1,
+               .threads = 1024,
+               .cooperative = true},
+              {}, {"more threads at a time"});
 }
 
 void signal_handler_is_put_back() {

@@ -47,7 +47,7 @@ void every_thread_runs_once() {
 
 // ---- the scheduler ----
 
-enum class Slow { kWarp, kCta, kCopy };
+enum class Slow { kWarp, kCta, kCopy, kWord, kOwnCopy };
 
 // Reads what is surely there by then, if all go at about the same pace.
 template <Slow kSlow>
@@ -67,14 +67,23 @@ KERNEL hopes(const Floats args) {
     const auto two = bit_cast<uint32_t>(2.f);
     st_async16(remote(smem() + 16, 1), {two, two, two, two}, remote(bar, 1));
   }
-  if (kSlow == Slow::kCopy) cluster_sync();  // only the copy itself may be late
+  if (sends && tid() == 0 && kSlow == Slow::kWord)
+    for (int i = 0; i < 4; ++i)
+      st_async4(remote(smem() + 16, 1) + i * 4, bit_cast<uint32_t>(2.f), remote(bar, 1));
+  if (tid() == 32 && kSlow == Slow::kOwnCopy) {
+    alignas(16) static const float twos[4] = {2, 2, 2, 2};
+    cp_async<16>(smem() + 16, twos);
+    cp_commit();
+  }
+  const bool async = kSlow == Slow::kCopy || kSlow == Slow::kWord;
+  if (async) cluster_sync();  // only the copy itself may be late
   if (!sends) {
     for (int i = 0; i < 60; ++i) warp_sync();
     if (kSlow == Slow::kWarp && cluster_rank() == 0) *args.out = *x;
     if (kSlow == Slow::kCta && cluster_rank() == 1) args.out[1] = *args.out;
-    if (kSlow == Slow::kCopy && cluster_rank() == 1) *args.out = *x;
+    if ((async || kSlow == Slow::kOwnCopy) && cluster_rank() == 1) *args.out = *x;
   }
-  if (kSlow == Slow::kCopy && cluster_rank() == 1) mbar_wait(bar, 0);
+  if (async && cluster_rank() == 1) mbar_wait(bar, 0);
   cluster_sync();
 }
 
@@ -197,22 +206,28 @@ struct Bits {
 };
 
 // Four 8x8 matrices of 16-bit numbers, where element (i, j) of matrix m is 64 m + 8 i + j.
+template <bool kTransposed>
 KERNEL load_matrices(const Bits args) {
   auto* x = reinterpret_cast<uint16_t*>(smem());
   for (int i = tid(); i < 256; i += threads()) x[i] = static_cast<uint16_t>(i);
   cta_sync();
   uint32_t r[4];
-  ldm4(r, x + tid() * 8);
+  if (kTransposed)
+    ldm4_transposed(r, x + tid() * 8);
+  else
+    ldm4(r, x + tid() * 8);
   for (int i = 0; i < 4; ++i) args.out[tid() * 4 + i] = r[i];
 }
 
+template <bool kTransposed>
 void ldm4_has_the_layout() {
   uint32_t out[128];
-  check_runs(load_matrices, {.threads = 32, .smem_bytes = 512}, {out});
+  check_runs(load_matrices<kTransposed>, {.threads = 32, .smem_bytes = 512}, {out});
+  constexpr uint32_t kAcross = kTransposed ? 1 : 8, kAlong = kTransposed ? 8 : 1;
   for (uint32_t lane = 0; lane < 32; ++lane)
     for (uint32_t m = 0; m < 4; ++m) {
-      const uint32_t low = 64 * m + 8 * (lane / 4) + 2 * (lane % 4);
-      check(out[lane * 4 + m] == (low | (low + 1) << 16), "wrong element");
+      const uint32_t low = 64 * m + kAcross * (lane / 4) + kAlong * 2 * (lane % 4);
+      check(out[lane * 4 + m] == (low | (low + kAlong) << 16), "wrong element");
     }
 }
 
@@ -487,12 +502,15 @@ int main() {
       {"a warp may be slow", anything_may_be_slow<Slow::kWarp>},
       {"a CTA may be slow", anything_may_be_slow<Slow::kCta>},
       {"a copy may be slow", anything_may_be_slow<Slow::kCopy>},
+      {"a word may be slow", anything_may_be_slow<Slow::kWord>},
+      {"a copy of one's own may be slow", anything_may_be_slow<Slow::kOwnCopy>},
       {"cta_sync", cta_sync_orders},
       {"group_sync", group_sync_orders},
       {"warp_sync", warp_sync_orders},
       {"cluster_sync", cluster_sync_orders},
       {"shfl_xor", shfl_xor_exchanges},
-      {"ldm4", ldm4_has_the_layout},
+      {"ldm4", ldm4_has_the_layout<false>},
+      {"ldm4_transposed", ldm4_has_the_layout<true>},
       {"mma bf16", mma_multiplies<MmaBf16, Bf16>},
       {"mma half", mma_multiplies<MmaHalf, Half>},
       {"mma tf32", mma_multiplies<MmaTf32, uint32_t>},

@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rnnfast import _C, ops, reference
 
 # A layer of one unit or input, of more units than a block has threads, a batch at and beside the
-# tiles of 8 rows, sequences of one step, packed ones in all forms.
+# tiles of 8 rows, sequences of one step, packed ones in all forms; rows that can be copied 16 bytes
+# at a time, for more steps than are under way at once.
 SHAPES: list[dict[str, Any]] = [
     {},
     {"bidirectional": True, "states_given": False},
@@ -37,6 +38,8 @@ SHAPES: list[dict[str, Any]] = [
     {"lengths": (4,), "bidirectional": True, "H": 7},
     {"lengths": (1, 1, 1, 1, 1, 1, 1, 1, 1), "states_given": False},
     {"lengths": (9, 8, 8, 7, 5, 5, 5, 2, 1, 1), "bidirectional": True, "H": 9},
+    {"lengths": (9, 8, 8, 7, 5, 5, 5, 2, 1, 1), "bidirectional": True, "H": 40},
+    {"T": 6, "B": 9, "H": 24, "bidirectional": True},
 ]
 EMPTY: list[dict[str, Any]] = [
     {"B": 0},
@@ -378,6 +381,17 @@ def test_every_schedule_gives_the_same_bits(
         again, again_reserve = kept(problem, other)
         assert_close([*again, *again_reserve], [*values, *reserve], 0)
         assert_close(other.layer_backward(*arguments), gradients, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name)
+def test_gradients_that_begin_anywhere(mode: str, dtype: torch.dtype, simt: Simt) -> None:
+    """Not where copies of 16 bytes may begin, though the rows would be apart for them."""
+    cell, grad, *rest = backward_arguments(Problem(mode, T=6, B=3, H=16, dtype=dtype), simt)
+    moved = torch.cat([grad.new_zeros(1), grad.flatten()])[1:].view_as(grad)
+    assert moved.is_contiguous()
+    assert moved.data_ptr() % 16 != 0
+    assert_close(simt.layer_backward(cell, moved, *rest), simt.layer_backward(cell, grad, *rest), 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
