@@ -70,14 +70,13 @@ inline bool serves(const SingleInstance& instance, const Problem& p) {
          single_layout(instance, p.gates, half).shared_bytes() <= p.device.shared_bytes;
 }
 
-// Microseconds from one launch to the next, of the prototype on an H200 at 1.98 GHz (GRU and LSTM,
-// I = H = 256 to 2048, 1 to 32 rows; docs/tuning.md): each processor takes in so many bytes of
-// weights and batch rows after a start, and all of them together so many of weights that the L2
-// cache cannot hold. Off by 20 % at most there. Rows of a length that 16 bytes do not divide cost
-// more loads.
+// Microseconds of a launch on an H200 at 1.98 GHz (GRU and LSTM, I = H = 256 to 1024, 1 to 32 rows;
+// benchmarks/results/tune): a start, which many blocks delay, and so many bytes of weights and batch
+// rows that each processor takes in; all of them together so many of weights that the L2 cache
+// cannot hold. Rows of a length that 16 bytes do not divide cost more loads.
 namespace cost {
-inline constexpr double kSingleStart = 1.0, kSingleWave = 0.15;
-inline constexpr double kSingleBytes = 57e3, kSingleMemoryBytes = 4.6e6;
+inline constexpr double kSingleStart = 2.3, kSingleBlock = 0.006, kSingleWave = 0.15;
+inline constexpr double kSingleBytes = 110e3, kSingleMemoryBytes = 4.6e6;
 inline constexpr double kSingleCacheBytes = 40e6;
 inline constexpr double kSingleFlops = 0.22e6;  // of one processor, float32
 }  // namespace cost
@@ -97,7 +96,8 @@ inline double single_cost(const SingleLayout& l, int batch, const Problem& p) {
   const double waves = static_cast<double>((blocks - 1) / p.device.processors + 1);
   const double weights = static_cast<double>(p.directions * p.gates * p.H * depth * element);
   const double memory = weights > kSingleCacheBytes ? weights / kSingleMemoryBytes : 0;
-  return kSingleStart + std::max(memory, waves * block) + (waves - 1) * kSingleWave;
+  return kSingleStart + kSingleBlock * static_cast<double>(blocks) +
+         std::max(memory, waves * block) + (waves - 1) * kSingleWave;
 }
 
 inline constexpr int64_t kMostBlocksY = 65535;  // of a grid
