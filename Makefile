@@ -5,12 +5,27 @@
 # make gpu-check: tests and measures on this machine's GPU, with PYTHON's torch; fetches nothing.
 # make gpu-pack: builds here what gpu-check needs there, into .gpu; needs nvcc, no GPU. PYTHONS="python3.12"
 # names more Pythons, ARCH="9.0" the GPU. PARTS="correct compare tune" of gpu-check: see tools/gpu_check.py.
-# Needed: Python 3.10+, g++, make. Another Python or torch: make PYTHON=python3.12 TORCH=torch==2.11.0 test
-# (after `make clean`). MAX_JOBS limits the compilers that run side by side.
+# make test TORCH=torch==2.11.0: the same with another torch, in a folder of its own, .venv-torch-2.11.0.
+# make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest.
+# Needed: Python 3.10+ with venv and headers, g++, make; Debian: apt install python3-venv python3-dev g++ make.
+# Another Python: make PYTHON=python3.12 VENV=.venv-3.12 test. MAX_JOBS limits the compilers side by side.
 
+SHELL := bash
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+PINNED := torch==2.13.0
+TORCH ?= $(PINNED)
+TORCH_NAME := $(shell echo '$(TORCH)' | tr -cs 'A-Za-z0-9.\n' '-')
+# In place, in rnnfast/, lie the libraries for the pinned torch. For another one the package is
+# installed into that torch's folder, so that the two never mix.
+ifeq ($(TORCH),$(PINNED))
 VENV ?= .venv
+BUILD := build_ext --inplace
+EDITABLE := --editable
+else
+VENV ?= .venv-$(TORCH_NAME)
+BUILD := build
+PACKAGE := $(wildcard rnnfast/*.py rnnfast/*.pyi)
+endif
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 OTHER_SOURCES := benchmarks/micro/micro.cu $(wildcard benchmarks/peers/*.cpp) tools/layouts.cpp
@@ -19,13 +34,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 
-.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-build gpu-pack gpu-check
+.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 bench: build
 	$(BIN)/python -m benchmarks
@@ -38,6 +53,10 @@ bench-peers:
 # ARCH="80 90" compiles for these only.
 cuda-compile:
 	$(PYTHON) -m tools.cuda_compile $(if $(ARCH),--arch $(ARCH))
+
+# Against the torch of TORCH, which must be one for CUDA.
+cuda-host: $(VENV)/$(TORCH_NAME)
+	$(BIN)/python -m tools.cuda_host
 
 cuda-build: .venv-cuda/torch
 	bash tools/cuda-build.sh .venv-cuda/bin/python
@@ -61,23 +80,28 @@ format: build
 
 build: $(VENV)/built
 
-# The compiled libraries lie in rnnfast/: an edited .py file counts at once, edited C++ rebuilds.
-$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(CXX_SOURCES)
+# Editable, an edited .py file counts at once, edited C++ rebuilds; so does a torch that was changed by
+# hand. The compilers' command lines stay out of sight, their warnings and errors do not.
+$(VENV)/built: $(VENV)/$(TORCH_NAME) $(wildcard $(VENV)/lib/python3*/site-packages/torch-*.dist-info) \
+		setup.py pyproject.toml $(wildcard tools/*.py) $(PACKAGE) $(CXX_SOURCES)
 	@echo "building rnnfast into $(VENV)"
-	@$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@set -o pipefail; $(BIN)/python setup.py --quiet $(BUILD) 2>&1 | \
+		grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
+	@$(INSTALL) --no-build-isolation $(EDITABLE) '.[dev]'
 	@touch $@
 
 # uv picks the torch that fits this machine: the CPU build where there is no GPU. Where uv cannot
 # have it, pip takes torch from wherever this machine is set up to take packages from.
-$(VENV)/torch:
+$(VENV)/$(TORCH_NAME):
+	@$(PYTHON) -m tools.needs venv compiler headers
 	@echo "creating $(VENV) with $(TORCH)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(INSTALL) --upgrade pip uv 'setuptools>=77' wheel ninja pybind11 numpy
+	@$(INSTALL) --upgrade pip uv 'setuptools>=77' ninja numpy
 	@UV_HTTP_RETRIES=0 $(BIN)/uv pip install --quiet --python $(BIN)/python \
 		--torch-backend=auto '$(TORCH)' 2>/dev/null || $(INSTALL) '$(TORCH)'
 	@touch $@
 
-.venv-peers/peers: .venv-peers/torch
+.venv-peers/peers: .venv-peers/$(TORCH_NAME)
 	@for peer in $(PEERS); do $(INSTALL) $$peer || echo "$$peer cannot be installed"; done
 	@touch $@
 
@@ -85,8 +109,8 @@ $(VENV)/torch:
 .venv-cuda/torch:
 	@echo "creating .venv-cuda with $(TORCH)"
 	@$(PYTHON) -m venv --clear .venv-cuda
-	@.venv-cuda/bin/python -m pip install --quiet 'setuptools>=77' wheel ninja pybind11 numpy '$(TORCH)'
+	@.venv-cuda/bin/python -m pip install --quiet 'setuptools>=77' ninja numpy '$(TORCH)'
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-cuda .venv-peers build dist rnnfast.egg-info rnnfast/_build.py rnnfast/*.so
+	rm -rf .venv .venv-* build dist rnnfast.egg-info rnnfast/_build.py rnnfast/*.so

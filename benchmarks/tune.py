@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,18 +30,16 @@ import rnnfast
 from benchmarks import results
 from benchmarks.cuda import PRECISIONS, events, set_switches, spin_up
 from benchmarks.problems import Problem
+from benchmarks.resumed import Run
 from benchmarks.workloads import CELLS, make_layer, relative_error
 from rnnfast import _C
 
 PASSES = ("inference", "training", "backward")
 KERNEL = "RNNFAST_CUDA_KERNEL"
 REPEATS, REPLAYS = 3, 5
-HANGS = 8.0
-"""Seconds that no entry takes."""
-
 STEPS = 100
-WIDE = {"hidden": (32, 64, 128, 256, 384, 512, 768, 1024), "batch": (1, 8, 32, 128)}
-"""GRU in bfloat16 on all of these; the other cells and precisions on the middle of them."""
+HIDDEN = (32, 64, 128, 256, 384, 512, 768, 1024, 2048)
+BATCHES = (32, 1, 128)
 
 H200 = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
 """For --dry."""
@@ -55,9 +51,10 @@ class Layer:
     precision: str
     B: int
     H: int
+    T: int = STEPS
 
     def __str__(self) -> str:
-        return f"{self.cell} {self.precision} B{self.B} H{self.H}"
+        return f"{self.cell} {self.precision} T{self.T} B{self.B} H{self.H}"
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,22 @@ class Entry:
 
 def layers() -> Iterator[Layer]:
     """The most telling first."""
-    for H in WIDE["hidden"]:
-        for B in WIDE["batch"]:
-            yield Layer("gru", "bfloat16", B, H)
-    for H in (64, 128, 256, 512, 1024):
-        for cell in ("gru", "lstm", "rnn_tanh"):
-            for precision in ("float32", "float32 exact", "bfloat16"):
-                if (cell, precision) != ("gru", "bfloat16"):
-                    yield Layer(cell, precision, 32, H)
-    yield from (Layer("gru", "float32", B, H) for H in (64, 256) for B in (1, 128))
-    yield from (Layer("gru", "bfloat16", B, H) for B, H in ((1024, 256), (32, 2048), (512, 512)))
+    kinds = [(c, p) for p in ("bfloat16", "float32", "float32 exact") for c in CELLS]
+    for B in BATCHES:
+        for H in HIDDEN:
+            # One cell of each number of gates, in each way to multiply.
+            yield from (Layer(c, p, B, H) for c, p in kinds if c != "rnn_relu")
+        if BATCHES[0] == B:
+            yield from one_step()
+    for B, H in ((1024, 256), (512, 512), (1024, 128), (1024, 512)):
+        yield from (Layer(cell, "bfloat16", B, H) for cell in ("gru", "lstm"))
+
+
+def one_step() -> Iterator[Layer]:
+    for cell in ("gru", "lstm"):
+        for B, H in ((1, 512), (1, 1024), (8, 512), (1, 256), (32, 512)):
+            yield Layer(cell, "bfloat16", B, H, T=1)
+        yield Layer(cell, "float32", 1, 512, T=1)
 
 
 def device_facts() -> dict[str, int]:
@@ -104,7 +107,7 @@ def entries(layer: Layer, kernels: Sequence[str], device: dict[str, int]) -> Ite
             plans = _C.cuda_plan(
                 layer.cell,
                 dtype,
-                STEPS,
+                layer.T,
                 layer.B,
                 layer.H,
                 directions=1,
@@ -144,9 +147,9 @@ def make(layer: Layer) -> Made:
     precision = PRECISIONS[layer.precision]
     set_switches(precision)
     torch.manual_seed(0)
-    problem = Problem(STEPS, layer.B, layer.H, layer.H, "tuning")
+    problem = Problem(layer.T, layer.B, layer.H, layer.H, "tuning")
     base = make_layer(nn, layer.cell, problem, precision.dtype, "cuda")
-    sizes = (STEPS, layer.B, layer.H)
+    sizes = (layer.T, layer.B, layer.H)
     x, grad = (torch.randn(sizes, dtype=precision.dtype, device="cuda") for _ in range(2))
     truth = values(copy.deepcopy(base).double(), x.double(), grad.double())
     theirs = values(base, x, grad)
@@ -191,6 +194,10 @@ class Timed:
     entry: Entry
     call: Callable[[], object]
 
+    @property
+    def is_step(self) -> bool:
+        return self.entry.name == "step"
+
 
 def graph_of(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     """On the current stream; without the collection of garbage of `torch.cuda.graph`."""
@@ -212,14 +219,15 @@ def measure(layer: Layer, chosen: Sequence[Entry], begin: Callable[[Entry], None
     with torch.cuda.stream(stream):
         for entry in chosen:
             begin(entry)
-            row = {**asdict(layer), "T": STEPS, "pass": entry.pass_name, "entry": entry.name}
+            row = {**asdict(layer), "pass": entry.pass_name, "entry": entry.name}
             row |= {"plan": entry.plan}
             try:
                 call = calls(made, entry)
                 own, peer, right = check(made, entry, call())
                 row |= {"error": own, "error_cudnn": peer, "right": right}
                 graph = graph_of(call)
-                times = sorted(events(graph.replay, REPLAYS) for _ in range(REPEATS))
+                replays = REPLAYS if layer.T > 1 else 10 * REPLAYS
+                times = sorted(events(graph.replay, replays) for _ in range(REPEATS))
                 row["call_us"] = round(times[REPEATS // 2] * 1e6, 2)
                 timed.append(Timed(row, entry, call))
             except RuntimeError as error:
@@ -250,11 +258,14 @@ def profile(timed: Sequence[Timed]) -> None:
     if len(parts) != len(timed):
         print(f"the profiler saw {len(parts)} of {len(timed)} runs")
         return
-    for one, part in zip(timed, parts, strict=True):
-        one.row["step_us"], stepwise = step_microseconds(part)
-        one.row["refused"] = stepwise and one.entry.name != "step"  # by the device, at the launch
+    ran = [sorted(name for name, _ in part) for part in parts]
+    stepwise = {one.entry.pass_name: n for one, n in zip(timed, ran, strict=True) if one.is_step}
+    for one, part, names in zip(timed, parts, ran, strict=True):
+        one.row["step_us"] = step_microseconds(part, one.row["T"])
         one.row["launches"] = len(part)
         one.row["kernels_us"] = top(part)
+        # By the device, at the launch: `step` took over.
+        one.row["refused"] = not one.is_step and names == stepwise.get(one.entry.pass_name)
 
 
 def split(kernels: Sequence[tuple[str, float]]) -> list[list[tuple[str, float]]]:
@@ -268,15 +279,19 @@ def split(kernels: Sequence[tuple[str, float]]) -> list[list[tuple[str, float]]]
     return parts
 
 
-def step_microseconds(kernels: Sequence[tuple[str, float]]) -> tuple[float, bool]:
-    """Of what runs in every step (True), or of the kernel of ours that takes the longest."""
+def step_microseconds(kernels: Sequence[tuple[str, float]], T: int) -> float:
+    """Of what runs in every step, or of the kernel of ours that takes the longest; of a sequence of
+    one step, of everything.
+    """
+    if T == 1:
+        return round(sum(microseconds for _, microseconds in kernels), 4)
     totals: dict[str, tuple[int, float]] = {}
     for name, microseconds in kernels:
         count, total = totals.get(name, (0, 0.0))
         totals[name] = (count + 1, total + microseconds)
-    stepwise = sum(total for count, total in totals.values() if count >= STEPS - 1)
+    stepwise = sum(total for count, total in totals.values() if count >= T - 1)
     longest = max((t for name, (_, t) in totals.items() if "rnnfast" in name), default=0.0)
-    return round((stepwise or longest) / STEPS, 4), stepwise > 0
+    return round((stepwise or longest) / T, 4)
 
 
 def top(kernels: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -285,52 +300,6 @@ def top(kernels: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     for name, microseconds in kernels:
         totals[name[:60]] = totals.get(name[:60], 0.0) + microseconds
     return [(n, round(t, 1)) for n, t in sorted(totals.items(), key=lambda item: -item[1])[:5]]
-
-
-class Run:
-    """The file of results; starts over behind what breaks the device."""
-
-    def __init__(self, path: Path, facts: dict[str, Any], resumed: bool) -> None:
-        self.path = path
-        self.data: dict[str, Any] = {"format": 1, "environment": facts, "rows": []}
-        if resumed and path.exists():
-            self.data = json.loads(path.read_text())
-        rows = self.data["rows"]
-        self.done = {row["layer"] for row in rows if "broken" not in row or not row["entry"]}
-        self.broke = {(r["layer"], r["pass"], r["entry"]) for r in rows if "broken" in r}
-        self.current: tuple[str, Entry | None] = ("", None)
-        self.since = time.monotonic()
-
-    def watch(self) -> None:
-        """Ends, from a thread of its own, what hangs."""
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def begin(self, layer: Layer, entry: Entry | None) -> None:
-        self.current, self.since = (str(layer), entry), time.monotonic()
-
-    def add(self, layer: Layer, rows: Sequence[dict[str, Any]]) -> None:
-        self.data["rows"] += [{"layer": str(layer), **row} for row in rows]
-        lines = ",\n".join(json.dumps(row) for row in self.data["rows"])
-        facts = json.dumps(self.data["environment"])
-        self.path.write_text(f'{{"format": 1,\n"environment": {facts},\n"rows": [\n{lines}\n]}}\n')
-
-    def broken(self, why: str) -> None:
-        """Writes down what was running, and goes on in a new process without it."""
-        name, entry = self.current
-        print(f"{name}: BROKEN by {entry}: {why}", flush=True)
-        row = {"layer": name, "broken": True, "failed": why, "pass": "", "entry": ""}
-        if entry:
-            row |= {"pass": entry.pass_name, "entry": entry.name}
-        self.data["rows"].append(row)
-        self.path.write_text(json.dumps(self.data))
-        again = [sys.executable, "-u", "-m", "benchmarks.tune", "--resume"]
-        os.execv(sys.executable, [*again, *(a for a in sys.argv[1:] if a != "--resume")])
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(0.5)
-            if time.monotonic() - self.since > HANGS:
-                self.broken(f"nothing for {HANGS:.0f} s")
 
 
 def line(rows: Sequence[dict[str, Any]]) -> str:
@@ -381,17 +350,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if time.monotonic() - begun > options.seconds:
             print(f"{layer}: left out, no time")
             continue
-        run.begin(layer, None)
+        run.begin(str(layer))
         tried = [
             entry
             for entry in entries(layer, options.kernels, device)
             if (str(layer), entry.pass_name, entry.name) not in run.broke
         ]
         try:
-            rows = measure(layer, tried, lambda entry, layer=layer: run.begin(layer, entry))
+            rows = measure(
+                layer,
+                tried,
+                lambda entry, layer=layer: run.begin(str(layer), entry.pass_name, entry.name),
+            )
         except RuntimeError as error:
             run.broken(str(error).splitlines()[0][:200])
-        run.add(layer, rows)
+        run.add(str(layer), rows)
         print(f"{layer}: {line(rows)}", flush=True)
     return 0
 

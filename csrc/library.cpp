@@ -146,7 +146,7 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
     facts["kernel"] = std::string(cuda::kKernelNames[static_cast<int>(plan.kernel)]);
     if (plan.instance >= 0) {
       facts["hidden"] = plan.hidden, facts["peers"] = plan.peers;
-      facts["rows"] = plan.rows, facts["tiles"] = plan.tiles;
+      facts["rows"] = plan.rows, facts["part"] = plan.part, facts["tiles"] = plan.tiles;
     }
     facts["microseconds"] = plan.microseconds;
     result.append(facts);

@@ -4,13 +4,24 @@ Write ``rnnfast.GRU`` for ``torch.nn.GRU``, or ``rnnfast.convert(model)``. See t
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rnnfast import _folder
+
+__path__ = [str(_folder.find(Path(__file__).parent))]
+__file__ = str(Path(__path__[0], "__init__.py"))
 
 from rnnfast import functional, ops
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
 from rnnfast.convert import convert, patched, revert
 from rnnfast.diagnose import explain
 from rnnfast.freeze import freeze, unfreeze
-from rnnfast.modules import GRU, LSTM, RNN
+
+if TYPE_CHECKING:
+    from rnnfast._typed import GRU, LSTM, RNN
+else:
+    from rnnfast.modules import GRU, LSTM, RNN
 
 try:
     __version__ = version("rnnfast")

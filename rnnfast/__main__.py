@@ -1,5 +1,6 @@
 """``python -m rnnfast``: what was built, what is loaded, whether it gives torch.nn's numbers."""
 
+import signal
 import sys
 
 from rnnfast.diagnose import describe, self_check
@@ -21,4 +22,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # `| head` ends us, as it ends other programs, without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

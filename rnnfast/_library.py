@@ -7,12 +7,13 @@ says nothing about products of bfloat16: AVX512 comes with them where the CPU ha
 was asked for by name.
 """
 
-import importlib
 import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
+
+from rnnfast._folder import built_for, minor
 
 _FOLDER = Path(__file__).parent
 _INSTALL = "pip install --no-build-isolation ."
@@ -23,24 +24,18 @@ _INSTRUCTION_SETS = {
 }
 
 
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
 def _check_build() -> None:
     """Compares versions before anything is loaded: a library built for another torch minor would
     fail with an undefined symbol, or worse, not fail.
     """
-    try:
-        built_for: str = importlib.import_module("rnnfast._build").TORCH
-    except ImportError:
+    version = built_for(_FOLDER)
+    if version is None:
         raise ImportError(
-            f"rnnfast is not built here: run `{_INSTALL}` in its source folder, with `-e` if you"
-            f" import it from there"
-        ) from None
-    if _minor(built_for) != _minor(torch.__version__):
+            f"rnnfast is not built for this Python: run `{_INSTALL}` in its source folder"
+        )
+    if minor(version) != minor(torch.__version__):
         raise ImportError(
-            f"rnnfast was built for torch {_minor(built_for)}, this is torch {torch.__version__}:"
+            f"rnnfast was built for torch {minor(version)}, this is torch {torch.__version__}:"
             f" run `{_INSTALL}` again in its source folder"
         )
 

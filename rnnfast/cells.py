@@ -31,6 +31,17 @@ class _Cell(Interop, nn.RNNCellBase):
         return states if batched else tuple(state.squeeze(0) for state in states)
 
 
+def check_cell(cell: nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...]) -> None:
+    """Raise what a call of `cell`, ours or torch.nn's, would raise for these sizes, without one."""
+    ours = next(c for c in (RNNCell, GRUCell, LSTMCell) if isinstance(cell, c.torch_class))
+    _check_dim(ours.__name__, "input", input)
+    for index, state in enumerate(states):
+        _check_dim(ours.__name__, f"hx[{index}]" if ours is LSTMCell else "hidden", state)
+    if input.dim() == 1:
+        input, states = input.unsqueeze(0), tuple(state.unsqueeze(0) for state in states)
+    _check_sizes(input, states, cell.input_size, cell.hidden_size)
+
+
 def _check_dim(name: str, what: str, tensor: Tensor) -> None:
     dim = tensor.dim()
     if dim != 2 and dim != 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -34,11 +35,18 @@ def convert(model: _Model) -> _Model:
     In place: the modules and their parameters stay the same objects, so optimizers, hooks, shared
     modules and parametrizations keep working. For a copy: ``convert(copy.deepcopy(model))``.
     Instances of a subclass of torch's classes are left as they are, as their ``forward`` may do
-    anything; the logger ``rnnfast`` warns of each by name.
+    anything; the logger ``rnnfast`` warns of each by name. A model without any recurrent layer or
+    cell gives a warning, as it cannot be what was meant.
 
     Returns:
         `model`
     """
+    if not any(isinstance(module, tuple(_TO_OURS)) for module in model.modules()):
+        warnings.warn(
+            f"rnnfast.convert changes nothing: {type(model).__name__} holds no torch.nn.RNN, GRU,"
+            " LSTM or cell of theirs",
+            stacklevel=2,
+        )
     return _change_classes(model, _TO_OURS)
 
 

@@ -1,6 +1,5 @@
 """Which implementation, kernel and plan serve a call; what was built and loaded."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import functional, ops
 from rnnfast._library import _C, HAS_CUDA, INSTRUCTION_SET
+from rnnfast.cells import check_cell
+from rnnfast.modules import GRU, LSTM, RNN
+from rnnfast.routes import cuda_plan
+
+_LAYERS: dict[str, Any] = {"RNN_TANH": RNN, "RNN_RELU": RNN, "GRU": GRU, "LSTM": LSTM}
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
 
     Raises:
         TypeError: `module` is neither a recurrent layer nor a recurrent cell.
+        ValueError, RuntimeError: sizes that `module` would refuse, in its words.
     """
-    if isinstance(module, nn.RNNCellBase):
+    if isinstance(module, (nn.RNNCell, nn.GRUCell, nn.LSTMCell)):
         return _explain_cell(module, input, hx)
     if isinstance(module, nn.RNNBase):
         return _explain_layers(module, input, hx)
@@ -69,18 +74,23 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
     )
 
 
-def _explain_cell(module: nn.RNNCellBase, input: Any, hx: Any) -> Explanation:
+def _explain_cell(
+    module: nn.RNNCell | nn.GRUCell | nn.LSTMCell, input: Any, hx: Any
+) -> Explanation:
     if isinstance(module, nn.RNNCell):
         mode = f"RNN_{module.nonlinearity}".upper()
     elif isinstance(module, nn.GRUCell):
         mode = "GRU"
     else:
         mode = "LSTM"
+    check_cell(module, input, _states(hx))
     weights = list(module.parameters())
-    route = functional.route_cell(input, (*_states(hx), *weights))
+    if input.dim() == 1:
+        input = input.unsqueeze(0)
+    route = functional.route_cell(mode, input, _states(hx), weights)
     problem = {
         "T": 1,
-        "B": input.size(0) if input.dim() == 2 else 1,
+        "B": input.size(0),
         "I": module.input_size,
         "H": module.hidden_size,
         "directions": 1,
@@ -89,15 +99,25 @@ def _explain_cell(module: nn.RNNCellBase, input: Any, hx: Any) -> Explanation:
     return Explanation(repr(module), (layer,))
 
 
+def _check_layers(module: nn.RNNBase, x: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:
+    """Raises what a call would raise for these sizes; another dtype is a matter of routes."""
+    sizes = torch.empty(x.shape, device="meta")
+    ours = _LAYERS[module.mode]
+    twin = ours.__new__(ours)
+    twin.__dict__.update(module.__dict__, _flat_weights=[sizes])
+    twin._check_sizes(sizes, batch_sizes, hx)
+
+
 def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any) -> Explanation:
     uniform = True
     if isinstance(input, PackedSequence):
+        _check_layers(module, input.data, input.batch_sizes, hx)
         x, sizes = input.data, input.batch_sizes.tolist()
         steps, batch, uniform = len(sizes), sizes[0], sizes[0] == sizes[-1]
-    elif input.dim() == 2:
-        x, steps, batch = input, input.size(0), 1
     else:
-        x, (first, second) = input, input.shape[:2]
+        _check_layers(module, input, None, hx)
+        x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
+        first, second, _ = x.shape
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
     route = functional.route(x, (*_states(hx), *weights), module.proj_size, module.training)
@@ -147,32 +167,12 @@ def _explain_layer(
         return LayerExplanation(name, route.kind, "torch's operations step by step", route.reason)
     dtype = str(x.dtype).removeprefix("torch.")
     if x.device.type == "cuda":
-        facts = _cuda_plan(mode.lower(), dtype, x.device, problem)
+        facts = cuda_plan(mode.lower(), dtype, x.device, problem)
         return LayerExplanation(name, route.kind, "cuda", route.reason, facts)
     if x.device.type != "cpu":
         return LayerExplanation(name, route.kind, x.device.type, route.reason)
     plan = _C.plan(mode.lower(), dtype, threads=torch.get_num_threads(), **problem)
     return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
-
-
-def _cuda_plan(
-    cell: str, dtype: str, device: torch.device, problem: dict[str, Any]
-) -> dict[str, Any]:
-    """The first kernel that a layer's forward pass would try on that GPU."""
-    gpu: Any = torch.cuda.get_device_properties(device)
-    first, *_ = _C.cuda_plan(
-        cell,
-        dtype,
-        **{name: problem[name] for name in ("T", "B", "I", "H", "directions")},
-        backward=False,
-        tf32=torch.backends.cudnn.allow_tf32,
-        arch=10 * gpu.major + gpu.minor,
-        processors=gpu.multi_processor_count,
-        shared_bytes=gpu.shared_memory_per_block_optin,
-        max_cluster=16 if gpu.major >= 9 else 1,
-        kernel=os.environ.get("RNNFAST_CUDA_KERNEL", "auto"),
-    )
-    return dict(first)
 
 
 def describe() -> dict[str, str]:

@@ -215,7 +215,7 @@ def cell(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """One step of a cell: torch's operator, or the reference under a transform.
+    """One step of a cell: torch's operator, our kernel, or the reference under a transform.
 
     Args:
         mode: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
@@ -232,12 +232,14 @@ def cell(
     weights = [w_ih, w_hh]
     if b_ih is not None or b_hh is not None:  # one alone is as good as both, the other being zero
         weights += [w_hh.new_zeros(w_hh.size(0)) if b is None else b for b in (b_ih, b_hh)]
-    if route_cell(input, (*states, *weights)).kind == "torch":
+    chosen = route_cell(mode, input, states, weights)
+    if chosen.kind == "torch":
         if not states:
             states = [s[0] for s in _zero_states(mode, input, input.size(0), 1, weights, 0)]
         hx = tuple(states) if mode == "LSTM" else states[0]
         result = _TORCH_CELLS[mode](input, hx, w_ih, w_hh, b_ih, b_hh)
         return result if mode == "LSTM" else (result,)
     initial = [s.unsqueeze(0) for s in states]
-    _, states_n = _reference_layer(_CELLS[mode], input.unsqueeze(0), None, initial, weights, False)
+    layer = _fused_layer if chosen.kind == "fused" else _reference_layer
+    _, states_n = layer(_CELLS[mode], input.unsqueeze(0), None, initial, weights, False)
     return tuple(s.squeeze(0) for s in states_n)

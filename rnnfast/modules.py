@@ -62,10 +62,7 @@ class _Layers(Disguised, Interop, nn.RNNBase):
             if (leaf := self._call_as_leaf(input, hx)) is not None:
                 return leaf
         dim = input.dim()
-        if dim != 3 and dim != 2:
-            raise ValueError(
-                f"{self._kind}: Expected input to be 2D or 3D, got {dim}D{self._unit} instead"
-            )
+        self._check_dim(dim)
         batch_dim = 0 if self.batch_first else 1
         if hx is not None:
             hx = self._batched_states(hx, dim)
@@ -105,10 +102,7 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         states = () if hx is None else self._states(hx)
         batch_first = self.batch_first and batch_sizes is None
         if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
-            if input.size(1 if batch_first else 0) == 0:
-                raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-            if batch_sizes is not None:
-                _check_batch_sizes(input, batch_sizes)
+            _check_length(input, batch_sizes, batch_first)
         output, states = stack(
             self.mode,
             input,
@@ -124,6 +118,29 @@ class _Layers(Disguised, Interop, nn.RNNBase):
             proj_size=self.proj_size,
         )
         return output, self._hidden(states)
+
+    def _check_sizes(self, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:
+        """Raise what a call would raise for the sizes of its arguments: for `explain`."""
+        batch_first = self.batch_first and batch_sizes is None
+        if batch_sizes is None:
+            dim = input.dim()
+            self._check_dim(dim)
+            if hx is not None:
+                hx = self._batched_states(hx, dim)
+            if dim == 2:
+                input = input.unsqueeze(0 if batch_first else 1)
+        if hx is None:
+            self.check_input(input, batch_sizes)
+        else:
+            self.check_forward_args(input, hx, batch_sizes)
+        _check_length(input, batch_sizes, batch_first)
+
+    @classmethod
+    def _check_dim(cls, dim: int) -> None:
+        if dim != 3 and dim != 2:
+            raise ValueError(
+                f"{cls._kind}: Expected input to be 2D or 3D, got {dim}D{cls._unit} instead"
+            )
 
     def _current_weights(self) -> list[Tensor]:
         """``_flat_weights``, brought up to date with the attributes as torch.nn does.
@@ -171,12 +188,15 @@ def _raise_dim(subject: str, dim: int, got: str) -> NoReturn:
     raise RuntimeError(f"For {form} input, {subject} also be {dim}-D but got {got}")
 
 
-def _check_batch_sizes(input: Tensor, batch_sizes: Tensor) -> None:
-    """Refuse a PackedSequence that does not fit together; torch.nn cuts the rest off in silence.
+def _check_length(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> None:
+    """Refuse no steps, and a PackedSequence that does not fit together, of which torch.nn cuts the
+    rest off in silence.
 
-    A program that is compiled cannot look at the values; there the operator does.
+    A program that is compiled cannot look at the values of batch_sizes; there the operator does.
     """
-    if _is_compiling():
+    if input.size(1 if batch_first else 0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if batch_sizes is None or _is_compiling():
         return
     rows = int(batch_sizes.sum())
     if rows != input.size(0):

@@ -4,8 +4,10 @@
 ``reference`` is :mod:`rnnfast.reference`. ``docs/design.md`` says when each is chosen.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from rnnfast._library import KERNEL_DEVICES
+from rnnfast._library import _C, KERNEL_DEVICES
 
 _KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _AUTOCAST_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -41,6 +43,8 @@ class Route(NamedTuple):
 FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
 _EXPORTED = Route("torch", "torch.export of what trains: torch's operator, which all tools know")
 _ONE_STEP = Route("torch", "one step: torch's operator is one fused kernel already, and lighter")
+_GRADIENTS = Route("torch", "one step whose gradients are asked for: torch's operator keeps less")
+_ONE_LAUNCH = Route("fused", "one step on a GPU: products and gates in one launch")
 _TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
 AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
 
@@ -142,13 +146,69 @@ def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: b
     return result
 
 
-def route_cell(input: Tensor, others: Sequence[Tensor]) -> Route:
+def route_cell(
+    mode: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> Route:
     """As :func:`route`, for one step of a cell.
 
-    The ops would take 1.1 to 2.5 times as long: they are made for sequences.
+    On a CPU the ops would take 1.1 to 2.5 times as long: they are made for sequences. On a GPU,
+    where torch's operator is two products and a kernel, they have a kernel that is all of them.
     """
-    transform = transformed((input, *others))
-    return _ONE_STEP if transform is None else Route("reference", transform)
+    tensors = (input, *states, *weights)
+    transform = transformed(tensors)
+    if transform is not None:
+        return Route("reference", transform)
+    if not input.is_cuda or _is_compiling() or _tracing_state() is not None:
+        return _ONE_STEP
+    if needs_gradients(tensors):
+        return _GRADIENTS
+    chosen = route(input, tensors[1:])
+    if chosen is not FUSED:
+        return Route("torch", chosen.reason)
+    if not input.numel():
+        return _ONE_STEP
+    problem = (input.size(0), input.size(1), weights[1].size(1))
+    tf32 = torch.backends.cudnn.allow_tf32
+    wanted = os.environ.get("RNNFAST_CUDA_KERNEL", "auto")
+    dtype = str(input.dtype).removeprefix("torch.")
+    best = _best_for_one_step(mode.lower(), dtype, input.device, *problem, tf32, wanted)
+    return _ONE_LAUNCH if best == "single" else _ONE_STEP
+
+
+@lru_cache(maxsize=1024)
+def _best_for_one_step(
+    cell: str,
+    dtype: str,
+    device: torch.device,
+    B: int,
+    I: int,  # noqa: E741
+    H: int,
+    tf32: bool,
+    wanted: str,
+) -> str:
+    """The kernel that the plan names; the last two arguments are what else it depends on."""
+    problem = {"T": 1, "B": B, "I": I, "H": H, "directions": 1}
+    return str(cuda_plan(cell, dtype, device, problem)["kernel"])
+
+
+def cuda_plan(
+    cell: str, dtype: str, device: torch.device, problem: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The first kernel that a layer's forward pass would try on that GPU."""
+    gpu: Any = torch.cuda.get_device_properties(device)
+    first, *_ = _C.cuda_plan(
+        cell,
+        dtype,
+        **{name: problem[name] for name in ("T", "B", "I", "H", "directions")},
+        backward=False,
+        tf32=torch.backends.cudnn.allow_tf32,
+        arch=10 * gpu.major + gpu.minor,
+        processors=gpu.multi_processor_count,
+        shared_bytes=gpu.shared_memory_per_block_optin,
+        max_cluster=16 if gpu.major >= 9 else 1,
+        kernel=os.environ.get("RNNFAST_CUDA_KERNEL", "auto"),
+    )
+    return dict(first)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

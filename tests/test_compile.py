@@ -11,10 +11,12 @@ import pytest
 import torch
 from problems import MODES, Problem, assert_close, gradients
 from test_autograd import as_function
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 import rnnfast
 from rnnfast import functional, routes
@@ -296,3 +298,28 @@ def test_autocast_compiles(mode: str) -> None:
     ours, expected = compiled(model)(*problem.leaves), model(*problem.leaves)
     assert_close(ours, expected, 1e-6)
     assert_close(gradients(ours, problem.leaves), gradients(expected, problem.leaves), 1e-2)
+
+
+class Encoder(nn.Module):
+    """A model that takes sequences packed elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 5)
+        self.gru = rnnfast.GRU(5, 6, bidirectional=True)
+
+    def forward(self, words: PackedSequence) -> Tensor:
+        _, h_n = self.gru(words._replace(data=self.embed(words.data)))
+        return h_n.sum(0)
+
+
+def test_a_sequence_packed_by_the_collate_function_compiles_whole() -> None:
+    sentences = [torch.arange(length) for length in (2, 5, 3, 4, 1, 5)]
+
+    def collate(batch: list[Tensor]) -> PackedSequence:
+        return pack_sequence(batch, enforce_sorted=False)
+
+    model = Encoder()
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch in DataLoader(sentences, batch_size=3, collate_fn=collate):
+        assert_close([whole(batch)], [model(batch)], 1e-6)

@@ -277,3 +277,20 @@ def test_patched_as_a_decorator() -> None:
         return nn.Sequential(nn.GRU(5, 6))
 
     assert type(make()[0]) is type(make()[0]) is rnnfast.GRU
+
+
+@pytest.mark.parametrize("model", [nn.Linear(3, 4), nn.Sequential(), nn.Conv1d(1, 1, 1)])
+def test_convert_of_a_model_without_recurrent_layers_warns(model: nn.Module) -> None:
+    sentence = f"changes nothing: {type(model).__name__} holds no"
+    with pytest.warns(UserWarning, match=sentence) as seen:
+        assert rnnfast.convert(model) is model
+    assert seen[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["GRU", "LSTMCell"])
+def test_convert_of_a_model_that_is_converted_does_not_warn(name: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), getattr(nn, name)(4, 5))
+    for _ in range(2):
+        assert type(rnnfast.convert(model)[1]) is getattr(rnnfast, name)
+    rnnfast.revert(nn.Linear(3, 4))

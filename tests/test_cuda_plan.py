@@ -68,18 +68,19 @@ def test_plan_is_sound(
     assert costs == sorted(costs)
     for choice in choices[:-1]:
         assert kernel in ("auto", choice["kernel"])
-        assert kernel != "auto" or T > 1, "one step reads the weights once anyway"
+        single = choice["kernel"] == "single"
+        assert T == 1 and not backward if single else kernel != "auto" or T > 1
         assert kernel != "auto" or choice["microseconds"] < choices[-1]["microseconds"]
         assert choice["hidden"] >= H
         assert (choice["tiles"] - 1) * choice["rows"] < B <= choice["tiles"] * choice["rows"]
         assert dtype != "float64"
-        assert device["arch"] >= 80
+        assert device["arch"] >= (70 if single and dtype == "float32" else 80)
         peers = choice["peers"]
         if choice["kernel"] in ("small", "cta"):
             assert peers == 1
         elif choice["kernel"] == "cluster":
             assert 1 < peers <= device["max_cluster"]
-        else:
+        elif not single:
             assert peers * choice["tiles"] * directions <= device["processors"]
 
 
@@ -91,21 +92,28 @@ def test_plan_of_known_problems() -> None:
     assert best("gru", "bfloat16", 512, 64, 512) == "cluster", "w_hh fits eight processors"
     assert best("gru", "bfloat16", 512, 64, 512, **A100) != "cluster", "no clusters before Hopper"
     assert best("lstm", "float64", 100, 8, 64) == "step", "no tensor cores in float64 kernels"
-    assert best("gru", "bfloat16", 1, 64, 512) == "step", "one step gains nothing"
+    assert best("gru", "bfloat16", 1, 1, 512) == "single", "one launch instead of three"
+    assert best("gru", "bfloat16", 1, 4096, 512) == "step", "tiles would read the weights too often"
+    assert best("gru", "bfloat16", 1, 1, 512, backward=True) == "step", "nothing to launch twice"
     assert best("lstm", "bfloat16", 100, 64, 8192) == "step", "larger than all kernels"
     assert best("gru", "bfloat16", 100, 4096, 1024) == "step", "the product has work enough"
 
 
+def served(kernel: str) -> tuple[str, str, int, int, int]:
+    """A problem that every GPU kernel of that name serves."""
+    dtype = "float32" if kernel == "fma" else "bfloat16"
+    return ("gru", dtype, 1 if kernel == "single" else 100, 8, 64)
+
+
 def test_plan_hears_a_wish() -> None:
-    problem = ("gru", "bfloat16", 100, 8, 64)
     for kernel in KERNELS:
-        choices = plan(*problem, kernel=kernel)
+        choices = plan(*served(kernel), kernel=kernel)
         assert {c["kernel"] for c in choices} == {kernel, "step"}
 
 
 def test_plan_hears_a_wish_for_one_entry() -> None:
-    problem = ("gru", "bfloat16", 100, 8, 64)
     for kernel in KERNELS:
+        problem = served(kernel)
         *entries, step = plan(*problem, kernel=kernel)
         for number, entry in enumerate(entries):
             assert plan(*problem, kernel=f"{kernel}/{number}") == [entry, step]
@@ -148,7 +156,7 @@ def tuned_rows(times: dict[str, float], **options: Any) -> dict[str, Any]:
         rows.append(
             {"layer": "gru bfloat16 B32 H256", "cell": "gru", "precision": "bfloat16", "T": 100}
             | {"B": 32, "H": 256, "pass": "inference", "entry": f"{name}/0", "plan": first}
-            | {"right": True, "refused": False, "call_us": microseconds, "step_us": 1.0}
+            | {"right": True, "refused": False, "call_us": 1.0, "step_us": microseconds}
             | options
         )
     return {"format": 1, "environment": FACTS, "rows": rows}
@@ -159,7 +167,7 @@ def test_a_choice_that_took_longer_than_another_shows() -> None:
     other = next(name for name in ("step", "grid", "cluster") if name != chosen)
     assert list(tuned.dearer_choices(tuned_rows({chosen: 109, other: 100}))) == []
     (line,) = tuned.dearer_choices(tuned_rows({chosen: 111, other: 100}))
-    assert f"{chosen}/0 instead of {other}/0, 111 us against 100" in line
+    assert f"{chosen}/0 instead of {other}/0, 111.00 us a step against 100.00" in line
     (line,) = tuned.dearer_choices(tuned_rows({other: 100}))
     assert "was not measured" in line
 
@@ -173,7 +181,7 @@ def test_the_next_choice_counts_where_the_device_refuses_the_first() -> None:
     first, second, *_ = plan("gru", "bfloat16", 100, 32, 256)
     data = tuned_rows({first["kernel"]: 1, "step": 10})
     data["rows"][0]["refused"] = True
-    data["rows"].append(data["rows"][1] | {"plan": second, "entry": "second", "call_us": 12})
+    data["rows"].append(data["rows"][1] | {"plan": second, "entry": "second", "step_us": 12})
     (line,) = tuned.dearer_choices(data)
     assert "second instead of step/0" in line
 

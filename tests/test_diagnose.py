@@ -3,17 +3,18 @@
 Catches an explanation of another route than the call takes, and a self-check that cannot fail.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import rnnfast
-from rnnfast import __main__, diagnose
+from rnnfast import __main__, diagnose, routes
 from rnnfast._library import INSTRUCTION_SET
 
 
@@ -80,6 +81,72 @@ def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
         rnnfast.explain(nn.Linear(2, 2), torch.ones(2))
 
 
+WRONG = {
+    "1-D": ((4,), None),
+    "4-D": ((1, 2, 3, 4), None),
+    "a wrong feature size": ((3, 2, 7), None),
+    "a wrong feature size without a batch": ((3, 7), None),
+    "no step": ((0, 2, 4), None),
+    "states for another batch": ((3, 2, 4), (1, 3, 5)),
+    "states of another size": ((3, 2, 4), (1, 2, 6)),
+    "states without a batch": ((3, 2, 4), (1, 5)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("library", [nn, rnnfast])
+def test_explain_of_a_wrong_size_says_so_as_the_call_does(
+    library: ModuleType, name: str, wrong: str
+) -> None:
+    x_shape, h_shape = WRONG[wrong]
+    arguments: list[object] = [torch.ones(x_shape)]
+    if h_shape is not None:
+        h = torch.zeros(h_shape)
+        arguments.append((h, h) if name == "LSTM" else h)
+    layer = getattr(library, name)(4, 5)
+    with pytest.raises((ValueError, RuntimeError)) as called:
+        layer(*arguments)
+    with pytest.raises(called.type) as explained:
+        rnnfast.explain(layer, *arguments)
+    assert str(explained.value) == str(called.value)
+
+
+def test_explain_of_a_packed_sequence_of_a_wrong_feature_size_says_so() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 7), torch.ones(1, 7)])
+    with pytest.raises(RuntimeError, match=r"Expected 4, got 7"):
+        rnnfast.explain(rnnfast.GRU(4, 5), packed)
+
+
+@pytest.mark.parametrize("shapes", [((2, 3, 4), None), ((2, 7), None), ((2, 4), (3, 5))])
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+@pytest.mark.parametrize("library", [nn, rnnfast])
+def test_explain_of_a_cell_with_a_wrong_size_says_so_as_the_call_does(
+    library: ModuleType, name: str, shapes: tuple[tuple[int, ...], tuple[int, ...] | None]
+) -> None:
+    x_shape, h_shape = shapes
+    arguments: list[object] = [torch.ones(x_shape)]
+    if h_shape is not None:
+        h = torch.zeros(h_shape)
+        arguments.append((h, h) if name == "LSTMCell" else h)
+    cell = getattr(library, name)(4, 5)
+    with pytest.raises((ValueError, RuntimeError)) as called:
+        cell(*arguments)
+    with pytest.raises(called.type) as explained:
+        rnnfast.explain(cell, *arguments)
+    assert str(explained.value) == str(called.value)
+
+
+def test_main_ends_quietly_where_nobody_reads_on() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does once it has its lines
+    command = [sys.executable, "-m", "rnnfast"]
+    folder = Path(rnnfast.__file__).parents[1]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=folder)
+    os.close(writer)
+    assert result.stderr == ""
+
+
 def test_main_prints_the_facts_and_checks_every_cell() -> None:
     command = [sys.executable, "-W", "error", "-m", "rnnfast"]
     folder = Path(rnnfast.__file__).parents[1]
@@ -120,10 +187,10 @@ def test_explain_plans_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> N
     arguments = ("gru", "bfloat16", torch.device("cuda"), problem)
     monkeypatch.delenv("RNNFAST_CUDA_KERNEL", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: hopper)
-    plan = diagnose._cuda_plan(*arguments)
+    plan = routes.cuda_plan(*arguments)
     assert (plan["kernel"], plan["hidden"], plan["tiles"]) == ("cluster", 256, 4)
     monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "step")
-    assert diagnose._cuda_plan(*arguments)["kernel"] == "step"
+    assert routes.cuda_plan(*arguments)["kernel"] == "step"
     monkeypatch.delenv("RNNFAST_CUDA_KERNEL")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: turing)
-    assert diagnose._cuda_plan(*arguments)["kernel"] == "step"
+    assert routes.cuda_plan(*arguments)["kernel"] == "step"

@@ -3,20 +3,44 @@
 Catches an undefined symbol where a sentence was promised, and a slower library than need be.
 """
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
-from rnnfast import _library
+import rnnfast
+from rnnfast import _folder, _library
+
+MAJOR, MINOR = torch.__version__.split(".")[:2]
 
 
-def test_another_torch_is_refused_with_what_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = ModuleType("rnnfast._build")
-    build.TORCH = "1.13.1+cpu"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rnnfast._build", build)
+def package(folder: Path, version: str | None) -> Path:
+    """A clone's rnnfast, without libraries, or as if built in place for a version of torch."""
+    source = Path(rnnfast.__file__).parent
+    skip = shutil.ignore_patterns("*.so", "_build.py", "__pycache__")
+    target = Path(shutil.copytree(source, folder / "rnnfast", ignore=skip))
+    if version is not None:
+        (target / "_build.py").write_text(f'TORCH = "{version}"\n')
+        (library,) = source.glob("_C.*so")
+        shutil.copy(library, target)
+    return target
+
+
+def run_in(folder: Path, *arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Python in `folder`, where `path` is what site-packages is to a user."""
+    environment = {**os.environ, "PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_another_torch_is_refused_with_what_to_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_library, "_FOLDER", package(tmp_path, "1.13.1+cpu"))
     with pytest.raises(ImportError) as caught:
         _library._check_build()
     text = str(caught.value)
@@ -24,21 +48,59 @@ def test_another_torch_is_refused_with_what_to_run(monkeypatch: pytest.MonkeyPat
     assert "pip install --no-build-isolation" in text
 
 
-def test_another_patch_release_of_torch_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    major, minor = torch.__version__.split(".")[:2]
-    build = ModuleType("rnnfast._build")
-    build.TORCH = f"{major}.{minor}.99"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rnnfast._build", build)
+def test_another_patch_release_of_torch_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = package(tmp_path, f"{MAJOR}.{MINOR}.99")
+    monkeypatch.setattr(_library, "_FOLDER", folder)
     _library._check_build()
-    build.TORCH = f"{major}.{minor}0.0"  # type: ignore[attr-defined]
+    (folder / "_build.py").write_text(f'TORCH = "{MAJOR}.{MINOR}0.0"\n')
     with pytest.raises(ImportError):
         _library._check_build()
 
 
-def test_an_unbuilt_package_says_how_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rnnfast._build", None)
-    with pytest.raises(ImportError, match=r"not built here: run `pip install --no-build-isol"):
+@pytest.mark.parametrize("built", ["never", "for another Python"])
+def test_an_unbuilt_package_says_how_to_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: str
+) -> None:
+    folder = package(tmp_path, None if built == "never" else torch.__version__)
+    for library in folder.glob("_C.*so"):
+        library.rename(folder / "_C.cpython-27-x86_64-linux-gnu.so")
+    monkeypatch.setattr(_library, "_FOLDER", folder)
+    with pytest.raises(ImportError, match=r"not built for this Python: run `pip install --no-bu"):
         _library._check_build()
+
+
+@pytest.mark.parametrize("built_for", [None, "1.13.1+cpu"])
+def test_python_m_rnnfast_in_the_source_folder_runs_what_was_installed(
+    tmp_path: Path, built_for: str | None
+) -> None:
+    package(tmp_path, built_for)
+    installed = Path(rnnfast.__file__).parents[1]
+    result = run_in(tmp_path, "-m", "rnnfast", path=installed)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("agrees with torch.nn") == 4
+    where = "import rnnfast, rnnfast.ops; print(rnnfast.__file__, rnnfast.ops.__file__)"
+    result = run_in(tmp_path, "-c", where, path=installed)
+    folder = Path(rnnfast.__file__).parent
+    assert result.stdout.split() == [str(folder / "__init__.py"), str(folder / "ops.py")]
+
+
+def test_a_source_folder_that_was_built_in_place_comes_first(tmp_path: Path) -> None:
+    folder = package(tmp_path, torch.__version__)
+    for library in Path(rnnfast.__file__).parent.glob("_cpu_*so"):
+        shutil.copy(library, folder)
+    where = "import rnnfast; print(rnnfast.__file__)"
+    result = run_in(tmp_path, "-c", where, path=Path(rnnfast.__file__).parents[1])
+    assert result.stdout.strip() == str(folder / "__init__.py"), result.stderr
+
+
+def test_a_source_folder_without_an_installation_is_asked_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = package(tmp_path / "clone", None)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert _folder.find(folder) == folder
 
 
 ALL = {"avx512bf16", "avx512", "avx2", "default"}

@@ -9,12 +9,6 @@ set -eu
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(realpath -s "$(command -v "${1:-python3}")")
 
-# The toolkit's own folder, also where the nvcc on the PATH is a link or a script.
-if [ -z "${CUDA_HOME:-}" ] && command -v nvcc >/dev/null; then
-  top=$(nvcc --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
-  export CUDA_HOME=$(realpath "$top")
-fi
-
 RNNFAST_CUDA=1 "$python" setup.py --quiet build --build-base build/cuda --build-lib build/cuda/lib
 cd build/cuda/lib # not the source folder, whose libraries are another build's
 "$python" -c '

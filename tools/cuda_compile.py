@@ -25,11 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.table import show
+from tools.toolkit import ARCHITECTURES, find_nvcc
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
-"""As in setup.py."""
-
 HOT = "persistent"
 """Kernels whose name matches run the whole time loop: a spill in them costs every step."""
 
@@ -66,15 +64,6 @@ class Compilation:
     architecture: str
     usages: tuple[Usage, ...]
     error: str
-
-
-def find_nvcc() -> str | None:
-    """The nvcc of CUDA_HOME, else of the PATH, else where CUDA installs itself; None without."""
-    homes = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    for home in homes:
-        if (home / "bin" / "nvcc").exists():
-            return str(home / "bin" / "nvcc")
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def parse_usage(text: str, architecture: str) -> list[Usage]:

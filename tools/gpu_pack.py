@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,24 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.results import git_commit
-from tools.cuda_compile import find_nvcc
 
 ROOT = Path(__file__).parents[1]
 CARRIED = ("benchmarks", "csrc", "tests", "tools", "pyproject.toml", "setup.py", "README.md")
 LEFT_OUT = ("__pycache__", "results", "peers", "*.so", "test_build.py")
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 METADATA = "Metadata-Version: 2.1\nName: rnnfast\nVersion: {}\n"
-
-
-def toolkit() -> str:
-    """The folder of CUDA, also where the nvcc on the PATH is a link or a script."""
-    nvcc = find_nvcc()
-    if nvcc is None:
-        raise SystemExit("nvcc is not found")
-    command = [nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    (top,) = re.findall(r"^#\$ TOP=(.*)$", said, re.MULTILINE)
-    return str(Path(top).resolve())
 
 
 def build(pack: Path, arch: str) -> None:
@@ -50,7 +37,6 @@ def build(pack: Path, arch: str) -> None:
     command = [sys.executable, "setup.py", "--quiet", "build"]
     command += ["--build-base", str(base), "--build-lib", str(library)]
     environment = {
-        "CUDA_HOME": toolkit(),
         "RNNFAST_CUDA": "1",
         "RNNFAST_CPU": "default",
         "TORCH_CUDA_ARCH_LIST": arch,

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.table import show
-from tools.cuda_compile import ROOT, find_nvcc
+from tools.cuda_compile import ROOT
+from tools.toolkit import find_nvcc
 
 GROUPS = ("device", "launch", "tensor", "barrier", "cluster", "exchange", "grid")
 SECONDS = 20

@@ -49,11 +49,9 @@ class LayerBackward {
       grads[k] = at::empty({layer_.D, layer_.B, layer_.H}, grad_x_gates_.options());
       whole.grad_states_0[k] = grads[k].mutable_data_ptr();
     }
-    if (run_persistent(layer_, problem_, weights_, steps_, whole, context_.stream)) {
-      grad_states_0_ = grads;
-    } else {
-      run_steps();
-    }
+    grad_states_0_ = grads;
+    if (!run_persistent(layer_, problem_, weights_, steps_, whole, context_.stream))
+      run_steps(whole);
   }
 
   Tensor grad_x() const {
@@ -130,15 +128,16 @@ class LayerBackward {
 
   // ---- step by step ----
 
+  // Of the states between steps; that of h_0 is put together there too.
   Tensors running_gradients() const {
-    Tensors result;
-    const auto options = grad_x_gates_.options().dtype(compute_type(layer_.dtype));
-    for (const Tensor& given : grad_states_n_) {
-      result.push_back(at::empty({layer_.D, layer_.B, layer_.H}, options));
-      if (given.defined()) {
-        result.back().copy_(given);
-      } else {
-        result.back().zero_();
+    Tensors result(layer_.cell.states);
+    const at::ScalarType type = compute_type(layer_.dtype);
+    for (int k = 0; k < layer_.cell.states; ++k) {
+      const bool of_h_0 = k == 0 && want_states_0_[0];
+      if (of_h_0 && type == layer_.dtype) {
+        result[k] = grad_states_0_[0];
+      } else if (of_h_0 || layer_.T > 1) {
+        result[k] = at::empty({layer_.D, layer_.B, layer_.H}, grad_x_gates_.options().dtype(type));
       }
     }
     return result;
@@ -155,28 +154,30 @@ class LayerBackward {
     return {grad_h_gates_, {rows[0].row * columns(), (layer_.rows + rows[1].row) * columns()}};
   }
 
-  void run_steps() {
+  void run_steps(const BackwardArgs<void>& arguments) {
     const Tensors running = running_gradients();
-    const Tensor w_hh = stacked(layer_, weights_);
+    const bool multiplies = layer_.T > 1 || want_states_0_[0];
+    const Tensor w_hh = multiplies ? stacked(layer_, weights_) : Tensor();
     Tensor one;
-    if (!same_ && !own_h_gates())
+    if (!same_ && !own_h_gates() && multiplies)
       one = at::empty({layer_.D, layer_.B, columns()}, grad_x_gates_.options());
-    StepBackward<void, void> step{arguments(), {}, {}, {}};
+    StepBackward<void, void> step{arguments, {}, {}, {}};
     for (int k = 0; k < layer_.cell.states; ++k)
-      step.grad_states[k] = running[k].mutable_data_ptr();
+      if (running[k].defined()) step.grad_states[k] = running[k].mutable_data_ptr();
     for (int64_t i = layer_.T - 1; i >= 0; --i) {
       for (int64_t d = 0; d < layer_.D; ++d) {
         const Walk walk = layer_.walk(d);
         step.rows[d] = StepRows::of(walk, walk.time(i));
       }
       const StepGates gates = step_gates(one, step.rows);
-      for (int64_t d = 0; d < layer_.D && !same_; ++d)
+      for (int64_t d = 0; d < layer_.D && (own_h_gates() || one.defined()); ++d)
         step.grad_h_gates[d] = address(gates.tensor, gates.element[d]);
       check(launch_step_backward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
                                  context_.stream));
       if (i > 0 || want_states_0_[0]) add_product(running[0], gates, w_hh, step.rows);
     }
-    for (const Tensor& grad : running) grad_states_0_.push_back(grad.to(layer_.dtype));
+    if (want_states_0_[0] && !running[0].is_same(grad_states_0_[0]))
+      grad_states_0_[0].copy_(running[0]);
   }
 
   // What a step sends back through w_hh to the h before it.
@@ -244,9 +245,12 @@ class LayerBackward {
     constexpr int64_t kMostParts = 256;  // enough for every processor, and few to add up
     const int64_t part_rows = std::max<int64_t>(32, (layer_.rows - 1) / kMostParts + 1),
                   parts = (layer_.rows - 1) / part_rows + 1;
-    const Tensor partial = at::empty({sums.count, parts, columns()},
-                                     weights_[0].options().dtype(compute_type(layer_.dtype)));
-    sums.partial = partial.mutable_data_ptr();
+    Tensor partial;
+    if (parts > 1) {
+      partial = at::empty({sums.count, parts, columns()},
+                          weights_[0].options().dtype(compute_type(layer_.dtype)));
+      sums.partial = partial.mutable_data_ptr();
+    }
     sums.rows = layer_.rows, sums.columns = columns();
     sums.part_rows = part_rows, sums.parts = parts;
     check(launch_column_sums(problem_.type, sums, context_.stream));

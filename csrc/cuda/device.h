@@ -297,6 +297,10 @@ DEVICE uint4 load_words(const uint4* p) {
 DEVICE void store_word(uint32_t* p, uint32_t v) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
+DEVICE void store_words(uint2* p, uint2 v) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y)
+               : "memory");
+}
 // What this thread stored before is seen by who sees what it stores after, once that thread has
 // called this in its turn.
 DEVICE void fence_words() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
@@ -473,6 +477,7 @@ DEVICE T* opaque_global(T* p) {
 
 DEVICE uint32_t shfl_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float shfl_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEVICE double shfl_xor(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEVICE float shfl(float v, int from) { return __shfl_sync(0xffffffffu, v, from); }
 
 // Four 8x8 matrices of 16-bit elements out of shared memory. Lane l brings the address of row l % 8

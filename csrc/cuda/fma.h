@@ -24,19 +24,23 @@ struct FmaShape {
   static constexpr int kDepth = kLayout.depth(), kOut = kLayout.out();
   static constexpr int kThreads = kLayout.threads(), kColumns = kDepth / kShare;
   static constexpr int kLanes = kWarpSize / kShare;  // neighbours, with a unit each
-  // A lane ends with one of kOutputs sums (of kValues numbers), as kCopies lanes do. Backward in a
-  // cluster it sends the sums of all rows of one unit; else it goes on with one row of one unit.
+  // A lane ends with one of kOutputs sums (of kValues numbers), as kCopies lanes do, and goes on
+  // with one row of one unit. Backward in a cluster it sends the sums of all rows of one unit, or
+  // of kKept units.
   static constexpr bool kSums = kBackward && kCluster;
   static constexpr int kOutputs = kSums ? kUnits : kRows * kUnits;
-  static constexpr int kValues = kSums ? kRows : kOut, kCopies = kShare / kOutputs;
+  static constexpr int kValues = kSums ? kRows : kOut;
+  static constexpr int kKept = kOutputs > kShare ? kOutputs / kShare : 1;
+  static constexpr int kCopies = kShare * kKept / kOutputs;
   static constexpr int kVectorBytes = kLayout.vector_bytes();
   static constexpr int kReceivedAt = kLayout.received_at();
   static constexpr int kReceivedBytes = kLayout.received_bytes(), kBarsAt = kLayout.bars_at();
   // Each lane numbers its units so that the one it ends with is the first: then the compiler knows
   // which sums to keep.
   static constexpr bool kOwnFirst = kOutputs == kUnits;
-  static_assert(kColumns % 4 == 0 && kThreads % kWarpSize == 0 && kCopies * kOutputs == kShare);
-  static_assert((kCopies >= 2 || kSums) && (kRows == 1 || kUnits == 1 || kSums));
+  static_assert(kColumns % 4 == 0 && kThreads % kWarpSize == 0 &&
+                kCopies * kOutputs == kShare * kKept);
+  static_assert((kSums || (kCopies >= 2 && kKept == 1)) && (kRows == 1 || kUnits == 1 || kSums));
   static_assert(!kCluster || (kLanes % 4 == 0 && 4 * kCopies >= kRows));
 };
 
@@ -84,13 +88,13 @@ struct FmaProduct {
   DEVICE void load(const float* w_hh, int hidden, int rank, int part, UnitOf unit_of) {
     const bool wide = hidden % 4 == 0 && dev::aligned16(w_hh);
     UNROLL
-    for (int u = 0; u < S::kUnits; ++u) {
+    for (int i = 0; i < S::kColumns; i += 4) {
       UNROLL
-      for (int out = 0; out < S::kOut; ++out) {
+      for (int u = 0; u < S::kUnits; ++u) {
         UNROLL
-        for (int i = 0; i < S::kColumns; i += 4) {
+        for (int out = 0; out < S::kOut; ++out) {
           float four[4];
-          load4(four, w_hh, hidden, rank, unit_of(u), out, column(part, i), wide);
+          load4(four, w_hh, hidden, rank, dev::opaque(unit_of(u)), out, column(part, i), wide);
           UNROLL
           for (int j = 0; j < 4; ++j) w[u][out][i + j] = four[j];
         }
@@ -147,13 +151,14 @@ struct FmaProduct {
   }
 };
 
-// Adds up the sums of the lanes that share K. A lane ends, in sum[0], with output part / kCopies,
-// which is its unit 0 if kOwnFirst.
+// Adds up the sums of the lanes that share K. A lane ends, in the first kKept sums, with those from
+// part / kCopies * kKept on, which are its first ones if kOwnFirst.
 template <class S>
 DEVICE void add_parts(float (&sum)[S::kOutputs][S::kValues], int part) {
   UNROLL
   for (int mask = S::kShare / 2; mask >= S::kCopies; mask /= 2) {
-    const int half = mask / S::kCopies;  // of the outputs left: a lane hands on the other half
+    const int half =
+        mask / S::kCopies * S::kKept;  // of the outputs left: a lane hands on the other half
     [[maybe_unused]] const bool upper = part & mask;
     UNROLL
     for (int o = 0; o < half; ++o) {
@@ -195,7 +200,7 @@ struct FmaWorker {
   int last;  // steps at which the row is alive; none where it does not exist
   FmaProduct<S> product;
 
-  DEVICE FmaWorker(const Steps& all, int64_t H, const float* const (&w_hh)[2])
+  DEVICE FmaWorker(const Steps& all, int64_t H)
       : steps(all),
         hidden(dev::opaque(static_cast<int>(H))),
         direction(dev::opaque(dev::block_y())),
@@ -224,6 +229,10 @@ struct FmaWorker {
     exists = unit < hidden && row < all.largest;
     last = !exists ? 0 : S::kRows == 1 ? count : living_steps(row);
     last = dev::opaque(last), row = dev::opaque(row);
+  }
+
+  // After all else, which would need registers beside the weights.
+  DEVICE void load_weights(const float* const (&w_hh)[2]) {
     product.load(w_hh[direction], hidden, rank, part,
                  [this](int u) { return first_unit() + computed(u); });
   }
@@ -231,7 +240,7 @@ struct FmaWorker {
   // Of the units that a CTA computes: the one in the layer, and those of this lane.
   DEVICE int first_unit() const { return S::kSums ? 0 : rank * S::kOwn; }
   DEVICE int computed(int u) const {
-    const int own = S::kOwnFirst ? part / S::kCopies : 0;
+    const int own = S::kOwnFirst ? part / S::kCopies * S::kKept : 0;
     return warp * kLaneUnits + (u ^ own) * S::kLanes + neighbour;
   }
 

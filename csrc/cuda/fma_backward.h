@@ -38,8 +38,7 @@ struct FmaBackward {
   int rows[kFmaSlots], next_rows[kFmaSlots];
   FmaPrefetcher prefetcher;
 
-  DEVICE FmaBackward(const BackwardArgs<float>& args)
-      : a(args), self(args.steps, args.hidden, args.w_hh) {}
+  DEVICE FmaBackward(const BackwardArgs<float>& args) : a(args), self(args.steps, args.hidden) {}
 
   DEVICE bool alive(int n) const { return n < self.count && self.alive(n); }
   // Whether this thread has a row and a unit at all: in a cluster, as whole warps do.
@@ -103,7 +102,7 @@ struct FmaBackward {
     for (int k = 0; k < kStates; ++k) p[k] = in[slot].before[k], s[k] = after[k], ds[k] = grads[k];
     ds[0] = ds[0] + V(in[slot].grad);
     Cell::backward(q, p, s, ds, dx, dh);
-    const bool here = S::kRows == 1 || self.alive(n);
+    const bool here = self.alive(n);
     UNROLL
     for (int k = 0; k < kStates; ++k) {
       grads[k] = here ? plain(ds[k]) : grads[k];
@@ -137,14 +136,17 @@ struct FmaBackward {
     self.product.run(self.vector(n), self.part, zeros, sum);
     add_parts<S>(sum, self.part);
     if constexpr (S::kSums) {
-      const int unit = self.computed(0);
-      const int own = self.rank * S::kRows * S::kOwn + unit % S::kOwn / 4 * 4;
       UNROLL
-      for (int r = 0; r < S::kRows; ++r) {
-        const uint4 v = self.gather(sum[0][r]);
-        if (self.sender() == r)
-          self.send(n + 1, unit / S::kOwn, (own + r * S::kOwn) * static_cast<int>(sizeof(float)),
-                    v);
+      for (int kept = 0; kept < S::kKept; ++kept) {
+        const int unit = self.computed(kept);
+        const int own = self.rank * S::kRows * S::kOwn + unit % S::kOwn / 4 * 4;
+        UNROLL
+        for (int r = 0; r < S::kRows; ++r) {
+          const uint4 v = self.gather(sum[kept][r]);
+          if (self.sender() == r)
+            self.send(n + 1, unit / S::kOwn, (own + r * S::kOwn) * static_cast<int>(sizeof(float)),
+                      v);
+        }
       }
     } else {
       grads[0] += sum[0][0];
@@ -189,8 +191,9 @@ struct FmaBackward {
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i)
       if (i < self.count) next_rows[i] = self.row_at(i);
+    for (int n = 0; n < kFmaAhead; ++n) prefetcher.run(self, n);
+    self.load_weights(a.w_hh);
     load_states();
-    for (int n = kFmaSlots; n < kFmaAhead; ++n) prefetcher.run(self, n);
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i) load(i, i);
     self.start();

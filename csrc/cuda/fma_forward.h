@@ -28,8 +28,7 @@ struct FmaForward {
   int rows[kFmaSlots], next_rows[kFmaSlots];  // of the steps in the slots, and of those after them
   FmaPrefetcher prefetcher;
 
-  DEVICE FmaForward(const ForwardArgs<float>& args)
-      : a(args), self(args.steps, args.hidden, args.w_hh) {}
+  DEVICE FmaForward(const ForwardArgs<float>& args) : a(args), self(args.steps, args.hidden) {}
 
   // Where both sides of a gate are only added up, the sums begin with both biases.
   DEVICE void load_bias() {
@@ -126,6 +125,7 @@ struct FmaForward {
     } else {
       if (self.copy == 0)
         self.vector(round)[(self.row - self.first_row) * S::kHidden + self.unit] = states[0];
+      dev::cta_sync();
     }
   }
 
@@ -146,9 +146,8 @@ struct FmaForward {
     Cell::forward(in, h, s, q);
     const bool alive = self.alive(n);
     UNROLL
-    for (int k = 0; k < kStates; ++k) states[k] = S::kRows == 1 || alive ? plain(s[k]) : states[k];
+    for (int k = 0; k < kStates; ++k) states[k] = alive ? plain(s[k]) : states[k];
     if (n + 1 < self.count) send(n + 1);
-    if constexpr (!S::kCluster) dev::cta_sync();
     float values[2 * kStores] = {};
     UNROLL
     for (int i = 0; i < kReserve; ++i) values[i] = plain(q[i]);
@@ -161,10 +160,11 @@ struct FmaForward {
   }
 
   DEVICE void run() {
+    place();
+    for (int n = 0; n < kFmaAhead; ++n) prefetcher.run(self, n);
+    self.load_weights(a.w_hh);
     load_bias();
     load_states();
-    place();
-    for (int n = kFmaSlots; n < kFmaAhead; ++n) prefetcher.run(self, n);
     UNROLL
     for (int i = 0; i < kFmaSlots; ++i) {
       if (i < self.count) next_rows[i] = self.row_at(i);

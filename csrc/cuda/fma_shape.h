@@ -25,10 +25,12 @@ struct FmaInstance {
 };
 
 inline constexpr FmaInstance kFmaInstances[] = {
-    {false, 32, 1, 1, 2, 1},  {true, 32, 1, 1, 2, 1},   {false, 64, 1, 1, 2, 1},
-    {true, 64, 1, 1, 4, 2},   {false, 128, 1, 1, 2, 1}, {true, 128, 1, 1, 8, 4},
-    {false, 128, 4, 1, 4, 1}, {true, 128, 4, 1, 4, 4},  {false, 256, 8, 1, 8, 1},
-    {true, 256, 8, 1, 4, 4},  {false, 256, 8, 4, 8, 1}, {true, 256, 8, 4, 4, 4},
+    {false, 32, 1, 1, 2, 1},   {true, 32, 1, 1, 2, 1},   {false, 64, 1, 1, 2, 1},
+    {true, 64, 1, 1, 4, 2},    {false, 128, 1, 1, 2, 1}, {true, 128, 1, 1, 8, 4},
+    {false, 128, 4, 1, 4, 1},  {true, 128, 4, 1, 4, 4},  {false, 256, 8, 1, 8, 1},
+    {true, 256, 8, 1, 4, 4},   {false, 256, 8, 4, 8, 1}, {true, 256, 8, 4, 4, 4},
+    {false, 512, 16, 1, 8, 1}, {true, 512, 16, 1, 4, 8}, {false, 512, 16, 2, 8, 1},
+    {true, 512, 16, 2, 4, 8},
 };
 inline constexpr int kFmaInstanceCount = std::size(kFmaInstances);
 
@@ -63,7 +65,7 @@ constexpr FmaLayout fma_layout(const FmaInstance& i, int gates) {
 // Whether the weights fit into the registers beside what a step needs: from the compiler's reports.
 constexpr bool fma_possible(const FmaInstance& i, int gates) {
   const FmaLayout l = fma_layout(i, gates);
-  return l.weights() <= (l.threads() > 256 ? 64 : 192);
+  return l.threads() <= 256 && l.weights() <= (l.units > l.share ? 128 : 192);
 }
 
 // ---- the plan ----
@@ -75,35 +77,39 @@ inline bool fma_serves(const FmaInstance& i, const Problem& p) {
          p.device.arch >= (i.peers > 1 ? 90 : 80) && i.peers <= p.device.max_cluster;
 }
 
-// Microseconds a step on an H200: lab.txt and lab-789.txt, the groups 2 and 9. `alone`: one tile a
-// processor; a step's instructions take `busy` of it, which tiles on one processor cannot share.
-struct FmaCost {
-  double alone, busy;
+// Clocks of a step on an H200 at 1.98 GHz: what a CTA waits for, during which another CTA of the
+// same multiprocessor may work, and its own work. Fitted to the prototypes of these kernels.
+struct FmaClocks {
+  double waiting, work;
 };
-constexpr FmaCost fma_cost(const FmaLayout& l) {
-  const double warps = l.threads() / 32.0, products = l.rows * l.weights();
-  const double maths = 30 + 25 * l.gates + 12 * l.rows;  // of a warp: gates, loads and stores
-  const double issue = warps / 4 * (products * 1.1 + maths) / 1980;
-  const double wait = (l.gates == 1 ? 0.09 : 0.15) + (l.peers > 1 ? 0.17 : 0);
-  return {wait + issue, issue};
+
+constexpr FmaClocks fma_clocks(const FmaLayout& l) {
+  const int warps = (l.threads() + 127) / 128;  // of a scheduler
+  const double products = l.rows * l.weights() * 1.1, loads = l.rows * l.depth() / l.share / 4 * 6;
+  const double cell = 40 + 25 * l.gates + (l.rows > 1 ? 8 * l.rows * l.out() : 0);
+  const double exchange = l.peers == 1 ? 0 : l.peers > 8 ? 300 : 220;
+  return {(l.gates == 1 ? 200 : 280) + (l.backward ? 60 : 0) + exchange,
+          warps * (products + loads + cell + (l.backward ? 30 : 0))};
 }
 
-// CTAs that a processor holds at a time.
+// CTAs that a multiprocessor holds.
 constexpr int fma_resident(const FmaLayout& l) {
-  const int registers = std::min(255, l.weights() + 64);
+  const int registers = std::min(255, l.weights() + 100);
   return std::max(1, 65536 / (registers * l.threads()));
 }
 
+// Tiles that the device holds, one CTA on a multiprocessor, see resident_groups.
+constexpr int64_t fma_places(const FmaLayout& l, int processors) {
+  const int of_132 = l.peers == 1 ? 132 : l.peers <= 4 ? 120 / l.peers : l.peers <= 8 ? 15 : 7;
+  return std::max(1, processors * of_132 / 132);
+}
+
 inline double fma_microseconds(const FmaLayout& l, int64_t tiles, int processors) {
-  const FmaCost cost = fma_cost(l);
-  const int64_t places = l.peers == 1   ? processors
-                         : l.peers <= 4 ? processors / l.peers
-                         : l.peers <= 8 ? processors * 15 / 132
-                                        : processors * 7 / 132;
-  const int64_t each = (tiles - 1) / std::max<int64_t>(1, places) + 1;  // tiles of a processor
+  const FmaClocks clocks = fma_clocks(l);
+  const int64_t each = (tiles - 1) / fma_places(l, processors) + 1;
   const int64_t held = std::min<int64_t>(each, fma_resident(l)), waves = (each - 1) / held + 1;
-  const double together = std::max(cost.alone, static_cast<double>(held) * cost.busy);
-  return static_cast<double>(waves) * together;
+  return static_cast<double>(waves) * (clocks.waiting + static_cast<double>(held) * clocks.work) /
+         1980;
 }
 
 inline void add_fma_plans(const Problem& p, Plans& plans) {

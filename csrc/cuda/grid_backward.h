@@ -13,11 +13,12 @@ struct GridBackward {
   using V = typename S::Number;
   using Worker = GridWorker<S>;
   using Pair = typename Worker::Pair;
+  using Stored = typename Worker::Stored;
   using Place = typename Worker::Place;
   static constexpr int kGates = Cell::kGates, kReserve = Cell::kReserve;
   static constexpr int kSlots = kReserve > 0 ? kReserve : 1;
   struct Inputs {  // pairs, of the step to come
-    uint32_t gates[kSlots], before[Cell::kStates], after[Cell::kStates], grad;
+    Stored gates[kSlots], before[Cell::kStates], after[Cell::kStates], grad;
   };
   const BackwardArgs<E>& a;
   Worker self;
@@ -54,26 +55,26 @@ struct GridBackward {
       in.after[k] = self.load_pair(a.timelines[k] + self.in_timeline(position));
       in.before[k] = self.load_pair(a.timelines[k] + self.in_timeline(before));
     }
-    in.grad = 0;
+    in.grad = Stored::of(0.f, 0.f);
     if (a.grad_output != nullptr)
       in.grad = self.load_pair(a.grad_output + self.in_output(position));
   }
 
   // The gate gradients of a step, as pairs; leaves in `grads` what bypasses the weights.
-  DEVICE void update(Pair (&grads)[Cell::kStates], uint32_t (&to_x)[kGates],
-                     uint32_t (&to_h)[kGates]) const {
+  DEVICE void update(Pair (&grads)[Cell::kStates], Stored (&to_x)[kGates],
+                     Stored (&to_h)[kGates]) const {
     Pair x[kGates], h[kGates];
     UNROLL
     for (int i = 0; i < 2; ++i) {
       V q[kSlots], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates], dx[kGates], dh[kGates];
       UNROLL
-      for (int k = 0; k < kReserve; ++k) q[k] = widen(half_of<E>(in.gates[k], i));
+      for (int k = 0; k < kReserve; ++k) q[k] = in.gates[k].number(i);
       UNROLL
       for (int k = 0; k < Cell::kStates; ++k) {
-        p[k] = widen(half_of<E>(in.before[k], i)), s[k] = widen(half_of<E>(in.after[k], i));
+        p[k] = in.before[k].number(i), s[k] = in.after[k].number(i);
         ds[k] = grads[k].number[i];
       }
-      ds[0] = ds[0] + V(widen(half_of<E>(in.grad, i)));
+      ds[0] = ds[0] + V(in.grad.number(i));
       Cell::backward(q, p, s, ds, dx, dh);
       UNROLL
       for (int k = 0; k < Cell::kStates; ++k) grads[k].number[i] = plain(ds[k]);
@@ -82,13 +83,13 @@ struct GridBackward {
     }
     UNROLL
     for (int g = 0; g < kGates; ++g) {
-      to_x[g] = dev::pack2<E>(x[g].number[0], x[g].number[1]);
-      to_h[g] = dev::pack2<E>(h[g].number[0], h[g].number[1]);
+      to_x[g] = Stored::of(x[g].number[0], x[g].number[1]);
+      to_h[g] = Stored::of(h[g].number[0], h[g].number[1]);
     }
   }
 
-  DEVICE void store(int64_t position, const uint32_t (&to_x)[kGates],
-                    const uint32_t (&to_h)[kGates]) const {
+  DEVICE void store(int64_t position, const Stored (&to_x)[kGates],
+                    const Stored (&to_h)[kGates]) const {
     E* p = a.grad_x_gates + self.in_rows(position, kGates);
     UNROLL
     for (int g = 0; g < kGates; ++g, p += self.hidden) self.store_pair(p, to_x[g]);
@@ -113,7 +114,7 @@ struct GridBackward {
   // Gate gradients of step n. A row that is not alive sends zeros. First what the others wait for.
   DEVICE void step(int n, int part, const Place& at) {
     if (!self.active) return;
-    uint32_t to_x[kGates] = {}, to_h[kGates] = {};
+    Stored to_x[kGates] = {}, to_h[kGates] = {};
     const bool alive = self.alive(at, part);
     Pair grads[Cell::kStates];
     if (alive) {

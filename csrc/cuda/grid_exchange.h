@@ -2,8 +2,8 @@
 //
 // Memory is a ring of kGridRing rounds per part, all bytes 0xff before the launch. A vector lies in
 // it as the tensor cores take it: [K tile][row][...], the 16 bytes of a lane together, a word two
-// neighbouring units of a row. Words are their own flags: kNothing until they are published, and no
-// rounding makes it, as NaNs come out of conversions as 0x7fff. Who receives reads the words again
+// neighbouring units of a row, or one in float32. Words are their own flags: kNothing until they are published, and no
+// rounding makes it, as NaNs come out of conversions as 0x7fff or, of TF32, 0x7fffffff. Who receives reads the words again
 // and again until none is kNothing; each word says of itself that it is there.
 //
 // Who has received round r of all, which had then received round r - 1, sets its own words of round
@@ -13,11 +13,13 @@
 
 #include "cuda/device.h"
 #include "cuda/grid_shape.h"
+#include "cuda/types.h"
 
 namespace rnnfast::cuda {
 
 template <class S>
 struct GridExchange {
+  using Pair = StoredPair<typename S::Element>;
   static constexpr uint32_t kNothing = 0xffffffffu;
   static constexpr int kMask = kGridRing - 1;
   uint8_t *from, *to;  // in round 0 of part 0: what this lane receives first, what it publishes
@@ -25,23 +27,44 @@ struct GridExchange {
   // The thread publishes the pair of units g of 8 of a block of the hidden units, of one row.
   DEVICE void place(uint8_t* memory, int warp, int lane, int block, int g, int row) {
     from = memory + warp * S::kLoads * kFragmentBytes + lane * 16;
-    const int lane16 = (row % kMmaBatch * 4 + (g & 3)) * 16;
-    const int half = S::kColumns == 2 ? row / kMmaBatch : block % 2;
-    const int load = S::kColumns == 2 ? block : block / 2;
-    to = memory + load * kFragmentBytes + lane16 + (half * 2 + (g >> 2)) * 4;
+    const int lane_at = (row % kMmaBatch * 4 + (g & 3)) * 16;
+    if constexpr (S::kWide) {  // a load is the two tiles of 8 units of a block
+      to = memory + block * kFragmentBytes + lane_at + (g >> 2) * 8;
+    } else {  // a load is the tile of a block for two columns, or the tiles of two blocks
+      const int half = S::kColumns == 2 ? row / kMmaBatch : block % 2;
+      const int load = S::kColumns == 2 ? block : block / 2;
+      to = memory + load * kFragmentBytes + lane_at + (half * 2 + (g >> 2)) * 4;
+    }
   }
 
   static DEVICE int at(int round, int part) {
     return (part * kGridRing + (round & kMask)) * S::kRoundBytes;
   }
-  DEVICE uint32_t* word(int round, int part, int in) const {
-    return reinterpret_cast<uint32_t*>(to + at(round, part) + in * (S::kRoundBytes / S::kIn));
+  DEVICE void store(int round, int part, int in, typename Pair::Bits bits) const {
+    uint8_t* p = to + at(round, part) + in * (S::kRoundBytes / S::kIn);
+    if constexpr (S::kWide) {
+      dev::store_words(reinterpret_cast<uint2*>(p), bits);
+    } else {
+      dev::store_word(reinterpret_cast<uint32_t*>(p), bits);
+    }
   }
-  DEVICE void publish(int round, int part, int in, uint32_t pair) const {
-    dev::store_word(word(round, part, in), pair);
+  DEVICE void publish(int round, int part, int in, const Pair& pair) const {
+    if constexpr (S::kWide) {
+      uint2 bits;
+      bits.x = dev::to_tf32(pair.number(0)), bits.y = dev::to_tf32(pair.number(1));
+      store(round, part, in, bits);
+    } else {
+      store(round, part, in, pair.bits);
+    }
   }
   DEVICE void clear(int round, int part, int in) const {
-    dev::store_word(word(round, part, in), kNothing);
+    if constexpr (S::kWide) {
+      uint2 bits;
+      bits.x = bits.y = kNothing;
+      store(round, part, in, bits);
+    } else {
+      store(round, part, in, kNothing);
+    }
   }
 
   static DEVICE bool missing(const uint4& v) {

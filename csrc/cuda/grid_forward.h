@@ -12,12 +12,13 @@ struct GridForward {
   using V = typename S::Number;
   using Worker = GridWorker<S>;
   using Pair = typename Worker::Pair;
+  using Stored = typename Worker::Stored;
   using Place = typename Worker::Place;
   static constexpr int kGates = Cell::kGates, kReserve = Cell::kReserve;
   static constexpr int kSlots = kReserve > 0 ? kReserve : 1;
   const ForwardArgs<E>& a;
   Worker self;
-  uint32_t x[kGates];  // of the step to come
+  Stored x[kGates];  // of the step to come
 
   DEVICE GridForward(const GridForwardArgs<E>& args)
       : a(args.layer), self(a.steps, a.hidden, args.parts, a.packed, a.packed_bytes, a.exchange) {
@@ -59,7 +60,7 @@ struct GridForward {
     // In the reverse direction the part begins when its longest row does.
     const int living = self.living_steps(self.first_row + part * S::kRows);
     const int first = self.direction == 1 ? self.count - living : 0;
-    self.exchange.publish(first, part, 0, dev::pack2<E>(h.number[0], h.number[1]));
+    self.exchange.publish(first, part, 0, Stored::of(h.number[0], h.number[1]));
   }
 
   DEVICE void load_inputs(const Place& at, int part) {
@@ -71,7 +72,7 @@ struct GridForward {
 
   // The states after the step, and what is kept of it; a row that is not alive keeps its states.
   DEVICE void update(const Place& at, int part, const float (&sum)[kGates][2],
-                     Pair (&states)[Cell::kStates], uint32_t (&kept)[kSlots]) const {
+                     Pair (&states)[Cell::kStates], Stored (&kept)[kSlots]) const {
     const bool alive = self.alive(at, part);
     Pair reserve[kSlots];
     UNROLL
@@ -80,7 +81,7 @@ struct GridForward {
       V in[kGates], h[kGates], s[Cell::kStates], q[kSlots];
       UNROLL
       for (int g = 0; g < kGates; ++g) {
-        in[g] = widen(half_of<E>(x[g], i)), h[g] = sum[g][i] + bias(0, g)[unit];
+        in[g] = x[g].number(i), h[g] = sum[g][i] + bias(0, g)[unit];
         if (g >= Cell::kSharedGates) in[g] = in[g] + V(bias(1, g)[unit]);
       }
       UNROLL
@@ -94,11 +95,11 @@ struct GridForward {
     }
     UNROLL
     for (int k = 0; k < kReserve; ++k)
-      kept[k] = dev::pack2<E>(reserve[k].number[0], reserve[k].number[1]);
+      kept[k] = Stored::of(reserve[k].number[0], reserve[k].number[1]);
   }
 
-  DEVICE void store(const Place& at, int part, const uint32_t (&states)[Cell::kStates],
-                    const uint32_t (&kept)[kSlots]) const {
+  DEVICE void store(const Place& at, int part, const Stored (&states)[Cell::kStates],
+                    const Stored (&kept)[kSlots]) const {
     if (!self.alive(at, part)) return;
     const int64_t position = self.position(at, part);
     self.store_pair(a.output + self.in_output(position), states[0]);
@@ -119,18 +120,18 @@ struct GridForward {
     self.product(n, part, sum);
     if (!self.active) return;
     Pair states[Cell::kStates];
-    uint32_t halves[Cell::kStates], kept[kSlots];
+    Stored stored[Cell::kStates], kept[kSlots];
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) states[k] = self.state(part, k);
     update(at, part, sum, states, kept);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k)
-      halves[k] = dev::pack2<E>(states[k].number[0], states[k].number[1]);
-    self.exchange.publish(n + 1, part, 0, halves[0]);
+      stored[k] = Stored::of(states[k].number[0], states[k].number[1]);
+    self.exchange.publish(n + 1, part, 0, stored[0]);
     self.exchange.clear(n - 1, part, 0);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) self.state(part, k) = states[k];
-    store(at, part, halves, kept);
+    store(at, part, stored, kept);
   }
 
   DEVICE int time(int n) const { return self.direction == 1 ? self.count - 1 - n : n; }

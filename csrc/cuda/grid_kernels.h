@@ -11,7 +11,7 @@
 namespace rnnfast::cuda {
 
 using GridTable = std::array<SequenceLauncher, kGridInstanceCount>;
-using GridTables = std::array<GridTable, 2>;  // bfloat16, float16
+using GridTables = std::array<GridTable, 3>;  // by Precision; none is for kFloat
 
 // One file per cell defines it.
 template <class Cell>
@@ -29,7 +29,7 @@ inline const SequenceLauncher& grid_kernel(std::string_view cell, Precision prec
                                            int instance) {
   const GridTables* tables = nullptr;
   dispatch_cell(cell, [&](auto c) { tables = &grid_tables<decltype(c)>(); });
-  return (*tables)[precision == Precision::kHalf][instance];
+  return (*tables)[static_cast<int>(precision)][instance];
 }
 
 }  // namespace rnnfast::cuda

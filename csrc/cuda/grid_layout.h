@@ -16,7 +16,8 @@ struct GridShape {
   using Element = typename Operand::Element;
   using Number = Approximate;
   static constexpr GridInstance kInstance = kGridInstances[kIndex];
-  static constexpr GridLayout kLayout = grid_layout(kInstance, Cell::kGates);
+  static constexpr bool kWide = sizeof(Element) == 4;  // float32, as TF32
+  static constexpr GridLayout kLayout = grid_layout(kInstance, Cell::kGates, kWide);
   static constexpr bool kBackward = kInstance.backward, kTwoParts = false;
   static constexpr int kHidden = kLayout.hidden, kUnits = kLayout.units, kRows = kLayout.rows;
   static constexpr int kPeers = kLayout.peers, kBlocks = kLayout.blocks;
@@ -44,10 +45,10 @@ struct GridBackwardArgs {
 };
 
 // One 16-byte piece of packed weights per thread. Rows g and g + 8 of an operand are the units 2 g
-// and 2 g + 1 of a block, so that a thread finishes pairs of neighbours.
+// and 2 g + 1 of a block, so that a thread finishes pairs of neighbours; of TF32, columns q and q + 4
+// are the units 2 q and 2 q + 1 of a tile, so that a pair is published at once.
 template <class S>
 KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const LayerPackArgs layer) {
-  using E = typename S::Element;
   const PackArgs args = layer.of(dev::block_y());
   const int64_t piece = int64_t{dev::block_x()} * kPackThreads + dev::tid();
   const int lane = piece % kWarpSize;
@@ -57,17 +58,22 @@ KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const LayerPackArgs layer) {
   const int warp = rest % S::kWarps, rank = rest / S::kWarps;
   if (rank >= S::kPeers) return;
   constexpr int kM = S::kOut * S::kBlocks, kTiles = S::kHidden / kMmaUnits;
-  const int tile = warp * S::kWarpTiles + fragment / kM, m = fragment % kM;
+  const int step = fragment / kM, m = fragment % kM;
+  const int tile = warp * S::kWarpTiles + (S::kWide ? step / 2 : step), in = tile / kTiles;
+  const int out = m / S::kBlocks;
   const int to = rank * S::kUnits + m % S::kBlocks * kMmaUnits + lane / 4 * 2;
-  const int from = tile % kTiles * kMmaUnits + lane % 4 * 2;
+  const int from = tile % kTiles * kMmaUnits + (S::kWide ? step % 2 * 8 : 0) + lane % 4 * 2;
   uint32_t words[4];
   UNROLL
   for (int i = 0; i < 4; ++i) {
-    float values[2];
-    for (int j = 0; j < 2; ++j)
-      values[j] =
-          weight<S>(args, m / S::kBlocks, to + (i & 1), tile / kTiles, from + (i >> 1) * 8 + j);
-    words[i] = dev::pack2<E>(values[0], values[1]);
+    const int unit = to + (i & 1);
+    if constexpr (S::kWide) {
+      words[i] = dev::to_tf32(weight<S>(args, out, unit, in, from + (i >> 1)));
+    } else {
+      const int first = from + (i >> 1) * 8;
+      words[i] = dev::pack2<typename S::Element>(weight<S>(args, out, unit, in, first),
+                               weight<S>(args, out, unit, in, first + 1));
+    }
   }
   uint4 v;
   v.x = words[0], v.y = words[1], v.z = words[2], v.w = words[3];

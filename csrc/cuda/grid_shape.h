@@ -17,37 +17,52 @@ inline constexpr int kGridRing = 16, kGridFence = 7;
 static_assert(kGridRing >= 2 * kGridFence + 2 && (kGridRing & (kGridRing - 1)) == 0);
 inline constexpr int kGridMostParts = 16;
 
+// What a shape is compiled for: few kernels, as each takes long to compile.
+enum class GridCells { kAll, kGated };
+enum class GridTypes { kAll, kHalf, kFloat };  // kFloat: float32 as TF32
+
 struct GridInstance {
   bool backward;
-  bool small;              // for cells of one gate too; others than these need no more shapes
+  GridCells cells;
+  GridTypes types;
   int hidden;              // H at most
   int units;               // of a CTA, 16 or 32
   int rows;                // of a part of the batch, 8 or 16; a CTA may have several parts
-  double microseconds[2];  // of a step of GRU: the first part, and every other
+  double microseconds[2];  // of a step of GRU in 16 bits: the first part, and every other
 };
 
 // Measured on an H200 with prototypes: one part, and the slope over parts. Where a shape was
 // measured with several parts only, or not at all, from those beside it.
 inline constexpr GridInstance kGridInstances[] = {
-    {false, true, 256, 32, 16, {1.6, 1.26}},  {false, false, 512, 32, 16, {1.97, 1.4}},
-    {false, false, 768, 32, 8, {1.41, 1.1}},  {false, false, 768, 32, 16, {2.27, 1.7}},
-    {false, false, 1024, 16, 8, {0.99, 0.8}}, {false, false, 1024, 32, 8, {1.54, 1.2}},
-    {false, true, 1024, 32, 16, {2.44, 1.9}}, {false, true, 2048, 16, 16, {2.2, 1.8}},
-    {true, true, 256, 32, 16, {1.7, 1.5}},    {true, false, 512, 32, 16, {2.2, 1.8}},
-    {true, false, 768, 32, 8, {1.8, 1.5}},    {true, false, 768, 32, 16, {2.5, 2.5}},
-    {true, false, 1024, 32, 8, {2.07, 1.8}},  {true, true, 1024, 32, 16, {2.7, 2.55}},
-    {true, true, 2048, 16, 16, {3.6, 3.3}},
+    {false, GridCells::kAll, GridTypes::kHalf, 256, 32, 16, {1.6, 1.26}},
+    {false, GridCells::kGated, GridTypes::kHalf, 512, 32, 16, {1.97, 1.4}},
+    {false, GridCells::kGated, GridTypes::kFloat, 768, 16, 8, {0.9, 0.7}},
+    {false, GridCells::kGated, GridTypes::kAll, 768, 32, 8, {1.41, 1.1}},
+    {false, GridCells::kGated, GridTypes::kHalf, 768, 32, 16, {2.27, 1.7}},
+    {false, GridCells::kGated, GridTypes::kAll, 1024, 16, 8, {0.99, 0.8}},
+    {false, GridCells::kGated, GridTypes::kHalf, 1024, 32, 8, {1.54, 1.2}},
+    {false, GridCells::kAll, GridTypes::kHalf, 1024, 32, 16, {2.44, 1.9}},
+    {false, GridCells::kAll, GridTypes::kHalf, 2048, 16, 16, {2.2, 1.8}},
+    {true, GridCells::kAll, GridTypes::kHalf, 256, 32, 16, {1.7, 1.5}},
+    {true, GridCells::kGated, GridTypes::kHalf, 512, 32, 16, {2.2, 1.8}},
+    {true, GridCells::kGated, GridTypes::kFloat, 768, 16, 8, {1.5, 1.2}},
+    {true, GridCells::kGated, GridTypes::kAll, 768, 32, 8, {1.8, 1.5}},
+    {true, GridCells::kGated, GridTypes::kHalf, 768, 32, 16, {2.5, 2.5}},
+    {true, GridCells::kGated, GridTypes::kFloat, 1024, 16, 8, {1.6, 1.3}},
+    {true, GridCells::kGated, GridTypes::kHalf, 1024, 32, 8, {2.07, 1.8}},
+    {true, GridCells::kAll, GridTypes::kHalf, 1024, 32, 16, {2.7, 2.55}},
+    {true, GridCells::kAll, GridTypes::kHalf, 2048, 16, 16, {3.6, 3.3}},
 };
 inline constexpr int kGridInstanceCount = std::size(kGridInstances);
 
 struct GridLayout {
-  int gates, states;
+  int gates, states, element_bytes;
   bool backward;
   int hidden, units, rows, peers;
   int blocks;            // of 16 units, the M of an mma
   int columns;           // of 8 rows, the N of an mma
   int in, out;           // exchanged and computed numbers per unit: forward 1, G; backward G, 1
-  int warp_tiles;        // K tiles of a warp
+  int warp_tiles;        // tiles of 16 of K of a warp
   int fragments;         // operands of a warp
   int shared_fragments;  // of them in shared memory
   int chains;            // independent sums of one output: an mma takes long
@@ -56,7 +71,7 @@ struct GridLayout {
 
   // Warps that finish units: two units of a row per thread.
   constexpr int active() const { return blocks * 2 * columns; }
-  constexpr int round_bytes() const { return in * hidden * rows * 2; }  // of one part
+  constexpr int round_bytes() const { return in * hidden * rows * element_bytes; }  // of a part
   constexpr int partial_bytes() const {
     return kGridWarps * out * blocks * columns * kFragmentBytes;
   }
@@ -74,48 +89,53 @@ struct GridLayout {
   }
 };
 
+inline constexpr int kMaxGridSharedBytes = 227 * 1024;
+
 // Operands that a warp can hold in registers, of the 255 of a thread, beside its sums, what it
 // loads at a time, and what the step itself needs. From the compiler's reports: none may spill.
 constexpr int grid_held_fragments(const GridLayout& l) {
   const int sums = 4 * l.chains * l.out * l.blocks * l.columns;
-  return (255 - (l.backward ? 68 : 56) - sums - 4 * l.chunk) / 4;
+  int step = l.backward ? 80 : l.gates == 4 ? 64 : 56;
+  if (l.element_bytes > 2) step += l.backward ? 8 + 8 * l.gates : 8 + 2 * l.gates;
+  return (255 - step - sums - 4 * l.chunk) / 4;
 }
 
-constexpr GridLayout grid_layout(const GridInstance& instance, int gates) {
+constexpr GridLayout grid_layout(const GridInstance& instance, int gates, bool wide) {
   GridLayout l{};
   l.gates = gates, l.states = gates == 4 ? 2 : 1, l.backward = instance.backward;
+  l.element_bytes = wide ? 4 : 2;
   l.hidden = instance.hidden, l.units = instance.units, l.rows = instance.rows;
   l.peers = l.hidden / l.units, l.blocks = l.units / kMmaUnits, l.columns = l.rows / kMmaBatch;
   l.in = l.backward ? gates : 1, l.out = l.backward ? 1 : gates;
   l.warp_tiles = l.in * l.hidden / kMmaUnits / kGridWarps;
-  l.fragments = l.warp_tiles * l.out * l.blocks;
+  const int steps = wide ? 2 * l.warp_tiles : l.warp_tiles;  // an mma of TF32 is half as deep
+  l.fragments = steps * l.out * l.blocks;
   const int sums = l.out * l.blocks * l.columns;
   l.chains = sums >= 3 ? 1 : sums == 2 ? 2 : 4;
-  l.loads = l.warp_tiles * l.columns / 2;
+  l.loads = steps * l.columns / 2;
   for (int n = sums > 12 ? 4 : 8; l.chunk == 0; --n)
     if (l.loads % n == 0) l.chunk = n;
   const int held = grid_held_fragments(l);
   l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
-  for (l.partials = 2; l.partials > 1 && l.shared_bytes(4) > 227 * 1024;) --l.partials;
+  for (l.partials = 2; l.partials > 1 && l.shared_bytes(4) > kMaxGridSharedBytes;) --l.partials;
   return l;
 }
 
-inline constexpr int kMaxGridSharedBytes = 227 * 1024;
-
 constexpr bool grid_possible(const GridInstance& instance, int gates, Precision how) {
-  const GridLayout l = grid_layout(instance, gates);
-  return is_half(how) && (gates > 1 || instance.small) && l.warp_tiles * l.columns % 2 == 0 &&
+  const bool wide = !is_half(how);
+  const GridLayout l = grid_layout(instance, gates, wide);
+  return how != Precision::kFloat &&
+         instance.types != (wide ? GridTypes::kHalf : GridTypes::kFloat) &&
+         (gates > 1 || instance.cells == GridCells::kAll) && !(wide && l.columns > 1) &&
+         l.warp_tiles * l.columns * (wide ? 2 : 1) % 2 == 0 &&
          l.shared_bytes(1) <= kMaxGridSharedBytes;
 }
 
-// The share of a GRU's time that cells of other sizes take.
-inline double grid_cell_factor(const GridInstance& instance, int gates) {
-  return instance.backward ? (gates == 4   ? 1.3
-                              : gates == 1 ? 0.6
-                                           : 1)
-                           : (gates == 4   ? 1.2
-                              : gates == 1 ? 0.8
-                                           : 1);
+// Other cells and float32 against GRU in 16 bits, as assumed.
+inline double grid_factor(const GridLayout& l) {
+  const double wide = l.element_bytes > 2 ? 1.6 : 1;
+  if (l.backward) return wide * (l.gates == 4 ? 1.3 : l.gates == 1 ? 0.6 : 1);
+  return wide * (l.gates == 4 ? 1.2 : l.gates == 1 ? 0.8 : 1);
 }
 
 // What the kernels of the grid family have for a problem. All CTAs must run at once: where the
@@ -129,7 +149,7 @@ inline void add_grid_plans(const Problem& p, Plans& plans) {
     if (instance.backward != p.backward || instance.hidden < p.H ||
         !grid_possible(instance, p.gates, *how))
       continue;
-    const GridLayout l = grid_layout(instance, p.gates);
+    const GridLayout l = grid_layout(instance, p.gates, !is_half(*how));
     const int64_t groups = p.device.processors / l.peers / p.directions;
     if (groups == 0) continue;
     const int64_t all = (p.B - 1) / l.rows + 1, parts = (all - 1) / groups + 1;
@@ -139,7 +159,7 @@ inline void add_grid_plans(const Problem& p, Plans& plans) {
     const double one = instance.microseconds[0],
                  other = instance.microseconds[1] * static_cast<double>(parts - 1);
     plans.push_back({Kernel::kGrid, i, l.hidden, l.peers, rows, (p.B - 1) / rows + 1,
-                     (one + other) * grid_cell_factor(instance, p.gates)});
+                     (one + other) * grid_factor(l), l.rows});
   }
 }
 

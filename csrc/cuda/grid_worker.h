@@ -20,6 +20,7 @@ namespace rnnfast::cuda {
 template <class S>
 struct GridWorker {
   using E = typename S::Element;
+  using Stored = StoredPair<E>;
   static constexpr int kNoSeat = 1 << 24;
   const Steps& steps;
   const int hidden;  // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
@@ -137,17 +138,16 @@ struct GridWorker {
     return position * dev::grid_y() + shift + unit;
   }
 
-  // The pair at `p`, the first number in the low half, and back.
-  DEVICE uint32_t load_pair(const E* p) const {
-    if (even) return *reinterpret_cast<const uint32_t*>(p);
-    return as_halves(p[0], second ? p[1] : narrow<E>(0.f));
+  DEVICE Stored load_pair(const E* p) const {
+    if (even) return {*reinterpret_cast<const typename Stored::Bits*>(p)};
+    return Stored::of(widen(p[0]), second ? widen(p[1]) : 0.f);
   }
-  DEVICE void store_pair(E* p, uint32_t pair) const {
+  DEVICE void store_pair(E* p, const Stored& pair) const {
     if (even) {
-      *reinterpret_cast<uint32_t*>(p) = pair;
+      *reinterpret_cast<typename Stored::Bits*>(p) = pair.bits;
     } else {
-      p[0] = half_of<E>(pair, 0);
-      if (second) p[1] = half_of<E>(pair, 1);
+      p[0] = narrow<E>(pair.number(0));
+      if (second) p[1] = narrow<E>(pair.number(1));
     }
   }
   // The pair at `p`, which need not be aligned, as floats; zeros where there is nothing.

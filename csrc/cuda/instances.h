@@ -205,9 +205,10 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   return l;
 }
 
-// Whether an instance can exist at all for a cell and a precision.
+// Whether an instance can exist at all for a cell and a precision. Grids of other precisions are
+// those of grid_shape.h.
 constexpr bool possible(const Instance& instance, int gates, Precision precision) {
-  if (instance.exchange == Exchange::kGrid && is_half(precision)) return false;  // see grid_worker.h
+  if (instance.exchange == Exchange::kGrid && precision != Precision::kFloat) return false;
   const Layout l = layout(instance, gates, precision);
   const bool divides = l.sums()
                            ? l.unit_tiles * l.warps() * kMmaUnits == instance.hidden

@@ -14,7 +14,8 @@ namespace rnnfast::cuda {
 
 // Where the rows of one step stand, for one direction. The states before the step lie in the
 // timeline from row `before` on for the first `continued` of its rows; the others begin with their
-// initial states, which lie from row `initial` on.
+// initial states, which lie from row `initial` on. For the first `staying` rows there is a step
+// after this one.
 struct StepRows {
   int64_t count;      // rows of the step
   int64_t row;        // the first of them in the sequence
@@ -22,10 +23,16 @@ struct StepRows {
   int64_t before;     // and before it
   int64_t continued;  // see above
   int64_t initial;
+  int64_t staying;
 
   static RNNFAST_FN StepRows of(const Walk& walk, int64_t t) {
-    return {walk.steps.batch_at(t), walk.steps.offset_at(t), walk.after(t, 0),
-            walk.before(t, 0),      walk.continued(t),       walk.initial(0)};
+    return {walk.steps.batch_at(t),
+            walk.steps.offset_at(t),
+            walk.after(t, 0),
+            walk.before(t, 0),
+            walk.continued(t),
+            walk.initial(0),
+            walk.staying(walk.reverse ? walk.steps.count - 1 - t : t)};
   }
 };
 
@@ -44,7 +51,7 @@ template <class E, class C>
 struct StepBackward {
   BackwardArgs<E> layer;
   StepRows rows[2];
-  C* grad_states[2];   // per state [D, B, H] gradients of the running states
+  C* grad_states[2];   // per state [D, B, H] gradients of the running states; null: not to be kept
   E* grad_h_gates[2];  // per direction [rows of the step, G*H]; null where they equal those of x
 };
 
@@ -59,7 +66,7 @@ struct ColumnSums {
   };
   Matrix matrices[kMost];
   int count;
-  C* partial;  // [matrices, parts, columns]
+  C* partial;  // [matrices, parts, columns]; of one part there are none
   int64_t rows, columns, part_rows, parts;
 };
 

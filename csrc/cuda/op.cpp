@@ -14,15 +14,16 @@ namespace {
 // the device, which a launch finds out.
 constexpr int kMaxCluster = 16;
 
-// RNNFAST_CUDA_KERNEL: a name of kKernelNames asks for one kernel where it can run, with /n for its
-// nth entry in the plan alone; auto leaves the choice to the plan.
+// RNNFAST_CUDA_KERNEL: the name of a kernel asks for it where it can run, with /n for its nth entry
+// in the plan alone; auto leaves the choice to the plan.
 std::optional<Wish> wanted_kernel() {
   const char* name = std::getenv("RNNFAST_CUDA_KERNEL");
   if (!name || std::string_view(name) == "auto") return std::nullopt;
   const auto wish = find_wish(name);
-  TORCH_CHECK_VALUE(wish, "RNNFAST_CUDA_KERNEL must be auto or one of ",
-                    c10::ArrayRef(kKernelNames), ", with /n for its nth entry in the plan, got '",
-                    name, "'");
+  std::string names = "auto";
+  for (const std::string_view known : kKernelNames) names.append(", ").append(known);
+  TORCH_CHECK_VALUE(wish, "RNNFAST_CUDA_KERNEL must be one of ", names,
+                    ", with /n for the nth entry of its plan; got '", name, "'");
   return wish;
 }
 

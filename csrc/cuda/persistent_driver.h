@@ -16,7 +16,7 @@ inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision 
                                                const Plan& plan) {
   if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
   if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
-  if (plan.kernel == Kernel::kGrid && is_half(precision))
+  if (plan.kernel == Kernel::kGrid && precision != Precision::kFloat)
     return grid_kernel(cell, precision, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }
@@ -64,6 +64,7 @@ bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& w
   const auto plans = cached_plans(problem);
   for (const Plan& plan : *plans) {
     if (plan.kernel == Kernel::kStep) break;
+    if (plan.kernel == Kernel::kSingle) continue;  // has been tried
     const SequenceLauncher& kernel = sequence_kernel(layer.cell.name, *precision(problem), plan);
     const Tensor packed = packed_weights(layer, weights, kernel, stream);
     const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, plan.rows, options);

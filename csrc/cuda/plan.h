@@ -4,13 +4,16 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <map>
+#include <utility>
 
+#include "cuda/calibration.h"
 #include "cuda/cost.h"
 #include "cuda/fma_shape.h"
 #include "cuda/grid_shape.h"
 #include "cuda/problem.h"
-#include "cuda/small_shape.h"
 #include "cuda/single_plan.h"
+#include "cuda/small_shape.h"
 
 namespace rnnfast::cuda {
 
@@ -71,16 +74,43 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
   }
 }
 
-// The kernels to try for a problem, the best first. The last one is `step`, which runs anything;
-// each of the others may still find at its launch that the device has no room for it.
-inline Plans plans(const Problem& p) {
-  const Plan step = step_plan(p);
-  Plans all, result;
+// All that serve a problem, `step` last, with what the formulas expect of each.
+inline Plans modelled_plans(const Problem& p) {
+  Plans all;
   add_fma_plans(p, all);
   add_single_plans(p, all);
   add_persistent_plans(p, all);
   add_small_plans(p, all);
   add_grid_plans(p, all);
+  all.push_back(step_plan(p));
+  for (Plan& plan : all)
+    if (plan.part == 0) plan.part = plan.rows;
+  return all;
+}
+
+// The same with the formulas corrected by measurements.
+inline Plans calibrated_plans(const Problem& p) {
+  std::map<std::pair<int64_t, int64_t>, Plans> known;  // of other problems, by their B and H
+  const auto expect = [&](const Measured& m, const Problem& other) {
+    const auto [entry, is_new] = known.try_emplace({other.B, other.H});
+    if (is_new) entry->second = modelled_plans(other);
+    for (const Plan& plan : entry->second)
+      if (plan.kernel == m.kernel && plan.peers == m.peers && plan.part == m.part &&
+          (plan.hidden == m.hidden || plan.kernel == Kernel::kStep))
+        return plan.microseconds;
+    return 0.0;
+  };
+  Plans all = modelled_plans(p);
+  for (Plan& plan : all) plan.microseconds *= correction(plan, p, expect);
+  return all;
+}
+
+// The kernels to try for a problem, the best first. The last one is `step`, which runs anything;
+// each of the others may still find at its launch that the device has no room for it.
+inline Plans plans(const Problem& p) {
+  Plans all = calibrated_plans(p), result;
+  const Plan step = all.back();
+  all.pop_back();
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
     const bool better =
@@ -91,7 +121,7 @@ inline Plans plans(const Problem& p) {
                    [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; });
   if (p.wanted && p.wanted->entry >= 0) {
     const size_t entry = p.wanted->entry;
-    result = entry < result.size() ? std::vector{result[entry]} : std::vector<Plan>();
+    result = entry < result.size() ? Plans{result[entry]} : Plans();
   }
   result.push_back(step);
   return result;

@@ -42,12 +42,13 @@ struct Wish {
 inline std::optional<Wish> find_wish(std::string_view text) {
   const size_t slash = text.find('/');
   const auto kernel = find_kernel(text.substr(0, slash));
-  if (!kernel || slash == text.npos) return kernel ? std::optional(Wish{*kernel, -1}) : std::nullopt;
+  if (!kernel) return std::nullopt;
+  if (slash == text.npos) return Wish{*kernel, -1};
   int entry = -1;
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data() + slash + 1, end, entry);
-  return error == std::errc() && stop == end && entry >= 0 ? std::optional(Wish{*kernel, entry})
-                                                           : std::nullopt;
+  if (error != std::errc() || stop != end || entry < 0) return std::nullopt;
+  return Wish{*kernel, entry};
 }
 
 struct Device {
@@ -76,6 +77,7 @@ struct Plan {
   int rows;             // of a tile
   int64_t tiles;        // of the batch
   double microseconds;  // per time step, as expected
+  int part = 0;         // rows that a product takes at a time; 0: all of a tile
 };
 using Plans = std::vector<Plan>;
 

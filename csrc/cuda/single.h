@@ -28,6 +28,11 @@ struct SingleShape {
   static constexpr int kBatch = kSingleInstances[kIndex].batch;
   static constexpr int kElements = (kUnits * kBatch - 1) / kSingleThreads + 1;  // of a thread
   static constexpr int kPiece = 16 / static_cast<int>(sizeof(E));               // numbers of a load
+  // float32: groups of lanes that share the rows of w, and rows of v of a lane.
+  static constexpr int kRowGroups = kBatch == 1 ? 4 : 2;
+  static constexpr int kLaneBatch = kBatch == 32 ? 8 : kBatch == 8 ? 4 : 1;
+  // Numbers of K that a warp takes at a time.
+  static constexpr int kBlock = kPiece * (kHalf ? 4 : kWarpSize / kRowGroups * kLaneBatch / kBatch);
   // CTAs that a processor should hold, so that those of the next launch find room.
   static constexpr int kResident = kBatch > (kHalf ? 8 : 1) || kRows > 48 ? 1 : 2;
 };
@@ -90,7 +95,7 @@ template <class S>
 struct Side {
   using E = typename S::Element;
   const E *w, *v;  // w from the first unit on
-  int64_t gate;    // numbers between the gates of a unit in w
+  int gate;        // numbers between the gates of a unit in w
   int units;       // that exist
   int living;      // rows of v
   int depth;       // numbers of a row
@@ -100,29 +105,47 @@ struct Side {
   DEVICE const E* weights(int row) const {
     const int gate_number = row / S::kUnits, unit = row % S::kUnits;
     const bool exists = gate_number < S::Cell::kGates && unit < units;
-    return exists ? w + gate_number * gate + int64_t{unit} * depth : w;
+    return w + (exists ? gate_number * gate + unit * depth : 0);
   }
-  DEVICE const E* input(int row) const { return v + int64_t{row < living ? row : 0} * depth; }
+  DEVICE const E* input(int row) const { return v + (row < living ? row * depth : 0); }
 };
+
+// When the kernels before this one have ended: before anything is stored, and before any load but
+// those of settled weights, see SingleArgs. Others are brought into the L2 cache meanwhile.
+struct Opening {
+  bool settled;
+
+  template <class Prefetch>
+  DEVICE void before_weights(Prefetch prefetch) const {
+    if (settled) return;
+    prefetch();
+    dev::wait_for_previous();
+  }
+  DEVICE void before_inputs() const {
+    if (settled) dev::wait_for_previous();
+    dev::let_next_start();
+  }
+};
+inline constexpr int kLineBytes = 128;  // that a prefetch brings
 
 // 16-bit types: the rows of w are those of mma, those of v its columns.
 template <class S>
 struct MmaProduct {
   using E = typename S::Element;
   using Mma = std::conditional_t<std::is_same_v<E, dev::Half>, dev::MmaHalf, dev::MmaBf16>;
-  static constexpr int kBlock = 4 * S::kPiece;  // numbers of K at a time: two mma
+  static constexpr int kBlock = S::kBlock;  // numbers of K at a time: two mma
   static constexpr int kTiles = S::kRows / kMmaUnits, kColumns = S::kBatch / kMmaBatch;
   static constexpr int kPieces = (S::Cell::kGates * S::kUnits + 7) / 8;  // of 8 rows
   // Blocks on their way: enough bytes for the distance to memory, few enough for the registers.
-  static constexpr int kAhead = kTiles <= 2 ? 4 : 2;
+  static constexpr int kAhead = kTiles == 1 ? 4 : kTiles == 2 ? 3 : 2;
   const int group, place;  // of the lane: a row and a column; a quarter of the block
   float sum[kTiles][kColumns][4] = {};
 
   explicit DEVICE MmaProduct(int lane) : group(lane / 4), place(lane % 4 * S::kPiece) {}
 
-  // `between` comes between the loads of weights and those of inputs.
-  template <int kWidth, class Between>
-  DEVICE void run(const Side<S>& side, Between between) {
+  // Calls `begun` when the first loads are on their way.
+  template <int kWidth, class Begun>
+  DEVICE void run(const Side<S>& side, const Opening& opening, Begun begun) {
     constexpr int kBlocks = kWidth == 16 ? kAhead : 1;
     const E *w[kTiles][2], *v[kColumns];
     const int from = side.begin + place;
@@ -131,12 +154,22 @@ struct MmaProduct {
     UNROLL
     for (int n = 0; n < kColumns; ++n) v[n] = side.input(n * kMmaBatch + group) + from;
     int left = side.end - from;
+    opening.before_weights([&] {
+      constexpr int kLine = kLineBytes / static_cast<int>(sizeof(E));
+      UNROLL
+      for (int i = 0; i < kPieces; ++i) {
+        UNROLL
+        for (int at = 0; at < kBlocks * kBlock; at += kLine)
+          if (left > at) dev::prefetch_l2(w[i / 2][i % 2] + at);
+      }
+    });
     uint4 a[kBlocks][kTiles][2], b[kBlocks][kColumns];
     UNROLL
     for (int i = 0; i < kBlocks; ++i) load_weights<kWidth>(a[i], w, i * kBlock, left);
-    between();
+    opening.before_inputs();
     UNROLL
     for (int i = 0; i < kBlocks; ++i) load_inputs<kWidth>(b[i], v, i * kBlock, left, side.living);
+    begun();
     for (int rest = side.end - side.begin; rest > 0; rest -= kBlocks * kBlock) {
       UNROLL
       for (int i = 0; i < kBlocks; ++i) {
@@ -203,12 +236,14 @@ struct MmaProduct {
 template <class S>
 struct FmaProduct {
   using E = typename S::Element;
-  static constexpr int kGroups = S::kBatch == 1 ? 4 : 2;  // of the rows of w
-  static constexpr int kRows = S::kRows / kGroups;        // of a lane, and of those of v:
-  static constexpr int kBatch = S::kBatch == 32 ? 8 : S::kBatch == 8 ? 4 : 1;
-  static constexpr int kLanes = kWarpSize / kGroups * kBatch / S::kBatch;  // that divide K
-  static constexpr int kBlock = kLanes * S::kPiece;
-  static constexpr int kAhead = S::kBatch == 1 ? 4 : 2, kInputsAhead = kBatch == 8 ? 1 : kAhead;
+  static constexpr int kGroups = S::kRowGroups;     // of the rows of w
+  static constexpr int kRows = S::kRows / kGroups;  // of a lane, and of those of v:
+  static constexpr int kBatch = S::kLaneBatch;
+  static constexpr int kBlock = S::kBlock, kLanes = kBlock / S::kPiece;  // that divide K
+  static constexpr int kAhead = S::kBatch > 1 ? 2
+                                : kRows > 3   ? 3
+                                              : 4,
+                       kInputsAhead = kBatch == 8 ? 1 : kAhead;
   const int depth_lane, row, column;  // of the lane: its place in K, the first of its rows
   float sum[kRows][kBatch] = {};
 
@@ -226,8 +261,8 @@ struct FmaProduct {
     return {{as_float(bits.x), as_float(bits.y), as_float(bits.z), as_float(bits.w)}};
   }
 
-  template <int kWidth, class Between>
-  DEVICE void run(const Side<S>& side, Between between) {
+  template <int kWidth, class Begun>
+  DEVICE void run(const Side<S>& side, const Opening& opening, Begun begun) {
     constexpr int kBlocks = kWidth == 16 ? kAhead : 1;
     constexpr int kInputs = kWidth == 16 ? kInputsAhead : 1;
     const E *w[kRows], *v[kBatch];
@@ -237,6 +272,11 @@ struct FmaProduct {
     UNROLL
     for (int n = 0; n < kBatch; ++n) v[n] = side.input(column + n) + from;
     int left = side.end - from;
+    opening.before_weights([&] {
+      UNROLL
+      for (int i = 0; i < kBlocks * kRows; ++i)
+        if (left > i / kRows * kBlock) dev::prefetch_l2(w[i % kRows] + i / kRows * kBlock);
+    });
     Numbers a[kBlocks][kRows], b[kInputs][kBatch];
     UNROLL
     for (int i = 0; i < kBlocks; ++i) {
@@ -244,9 +284,10 @@ struct FmaProduct {
       for (int r = 0; r < kRows; ++r)
         a[i][r] = load<Settled, kWidth>(w[r] + i * kBlock, left - i * kBlock);
     }
-    between();
+    opening.before_inputs();
     UNROLL
     for (int i = 0; i < kInputs; ++i) load_inputs<kWidth>(b[i], v, i * kBlock, left, side.living);
+    begun();
     for (int rest = side.end - side.begin; rest > 0; rest -= kBlocks * kBlock) {
       UNROLL
       for (int i = 0; i < kBlocks; ++i) {
@@ -323,12 +364,11 @@ struct SingleWorker {
 
   explicit DEVICE SingleWorker(const SingleArgs<E>& args)
       : a(args),
-        direction(dev::block_y()),
+        direction(dev::block_y() < args.tiles ? 0 : 1),
         warp(dev::tid() / kWarpSize),
         lane(dev::tid() % kWarpSize) {
-    const int tiles = static_cast<int>((batch() - 1) / S::kBatch + 1);
-    first_unit = dev::block_x() / tiles * S::kUnits;
-    first_row = dev::block_x() % tiles * S::kBatch;
+    first_unit = dev::block_x() * S::kUnits;
+    first_row = (dev::block_y() - direction * a.tiles) * S::kBatch;
     units = smaller(static_cast<int>(a.layer.hidden) - first_unit, S::kUnits);
     living = smaller(static_cast<int>(batch()) - first_row, S::kBatch);
   }
@@ -350,64 +390,46 @@ struct SingleWorker {
     UNROLL
     for (int e = 0; e < kElements; ++e) {
       UNROLL
+      for (int g = 0; g < kGates; ++g) x[e][g] = h[e][g] = 0.f;
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) states[e][k] = 0.f;
+      if (!exists(e)) continue;
+      UNROLL
       for (int g = 0; g < kGates; ++g) {
-        const int64_t at = g * a.layer.hidden + first_unit + unit(e);
-        x[e][g] = b_ih != nullptr && exists(e) ? load_number(b_ih + at) : 0.f;
-        h[e][g] = b_hh != nullptr && exists(e) ? load_number(b_hh + at) : 0.f;
+        const int at = g * static_cast<int>(a.layer.hidden) + first_unit + unit(e);
+        if (b_ih != nullptr) x[e][g] = load_number(b_ih + at);
+        if (b_hh != nullptr) h[e][g] = load_number(b_hh + at);
       }
       UNROLL
-      for (int k = 0; k < Cell::kStates; ++k) {
-        const E* from = a.layer.states_0[k];
-        states[e][k] = from != nullptr && exists(e) ? load_number(from + in_state(e)) : 0.f;
-      }
+      for (int k = 0; k < Cell::kStates; ++k)
+        if (a.layer.states_0[k] != nullptr)
+          states[e][k] = load_number(a.layer.states_0[k] + in_state(e));
     }
   }
 
   // The part of x w_ih or of h w_hh that is the warp's.
   DEVICE Side<S> side(bool input) const {
-    const int64_t H = a.layer.hidden;
-    const int64_t depth = input ? a.inputs : a.layer.states_0[0] != nullptr ? H : 0;
-    const int warps = input ? a.input_warps : kSingleWarps - a.input_warps,
-              index = input ? warp : warp - a.input_warps;
-    const int blocks = static_cast<int>((depth - 1) / Product::kBlock + 1);
-    const auto part = [&](int i) {
-      return smaller(static_cast<int>(int64_t{blocks} * i / warps) * Product::kBlock,
-                     static_cast<int>(depth));
-    };
+    const int H = static_cast<int>(a.layer.hidden), depth = input ? a.inputs : H;
+    const int begin = input ? warp * a.input_part : (warp - a.input_warps) * a.hidden_part;
+    const int end = begin + (input ? a.input_part : a.hidden_part);
     const E* w = input ? a.w_ih[direction] : a.layer.w_hh[direction];
     const E* v = input ? a.x : a.layer.states_0[0] + direction * batch() * H;
-    return {w + first_unit * depth,  v + first_row * depth, H * depth,      units, living,
-            static_cast<int>(depth), part(index),           part(index + 1)};
+    return {w + first_unit * depth, v + first_row * depth, H * depth, units, living, depth,
+            smaller(begin, depth),  smaller(end, depth)};
   }
 
-  // Brings the weights of the warp into the L2 cache.
-  DEVICE void prefetch(const Side<S>& side) const {
-    constexpr int kLine = 128 / static_cast<int>(sizeof(E));
-    for (int r = lane; r < kGates * S::kUnits; r += kWarpSize)
-      for (int k = side.begin; k < side.end; k += kLine) dev::prefetch_l2(side.weights(r) + k);
-  }
-
-  // All kernels before this one have ended when any of its loads but those of settled weights
-  // begins, and before anything is stored.
   DEVICE void multiply(Product& product) {
     const bool input = warp < a.input_warps;
     const Side<S> mine = side(input);
-    if (!a.settled) {
-      prefetch(mine);
-      dev::wait_for_previous();
-    }
-    const auto between = [&] {
-      if (a.settled) dev::wait_for_previous();
-      dev::let_next_start();
-      load_elements();
-    };
+    const Opening opening{a.settled};
+    const auto begun = [&] { load_elements(); };
     const int width = input ? a.input_width : a.hidden_width;
     if (width == 16) {
-      product.template run<16>(mine, between);
+      product.template run<16>(mine, opening, begun);
     } else if (width == 8) {
-      product.template run<8>(mine, between);
+      product.template run<8>(mine, opening, begun);
     } else {
-      product.template run<static_cast<int>(sizeof(E))>(mine, between);
+      product.template run<static_cast<int>(sizeof(E))>(mine, opening, begun);
     }
   }
 
@@ -439,7 +461,7 @@ struct SingleWorker {
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) s[k] = states[e][k];
     Cell::forward(in, from_h, s, q);
-    layer.output[(b * dev::grid_y() + direction) * H + j] = narrow<E>(plain(s[0]));
+    layer.output[(b * a.directions + direction) * H + j] = narrow<E>(plain(s[0]));
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
       layer.states_n[k][in_state(e)] = narrow<E>(plain(s[k]));

@@ -19,7 +19,7 @@ int row_alignment(int64_t row_bytes, Pointers... matrices) {
 inline bool run_single(const Layer& layer, const Problem& problem, const Tensor& x,
                        const Tensors& weights, const ForwardArgs<void>& args, Stream stream) {
   SingleArgs<void> single{};
-  single.layer = args, single.x = x.const_data_ptr(), single.inputs = layer.I;
+  single.layer = args, single.x = x.const_data_ptr(), single.inputs = static_cast<int>(layer.I);
   for (int64_t d = 0; d < layer.D; ++d) {
     const Tensor* own = &weights[d * layer.weights_per_direction()];
     single.w_ih[d] = own[0].const_data_ptr(), single.layer.w_hh[d] = own[1].const_data_ptr();

@@ -16,8 +16,10 @@ struct SingleArgs {
   ForwardArgs<E> layer;           // without x_gates
   const E* x;                     // [B, I]
   const E* w_ih[2];               // per direction [G*H, I]
-  int64_t inputs;                 // I
+  int inputs;                     // I
+  int directions, tiles;          // the grid's y: the tiles of one direction, then of the other
   int input_warps;                // see there
+  int input_part, hidden_part;    // of the rows of the two products: what a warp takes at most
   int input_width, hidden_width;  // bytes that the rows of the two products are aligned to, or 16
   bool settled;  // no kernel nearby stores to the weights: they may be read before it has ended
 };

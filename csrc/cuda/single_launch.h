@@ -9,16 +9,27 @@
 
 namespace rnnfast::cuda {
 
+// What each of `warps` takes of a row, in whole blocks.
+inline int warp_part(int depth, int warps, int block) {
+  if (warps == 0) return 0;
+  const int blocks = (depth + block - 1) / block;
+  return (blocks + warps - 1) / warps * block;
+}
+
 template <class S>
 dev::Status launch_single(const SingleArgs<void>& args, int64_t tiles, int directions,
                           bool dependent, dev::Stream stream) {
-  const int64_t peers = (args.layer.hidden - 1) / S::kUnits + 1;
+  const int hidden = static_cast<int>(args.layer.hidden);
+  SingleArgs<void> all = args;
+  all.directions = directions, all.tiles = static_cast<int>(tiles);
+  all.input_part = warp_part(args.inputs, args.input_warps, S::kBlock);
+  all.hidden_part = warp_part(hidden, kSingleWarps - args.input_warps, S::kBlock);
   dev::Launch launch{};
-  launch.grid_x = static_cast<int>(peers * tiles), launch.grid_y = directions;
+  launch.grid_x = (hidden - 1) / S::kUnits + 1, launch.grid_y = directions * all.tiles;
   launch.threads = kSingleThreads, launch.smem_bytes = S::kLayout.shared_bytes();
   launch.dependent = dependent;
   return dev::launch(single_step<S>, launch, stream,
-                     std::bit_cast<SingleArgs<typename S::Element>>(args));
+                     std::bit_cast<SingleArgs<typename S::Element>>(all));
 }
 
 template <class Cell, class E, int kIndex>

@@ -61,8 +61,12 @@ constexpr int input_warps(int64_t inputs, int64_t hidden) {
 inline bool serves(const SingleInstance& instance, const Problem& p) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;
   const bool half = is_half(p.type);
-  return p.T == 1 && !p.backward && p.type != Type::kFloat64 && possible(instance, half) &&
-         p.B <= kMost && p.H <= kMost && p.I <= kMost && p.device.arch >= (half ? 80 : 70) &&
+  // Positions within a matrix are of 32 bits.
+  const int64_t depth = std::max(p.I, p.H);
+  const bool small = p.B <= kMost && p.H <= kMost && p.I <= kMost &&
+                     std::max(p.gates * p.H, p.B) * depth <= std::numeric_limits<int32_t>::max();
+  return p.T == 1 && !p.backward && p.type != Type::kFloat64 && possible(instance, half) && small &&
+         p.device.arch >= (half ? 80 : 70) &&
          single_layout(instance, p.gates, half).shared_bytes() <= p.device.shared_bytes;
 }
 
@@ -96,13 +100,15 @@ inline double single_cost(const SingleLayout& l, int batch, const Problem& p) {
   return kSingleStart + std::max(memory, waves * block) + (waves - 1) * kSingleWave;
 }
 
+inline constexpr int64_t kMostBlocksY = 65535;  // of a grid
+
 inline void add_single_plans(const Problem& p, Plans& plans) {
   for (int i = 0; i < kSingleInstanceCount; ++i) {
     if (!serves(kSingleInstances[i], p)) continue;
     const SingleLayout l = single_layout(kSingleInstances[i], p.gates, is_half(p.type));
     const int batch = kSingleInstances[i].batch;
     const int64_t peers = (p.H - 1) / l.units + 1, tiles = (p.B - 1) / batch + 1;
-    if (peers * tiles > std::numeric_limits<int32_t>::max()) continue;
+    if (tiles * p.directions > kMostBlocksY) continue;
     plans.push_back({Kernel::kSingle, i, static_cast<int>(p.H), static_cast<int>(peers), batch,
                      tiles, single_cost(l, batch, p)});
   }

@@ -73,13 +73,16 @@ Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream 
   return dispatch_type(type, [&](auto tag) {
     using E = typename decltype(tag)::type;
     const auto typed = std::bit_cast<ColumnSums<E, Compute<E>>>(args);
-    const int blocks = args.count * static_cast<int>((args.columns - 1) / kThreads + 1);
-    const Status status =
-        dev::launch(partial_sums<E>,
-                    {.grid_x = blocks, .grid_y = static_cast<int>(args.parts), .threads = kThreads},
-                    stream, typed);
-    if (!status.ok()) return status;
-    return dev::launch(total_sums<E>, {.grid_x = blocks, .threads = kThreads}, stream, typed);
+    const auto blocks = [&](int columns) {
+      return args.count * static_cast<int>((args.columns - 1) / columns + 1);
+    };
+    const int parts = static_cast<int>(args.parts);
+    const Status status = dev::launch(
+        partial_sums<E>, {.grid_x = blocks(kThreads), .grid_y = parts, .threads = kThreads}, stream,
+        typed);
+    if (!status.ok() || args.parts == 1) return status;
+    return dev::launch(total_sums<E>, {.grid_x = blocks(kSumBlock), .threads = kThreads}, stream,
+                       typed);
   });
 }
 

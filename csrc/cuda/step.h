@@ -105,13 +105,19 @@ KERNEL step_backward(StepBackwardArgs<E> args) {
   for (int k = 0; k < Cell::kStates; ++k) {
     p[k] = V(widen(layer.timelines[k][(timeline + before) * H + j]));
     s[k] = V(widen(layer.timelines[k][(timeline + rows.after) * H + j]));
-    ds[k] = V(a.grad_states[k][own]);
+    const E* of_last = layer.grad_states_n[k];
+    ds[k] = b < rows.staying ? V(a.grad_states[k][own]) : of_last ? V(widen(of_last[own])) : V(0);
   }
   if (layer.grad_output) ds[0] = ds[0] + V(widen(layer.grad_output[(row * D + d) * H + j]));
   V dx[Cell::kGates], dh[Cell::kGates];
   Cell::backward(q, p, s, ds, dx, dh);
 
-  for (int k = 0; k < Cell::kStates; ++k) a.grad_states[k][own] = plain(ds[k]);
+  for (int k = 0; k < Cell::kStates; ++k) {
+    if (a.grad_states[k]) a.grad_states[k][own] = plain(ds[k]);
+    // The product with w_hh is still to come for h.
+    if (k > 0 && layer.grad_states_0[k] && b >= rows.continued)
+      layer.grad_states_0[k][own] = narrow<E>(plain(ds[k]));
+  }
   E* grad_x = layer.grad_x_gates + (d * layer.steps.rows + row) * Cell::kGates * H + j;
   for (int g = 0; g < Cell::kGates; ++g) grad_x[g * H] = narrow<E>(plain(dx[g]));
   if (!a.grad_h_gates[d]) return;
@@ -120,6 +126,13 @@ KERNEL step_backward(StepBackwardArgs<E> args) {
 }
 
 // ---- column sums ----
+template <class E>
+DEVICE void store_sums(const ColumnSums<E, Compute<E>>& a, int matrix, int64_t column,
+                       Compute<E> sum) {
+  for (E* sums : a.matrices[matrix].sums)
+    if (sums) sums[column] = narrow<E>(sum);
+}
+
 // Blocks take the columns of one matrix after the other.
 template <class E>
 KERNEL partial_sums(ColumnSums<E, Compute<E>> a) {
@@ -131,27 +144,30 @@ KERNEL partial_sums(ColumnSums<E, Compute<E>> a) {
   const E* from = a.matrices[matrix].rows;
   Compute<E> sum = 0;
   for (int64_t row = begin; row < end; ++row) sum += widen(from[row * a.columns + column]);
+  if (a.parts == 1) return store_sums(a, matrix, column, sum);
   a.partial[(matrix * a.parts + part) * a.columns + column] = sum;
 }
 
+// A warp has kSumColumns columns; the lanes of one column share its parts, and add up in a fixed
+// order.
+inline constexpr int kSumColumns = 4;
+inline constexpr int kSumBlock = kThreads / kWarpSize * kSumColumns;  // columns of a block
 template <class E>
 KERNEL total_sums(ColumnSums<E, Compute<E>> a) {
   const int blocks = dev::grid_x() / a.count, matrix = dev::block_x() / blocks;
-  const int64_t column = int64_t{dev::block_x() % blocks} * kThreads + dev::tid();
-  if (column >= a.columns) return;
+  const int lane = dev::tid() % kWarpSize, warp = dev::tid() / kWarpSize;
+  const int64_t column = int64_t{dev::block_x() % blocks} * kSumBlock + warp * kSumColumns +
+                         lane % kSumColumns;
+  const bool exists = column < a.columns;
   const Compute<E>* partial = a.partial + matrix * a.parts * a.columns + column;
-  constexpr int kAtOnce = 16;  // reads whose latencies overlap
   Compute<E> sum = 0;
-  for (int64_t first = 0; first < a.parts; first += kAtOnce) {
-    Compute<E> values[kAtOnce];
-    UNROLL
-    for (int i = 0; i < kAtOnce; ++i)
-      values[i] = first + i < a.parts ? partial[(first + i) * a.columns] : 0;
-    UNROLL
-    for (int i = 0; i < kAtOnce; ++i) sum += values[i];
-  }
-  for (E* sums : a.matrices[matrix].sums)
-    if (sums) sums[column] = narrow<E>(sum);
+  for (int64_t part = lane / kSumColumns; exists && part < a.parts;
+       part += kWarpSize / kSumColumns)
+    sum += partial[part * a.columns];
+  UNROLL
+  for (int other = kSumColumns; other < kWarpSize; other *= 2) sum += dev::shfl_xor(sum, other);
+  if (!exists || lane >= kSumColumns) return;
+  store_sums(a, matrix, column, sum);
 }
 
 // ---- packed sequences ----

@@ -125,19 +125,31 @@ DEVICE E narrow(Compute<E> x) {
   }
 }
 
-// Two 16-bit elements as one word, the first in the low half.
+// Two neighbouring elements of a tensor.
 template <class E>
-DEVICE uint32_t as_halves(E low, E high) {
-  uint16_t bits[2];
-  std::memcpy(&bits[0], &low, sizeof low), std::memcpy(&bits[1], &high, sizeof high);
-  return bits[0] | static_cast<uint32_t>(bits[1]) << 16;
-}
-template <class E>
-DEVICE E half_of(uint32_t pair, int i) {
-  const uint16_t bits = static_cast<uint16_t>(i == 0 ? pair : pair >> 16);
-  E x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
+struct StoredPair {
+  using Bits = std::conditional_t<sizeof(E) == 2, uint32_t, uint2>;  // the first in the low half
+  Bits bits;
+
+  static DEVICE StoredPair of(float first, float second) {
+    StoredPair pair;
+    if constexpr (sizeof(E) == 2) {
+      pair.bits = dev::pack2<E>(first, second);
+    } else {
+      pair.bits.x = as_bits(first), pair.bits.y = as_bits(second);
+    }
+    return pair;
+  }
+  DEVICE float number(int i) const {
+    if constexpr (sizeof(E) == 2) {
+      const auto half = static_cast<uint16_t>(i == 0 ? bits : bits >> 16);
+      E x;
+      std::memcpy(&x, &half, sizeof x);
+      return widen(x);
+    } else {
+      return as_float(i == 0 ? bits.x : bits.y);
+    }
+  }
+};
 
 }  // namespace rnnfast

@@ -298,6 +298,11 @@ DEVICE void store_word(uint32_t* p, uint32_t v) {
   machine->store_word(p, v);
   machine->maybe_yield();
 }
+DEVICE void store_words(uint2* p, uint2 v) {
+  if (reinterpret_cast<uintptr_t>(p) % sizeof v != 0) machine->fail("store_words: misaligned");
+  store_word(&p->x, v.x);
+  store_word(&p->y, v.y);
+}
 DEVICE uint4 load_words(const uint4* p) {
   check_aligned(p);
   machine->maybe_yield();
@@ -400,9 +405,10 @@ DEVICE float high_float(uint32_t pair) {
   return to_float(E{static_cast<uint16_t>(pair >> 16)});
 }
 
-// Ties away from zero.
+// Ties away from zero; every NaN becomes the same.
 DEVICE uint32_t to_tf32(float x) {
   const auto bits = bit_cast<uint32_t>(x);
+  if (x != x) return 0x7fffffffu;
   return std::isfinite(x) ? (bits + 0x1000u) & ~0x1fffu : bits;
 }
 
@@ -444,6 +450,12 @@ DEVICE uint32_t shfl_xor(uint32_t v, int mask) {
 }
 DEVICE float shfl_xor(float v, int mask) {
   return bit_cast<float>(shfl_xor(bit_cast<uint32_t>(v), mask));
+}
+DEVICE double shfl_xor(double v, int mask) {
+  const auto bits = bit_cast<uint64_t>(v);
+  const uint64_t low = shfl_xor(static_cast<uint32_t>(bits), mask);
+  const uint64_t high = shfl_xor(static_cast<uint32_t>(bits >> 32), mask);
+  return bit_cast<double>(high << 32 | low);
 }
 DEVICE float shfl(float v, int from) {
   emu::Lane& lane = machine->lane();

@@ -23,7 +23,7 @@ from emulated import COMPILER, FLAGS, ROOT, Simt, build
 from problems import Problem
 
 FOLDER = ROOT / "build" / "mutants"
-PERSISTENT, SMALL = "persistent_gru.cu", "small_gru.cu"
+PERSISTENT, SMALL, GRID = "persistent_gru.cu", "small_gru.cu", "grid_gru.cu"
 # The headers with synchronisations, and where they are compiled.
 HEADERS = {
     "exchanger.h": PERSISTENT,
@@ -34,13 +34,18 @@ HEADERS = {
     "small_inputs.h": SMALL,
     "small_forward.h": SMALL,
     "small_backward.h": SMALL,
+    "grid_exchange.h": GRID,
+    "grid_worker.h": GRID,
+    "grid_forward.h": GRID,
+    "grid_backward.h": GRID,
 }
-KERNELS = {PERSISTENT: ("cta", "cluster", "grid"), SMALL: ("small",)}
+KERNELS = {PERSISTENT: ("cta", "cluster", "grid"), SMALL: ("small",), GRID: ("grid",)}
 # A statement that synchronises, with the condition before it on its line.
 STATEMENT = re.compile(
     r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
     r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<\w+>|cp_commit"
-    r"|store_release|wait_until)|group_barrier|ring\.wait)\(.*;$"
+    r"|store_release|wait_until|fence_words|poll_until)|group_barrier|ring\.wait"
+    r"|self\.exchange\.clear)\(.*;$"
 )
 # Inputs through the ring and, with the odd H, beside it; vectors of either type of number.
 SHAPES: list[dict[str, Any]] = [
@@ -48,6 +53,7 @@ SHAPES: list[dict[str, Any]] = [
     {"T": 8, "B": 3, "H": 200, "dtype": torch.float16},
     {"T": 8, "B": 3, "H": 120, "dtype": torch.float32},
     {"lengths": (6, 6, 5, 2, 1), "H": 131, "dtype": torch.float16},
+    {"T": 36, "B": 3, "H": 20, "I": 2, "dtype": torch.float16},  # the ring of a grid goes round
 ]
 SEEDS = range(12)
 # The instances that they need: others would only take time to compile.

@@ -305,7 +305,7 @@ inline void Machine::run_grid() {
   for (auto next = order.begin(); next != order.end();) {
     const auto left = static_cast<size_t>(order.end() - next);
     const size_t n = shape_.cooperative ? left : std::min<size_t>(left, 1 + random(most));
-    constexpr int kRuns[] = {1, 3, 4};
+    constexpr int kRuns[] = {1, 2, 3, 4, 6, 8};
     delays_stores_ = random(4) != 0;
     late_run_ = kRuns[random(std::size(kRuns))], late_phase_ = static_cast<int>(random(2));
     place({next, next + static_cast<std::ptrdiff_t>(n)});

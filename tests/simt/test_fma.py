@@ -1,0 +1,239 @@
+"""The kernels for float32 without tensor cores, on the emulator.
+
+Catches a row, a unit or a gate taken for another in any instance, a layer of fewer units than its
+instance, a step of a packed sequence at which rows begin or end, inputs asked for beyond the end,
+products that are rounded to TF32, and sums or results that follow the schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from emulated import Simt
+from problems import MODES, TOLERANCE, Problem, assert_close
+from test_parity import (
+    EMPTY,
+    KEPT,
+    SHAPES,
+    assert_gradients_close,
+    backward_arguments,
+    check,
+    kept,
+    name,
+    strided,
+)
+from torch import Tensor
+
+from rnnfast import _C, ops
+
+FMA = Simt("fma")
+LARGEST = 512
+HOPPER = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
+# At, below and beside the sizes of instances, of pieces of K, and of pieces that CTAs exchange; the
+# widest loads need multiples of 4.
+HIDDEN = (1, 3, 4, 31, 32, 33, 63, 64, 66)
+# Whether the last tile of an instance is full; more steps than inputs are loaded ahead, as many,
+# fewer, and an odd number of them.
+SIZES: list[dict[str, Any]] = [
+    {"T": 9, "B": 5},
+    {"T": 2, "B": 4, "bidirectional": True},
+    {"T": 1, "B": 1, "states_given": False},
+    {"lengths": (8, 8, 7, 5, 5, 1), "bidirectional": True},
+    {"lengths": (3, 1, 1, 1, 1), "states_given": False, "bias": False},
+]
+
+pytestmark = pytest.mark.usefixtures("_library")
+
+
+def entries(cell: str, hidden: int, backward: bool) -> list[tuple[int, int, int]]:
+    """Hidden size, CTAs and batch rows of the instances that the plan has for a layer, in order."""
+    plan = _C.cuda_plan(cell, "float32", 9, 5, hidden, 2, backward=backward, kernel="fma", **HOPPER)
+    return [(p["hidden"], p["peers"], p["rows"]) for p in plan if p["kernel"] == "fma"]
+
+
+def runs(problem: Problem, simt: Simt = FMA) -> None:
+    """Forward, forward for training and backward by whole-sequence kernels, and all is right."""
+    torch.ops.rnnfast_simt.launched()
+    check(problem, simt)
+    kinds = torch.ops.rnnfast_simt.launched()
+    assert len(kinds) == 3, kinds
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=name)
+def test_values_and_gradients(mode: str, shape: dict[str, Any]) -> None:
+    runs(Problem(mode, dtype=torch.float32, **shape))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("size", SIZES, ids=name)
+def test_every_size(mode: str, hidden: int, size: dict[str, Any]) -> None:
+    runs(Problem(mode, dtype=torch.float32, H=hidden, I=3, **size))
+
+
+INSTANCES = [(128, 1, 1), (128, 4, 1), (256, 8, 1), (256, 8, 4), (512, 16, 1), (512, 16, 2)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("instance", INSTANCES, ids=str)
+@pytest.mark.parametrize("less", [0, 3, 20])
+def test_every_instance(mode: str, instance: tuple[int, int, int], less: int) -> None:
+    """Each by its number in the plan, which sorts them by what they are expected to cost."""
+    hidden, _, rows = instance
+    problems = [
+        Problem(mode, T=3, B=rows + 1, I=2, H=hidden - less, dtype=torch.float32),
+        Problem(
+            mode, lengths=(4, 2, 2, 1), bidirectional=True, H=hidden - less, dtype=torch.float32
+        ),
+    ]
+    for problem in problems[: 2 if hidden < LARGEST else 1]:  # large ones take the emulator long
+        known = [entries(problem.cell, problem.H, backward) for backward in (False, True)]
+        if instance not in known[0] and instance not in known[1]:
+            pytest.skip("its registers do not hold the weights of this cell")
+        forward, backward = (f"fma/{k.index(instance)}" for k in known)
+        torch.ops.rnnfast_simt.launched()
+        found = kept(problem, Simt(forward))
+        arguments = backward_arguments(problem, Simt(forward), found)
+        gradients = Simt(backward).layer_backward(*arguments)
+        kind = "cta" if instance[1] == 1 else "cluster"
+        assert torch.ops.rnnfast_simt.launched() == [kind] * 2
+        # The CPU kernels, which other tests prove, on the same numbers and from the same reserve.
+        output, states_n, reserve = ops.layer(*problem.layer_arguments(True))
+        assert_close(found[0], [output, *states_n], TOLERANCE[torch.float32])
+        assert_close(found[1], reserve, TOLERANCE[torch.float32])
+        wanted = list(ops.layer_backward(*arguments))
+        assert_gradients_close(gradients, wanted, TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [20, 100, 200])
+def test_float32_is_float32_where_tf32_is_allowed(mode: str, hidden: int) -> None:
+    """In the recurrence; the projection is a product of the library, here on a CPU."""
+    problem = Problem(mode, dtype=torch.float32, H=hidden)
+    exactly = kept(problem, FMA)
+    torch.backends.cudnn.allow_tf32 = True
+    allowed = kept(problem, FMA)
+    assert_close([*allowed[0], *allowed[1]], [*exactly[0], *exactly[1]], 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [6, 100])
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_inference_is_training_without_the_reserve(
+    mode: str, hidden: int, shape: dict[str, Any]
+) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.float32, H=hidden, **shape)
+    values, _ = kept(problem, FMA)
+    output, states_n, reserve = FMA.layer(*problem.layer_arguments(False))
+    assert reserve == []
+    assert_close([output, *states_n], values, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [6, 100])
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_only_what_is_needed(mode: str, hidden: int, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.float32, H=hidden, **shape)
+    *given, needs = backward_arguments(problem, FMA)
+    everything = FMA.layer_backward(*given, needs)
+    for i in range(len(needs)):
+        (only,) = FMA.layer_backward(*given, [k == i for k in range(len(needs))])
+        assert_close([only], [everything[i]], 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [6, 100])
+def test_missing_gradients_count_as_zeros(mode: str, hidden: int) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.float32, H=hidden)
+    cell, grad, grads, *rest = backward_arguments(problem, FMA)
+    zeros = [torch.zeros_like(g) for g in grads]
+    for given, wanted in (
+        ((cell, grad, [None] * len(grads)), (cell, grad, zeros)),
+        ((cell, None, grads), (cell, torch.zeros_like(grad), grads)),
+    ):
+        assert_close(FMA.layer_backward(*given, *rest), FMA.layer_backward(*wanted, *rest), 0)
+
+
+def displaced(t: Tensor) -> Tensor:
+    """The same, contiguous, at an address that is not a multiple of 16."""
+    memory = torch.empty(t.numel() + 1, dtype=t.dtype)
+    return memory[1:].view(t.shape).copy_(t)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [6, 64])
+@pytest.mark.parametrize("change", [strided, displaced], ids=["strided", "displaced"])
+def test_any_place_in_memory(mode: str, hidden: int, change: Any) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.float32, H=hidden)
+    values, reserve = kept(problem, FMA)
+    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(True)
+    x, states, weights = change(x), [*map(change, states)], [*map(change, weights)]
+    output, states_n, again = FMA.layer(cell, x, sizes, states, weights, both, True)
+    tolerance = TOLERANCE[torch.float32]  # the projection may add in another order
+    assert_close([output, *states_n, *again], [*values, *reserve], tolerance)
+    _, grad, grads, *_, needs = given = backward_arguments(problem, FMA, (values, reserve))
+    again = [displaced(t) for t in reserve] if change is displaced else reserve
+    changed = [cell, change(grad), [*map(change, grads)], x, sizes, weights, both, again, needs]
+    assert_gradients_close(
+        FMA.layer_backward(*changed), list(FMA.layer_backward(*given)), tolerance
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("hidden", [7, 48, 100, 200])
+@pytest.mark.parametrize("shape", KEPT, ids=name)
+def test_every_schedule_gives_the_same_bits(mode: str, hidden: int, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, bidirectional=True, dtype=torch.float32, H=hidden, **shape)
+    values, reserve = kept(problem, FMA)
+    arguments = backward_arguments(problem, FMA, (values, reserve))
+    gradients = FMA.layer_backward(*arguments)
+    for seed in range(1, 4):
+        other = FMA._replace(seed=seed)
+        again, again_reserve = kept(problem, other)
+        assert_close([*again, *again_reserve], [*values, *reserve], 0)
+        assert_close(other.layer_backward(*arguments), gradients, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("hidden", [5, 20, 61, 100])
+def test_what_is_not_finite_stays_in_its_row(mode: str, bad: float, hidden: int) -> None:
+    """And in its unit, where the CPU keeps it there: units that do not exist carry nothing on."""
+    problem = Problem(mode, dtype=torch.float32, T=4, B=6, H=hidden, states_given=False)
+    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(False)
+    x = x.clone()
+    x[1, 2, 0] = bad
+    arguments = (cell, x, sizes, states, weights, both, False)
+    output, states_n, _ = FMA.layer(*arguments)
+    wanted, wanted_n, _ = ops.layer(*arguments)
+    for a, b in zip([output, *states_n], [wanted, *wanted_n], strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+        torch.testing.assert_close(
+            a.nan_to_num(), b.nan_to_num(), rtol=TOLERANCE[a.dtype], atol=TOLERANCE[a.dtype]
+        )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", EMPTY, ids=name)
+def test_nothing_to_compute(mode: str, shape: dict[str, Any]) -> None:
+    problem = Problem(mode, dtype=torch.float32, **shape)
+    arguments = problem.layer_arguments(True)
+    output, states_n, _ = FMA.layer(*arguments)
+    wanted, wanted_n, _ = ops.layer(*arguments)
+    assert_close([output, *states_n], [wanted, *wanted_n], 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hidden"), [(torch.float32, LARGEST + 1), (torch.float64, 8), (torch.bfloat16, 8)]
+)
+def test_what_it_does_not_serve_runs_step_by_step(dtype: torch.dtype, hidden: int) -> None:
+    problem = Problem("GRU", dtype=dtype, T=2, B=2, H=hidden)
+    torch.ops.rnnfast_simt.launched()
+    found = kept(problem, FMA)
+    FMA.layer_backward(*backward_arguments(problem, FMA, found))
+    assert torch.ops.rnnfast_simt.launched() == []
+    output, states_n, _ = ops.layer(*problem.layer_arguments(True))
+    assert_close(found[0], [output, *states_n], TOLERANCE[dtype])
