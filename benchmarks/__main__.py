@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import problems, report, results
+from benchmarks.busy import busy
 from benchmarks.timing import FULL, QUICK, Budget, interleave
 from benchmarks.workloads import CELLS, PASSES, check, make_pass, make_workload, what_ran
 
@@ -42,8 +43,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--noise", action="store_true", help="torch.nn on both sides: how far is 1.00x from 1.00x?"
     )
+    parser.add_argument(
+        "--busy",
+        type=int,
+        default=0,
+        metavar="N",
+        help="beside so many processes that compute all the time: what load does to both sides",
+    )
     parser.add_argument("--output", type=Path, help="JSON file; default: named after the machine")
     options = parser.parse_args(arguments)
+    if options.busy < 0:
+        parser.error("--busy: a number of processes")
     try:
         options.chosen = problems.select(options.problems) if options.problems else None
     except ValueError as error:
@@ -94,13 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     candidate, library = candidate_library(options.noise)
-    facts = results.environment(getattr(torch, options.dtype), candidate)
+    facts = results.environment(getattr(torch, options.dtype), candidate, options.busy)
     if facts["load"] > BUSY:
         print(f"load {facts['load']}: others use this machine; do not publish what follows")
     # What import left behind is walked once, not in the middle of a timed block.
     gc.collect()
     gc.freeze()
-    measurements = measure(options, library, QUICK if options.quick else FULL)
+    with busy(options.busy):
+        measurements = measure(options, library, QUICK if options.quick else FULL)
     record = results.Record(facts, tuple(measurements))
     path = options.output or RESULTS / results.default_name(facts, options.quick)
     results.write(record, path)

@@ -54,7 +54,8 @@ def machine(record: Record) -> str:
     facts = record.environment
     if "gpu" in facts:
         return str(facts["gpu"])
-    return f"{facts['threads']} threads, {facts['cpu']}, {facts['isa']}"
+    beside = f", beside {facts['busy']} busy processes" if facts.get("busy") else ""
+    return f"{facts['threads']} threads, {facts['cpu']}, {facts['isa']}{beside}"
 
 
 def _cells(record: Record) -> list[str]:

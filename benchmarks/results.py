@@ -120,11 +120,11 @@ def git_commit() -> str:
     return commit.strip() + ("+" if changed.strip() else "")
 
 
-def environment(dtype: torch.dtype, candidate: str) -> dict[str, Any]:
+def environment(dtype: torch.dtype, candidate: str, busy: int = 0) -> dict[str, Any]:
     """The facts without which a number means nothing, as they are at this call.
 
     candidate: what runs beside torch.nn. `load` is the mean number of busy processes during the
-    last minute: before a run it should be near zero.
+    last minute: before a run it should be near zero. busy: so many are started beside it.
     """
     return {
         "candidate": candidate,
@@ -138,6 +138,7 @@ def environment(dtype: torch.dtype, candidate: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "commit": git_commit(),
         "load": round(os.getloadavg()[0], 2),
+        "busy": busy,
     }
 
 
@@ -174,6 +175,7 @@ def default_name(facts: dict[str, Any], quick: bool) -> str:
     processor = re.sub(r"\W+", "-", facts.get("gpu", facts["cpu"]).lower()).strip("-")
     name = processor if "gpu" in facts else f"{processor}-{facts['threads']}-threads"
     name += f"-{facts['dtype']}" if facts["dtype"] not in ("float32", "several") else ""
+    name += f"-busy-{facts['busy']}" if facts.get("busy") else ""
     name += "-noise" if facts["candidate"] != "rnnfast" else ""
     return f"{name}{'-quick' if quick else ''}.json"
 

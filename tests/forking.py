@@ -101,7 +101,8 @@ def in_child(work: Callable[[], bool]) -> None:
 
 
 def all_are_right() -> bool:
-    return all(is_right(name) for name in CALLS)
+    verdicts = [is_right(name) for name in CALLS]
+    return all(verdicts)
 
 
 def helpers() -> int:

@@ -275,6 +275,11 @@ def test_the_environment_names_what_a_number_depends_on() -> None:
     named = {**facts, "cpu": "AMD EPYC (family 25, model 17)", "threads": 2}
     expected = "amd-epyc-family-25-model-17-2-threads-bfloat16-quick.json"
     assert results.default_name(named, quick=True) == expected
+    loaded = {**named, "busy": 4, "dtype": "float32"}
+    expected = "amd-epyc-family-25-model-17-2-threads-busy-4.json"
+    assert results.default_name(loaded, quick=False) == expected
+    assert "2 threads" in report.machine(results.Record(named, ()))
+    assert report.machine(results.Record(loaded, ())).endswith("beside 4 busy processes")
 
 
 def test_markdown_shows_times_ratios_and_means(record: results.Record) -> None:
@@ -326,7 +331,7 @@ def test_the_command_measures_writes_and_prints(
     path, threads = tmp_path / "noise.json", torch.get_num_threads()
     options = ["--noise", "--quick", "--problems", "t20b3i5h6", "--cells", "gru", "--threads", "1"]
     try:
-        assert main([*options, "--output", str(path)]) == 0
+        assert main([*options, "--busy", "1", "--output", str(path)]) == 0
     finally:
         torch.set_num_threads(threads)
     read = results.read(path)
@@ -334,7 +339,8 @@ def test_the_command_measures_writes_and_prints(
         ("t20b3i5h6", "gru", "inference"),
         ("t20b3i5h6", "gru", "training"),
     ]
-    assert (read.environment["candidate"], read.environment["threads"]) == ("torch.nn", 1)
+    facts = read.environment
+    assert (facts["candidate"], facts["threads"], facts["busy"]) == ("torch.nn", 1, 1)
     assert all(len(m.pair.ratios) >= timing.QUICK.rounds[0] for m in read.measurements)
     # The same code on both sides; how fast it is, nobody can promise on a busy machine.
     assert all(m.errors.candidate == m.errors.baseline > 0 for m in read.measurements)

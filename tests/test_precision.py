@@ -25,7 +25,9 @@ def test_errors_below_one_rounding_are_all_alike() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("defect", ["three times", "one wrong", "one in five hundred", "not a number"])
+@pytest.mark.parametrize(
+    "defect", ["three times", "one wrong", "one in five hundred", "not a number"]
+)
 def test_defects_do_not(defect: str, seed: int) -> None:
     ours = draws(seed, 3.0 if defect == "three times" else 1.0)
     if defect == "one wrong":

@@ -11,12 +11,11 @@ import os
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from waiting import until
 
 from rnnfast import _C
 
@@ -129,20 +128,12 @@ def test_a_stage_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
     )
     stage = gpu_check.Stage("stage", [sys.executable, "-c", script], 600)
     running = gpu_check.Running(stage, 600, tmp_path / "stage.txt")
-    assert _until(lambda: running.output.read_text().endswith("\n"))
+    assert until(lambda: running.output.read_text().endswith("\n"))
     running.seconds = 0  # its time is up
     outcome = running.wait()
     assert outcome.status.startswith("STOPPED after")
     child = Path(f"/proc/{outcome.output.strip()}/stat")
-    assert _until(lambda: not child.exists() or child.read_text().split()[2] == "Z")
-
-
-def _until(holds: Callable[[], bool]) -> bool:
-    """Waits as long as a busy machine may need."""
-    deadline = time.monotonic() + 300
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return holds()
+    assert until(lambda: not child.exists() or child.read_text().split()[2] == "Z")
 
 
 def test_the_summary_ends_with_how_the_stages_ended(tmp_path: Path) -> None:
