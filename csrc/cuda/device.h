@@ -238,7 +238,7 @@ DEVICE void cp_async(void* to, const void* from, int bytes = kSize) {
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)),
                  "l"(from), "n"(kSize), "r"(bytes)
-               : "memory");
+                 : "memory");
 #else
   trap("asynchronous copies need compute capability 8.0");
 #endif

@@ -2,9 +2,10 @@
 //
 // Memory is a ring of kGridRing rounds per part, all bytes 0xff before the launch. A vector lies in
 // it as the tensor cores take it: [K tile][row][...], the 16 bytes of a lane together, a word two
-// neighbouring units of a row, or one in float32. Words are their own flags: kNothing until they are published, and no
-// rounding makes it, as NaNs come out of conversions as 0x7fff or, of TF32, 0x7fffffff. Who receives reads the words again
-// and again until none is kNothing; each word says of itself that it is there.
+// neighbouring units of a row, or one in float32. Words are their own flags: kNothing until they
+// are published, and no rounding makes it, as NaNs come out of conversions as 0x7fff or, of TF32,
+// 0x7fffffff. Who receives reads the words again and again until none is kNothing; each word says
+// of itself that it is there.
 //
 // Who has received round r of all, which had then received round r - 1, sets its own words of round
 // r - 1 to kNothing, for round r - 1 + kGridRing. That this is seen before that round is asked for

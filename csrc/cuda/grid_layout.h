@@ -45,8 +45,8 @@ struct GridBackwardArgs {
 };
 
 // One 16-byte piece of packed weights per thread. Rows g and g + 8 of an operand are the units 2 g
-// and 2 g + 1 of a block, so that a thread finishes pairs of neighbours; of TF32, columns q and q + 4
-// are the units 2 q and 2 q + 1 of a tile, so that a pair is published at once.
+// and 2 g + 1 of a block, so that a thread finishes pairs of neighbours; of TF32, columns q and q +
+// 4 are the units 2 q and 2 q + 1 of a tile, so that a pair is published at once.
 template <class S>
 KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const LayerPackArgs layer) {
   const PackArgs args = layer.of(dev::block_y());
@@ -72,7 +72,7 @@ KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const LayerPackArgs layer) {
     } else {
       const int first = from + (i >> 1) * 8;
       words[i] = dev::pack2<typename S::Element>(weight<S>(args, out, unit, in, first),
-                               weight<S>(args, out, unit, in, first + 1));
+                                                 weight<S>(args, out, unit, in, first + 1));
     }
   }
   uint4 v;

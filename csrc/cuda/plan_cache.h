@@ -30,13 +30,20 @@ class PlanCache {
 
   static Key key_of(const Problem& p) {
     const Device& d = p.device;
-    return {p.gates,       static_cast<int64_t>(p.type),
-            p.backward,    p.T,
-            p.B,           p.I,
-            p.H,           p.directions,
-            p.tf32,        d.arch,
-            d.processors,  d.shared_bytes,
-            d.max_cluster, p.wanted ? static_cast<int64_t>(p.wanted->kernel) : -1,
+    return {p.gates,
+            static_cast<int64_t>(p.type),
+            p.backward,
+            p.T,
+            p.B,
+            p.I,
+            p.H,
+            p.directions,
+            p.tf32,
+            d.arch,
+            d.processors,
+            d.shared_bytes,
+            d.max_cluster,
+            p.wanted ? static_cast<int64_t>(p.wanted->kernel) : -1,
             p.wanted ? p.wanted->entry : -1};
   }
 };

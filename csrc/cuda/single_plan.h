@@ -71,9 +71,9 @@ inline bool serves(const SingleInstance& instance, const Problem& p) {
 }
 
 // Microseconds of a launch on an H200 at 1.98 GHz (GRU and LSTM, I = H = 256 to 1024, 1 to 32 rows;
-// benchmarks/results/tune): a start, which many blocks delay, and so many bytes of weights and batch
-// rows that each processor takes in; all of them together so many of weights that the L2 cache
-// cannot hold. Rows of a length that 16 bytes do not divide cost more loads.
+// benchmarks/results/tune): a start, which many blocks delay, and so many bytes of weights and
+// batch rows that each processor takes in; all of them together so many of weights that the L2
+// cache cannot hold. Rows of a length that 16 bytes do not divide cost more loads.
 namespace cost {
 inline constexpr double kSingleStart = 2.3, kSingleBlock = 0.006, kSingleWave = 0.15;
 inline constexpr double kSingleBytes = 110e3, kSingleMemoryBytes = 4.6e6;

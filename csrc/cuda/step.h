@@ -156,13 +156,12 @@ template <class E>
 KERNEL total_sums(ColumnSums<E, Compute<E>> a) {
   const int blocks = dev::grid_x() / a.count, matrix = dev::block_x() / blocks;
   const int lane = dev::tid() % kWarpSize, warp = dev::tid() / kWarpSize;
-  const int64_t column = int64_t{dev::block_x() % blocks} * kSumBlock + warp * kSumColumns +
-                         lane % kSumColumns;
+  const int64_t column =
+      int64_t{dev::block_x() % blocks} * kSumBlock + warp * kSumColumns + lane % kSumColumns;
   const bool exists = column < a.columns;
   const Compute<E>* partial = a.partial + matrix * a.parts * a.columns + column;
   Compute<E> sum = 0;
-  for (int64_t part = lane / kSumColumns; exists && part < a.parts;
-       part += kWarpSize / kSumColumns)
+  for (int64_t part = lane / kSumColumns; exists && part < a.parts; part += kWarpSize / kSumColumns)
     sum += partial[part * a.columns];
   UNROLL
   for (int other = kSumColumns; other < kWarpSize; other *= 2) sum += dev::shfl_xor(sum, other);
