@@ -38,8 +38,7 @@ struct SmallShape {
   static constexpr int kIn = kLayout.in, kOut = kLayout.out;
   static constexpr int kParts = kLayout.parts(), kBlocks = kLayout.blocks();
   static constexpr int kVectorBytes = kLayout.vector_bytes(), kRingAt = kLayout.ring_at();
-  static constexpr int kInputBytes = kLayout.row_bytes(), kWordBytes = kLayout.word_bytes();
-  static constexpr int kAhead = kLayout.ahead();
+  static constexpr int kWordBytes = kLayout.word_bytes();
   static constexpr int kChains = kLayout.chains();
   // Words that a thread reads a step: forward its inputs; backward the reserve, the last state
   // before and after the step, and the gradient of the output.
@@ -49,11 +48,11 @@ struct SmallShape {
   static constexpr int kSharedBytes = kLayout.shared_bytes(kWords);
 };
 
-// Whether so many numbers at a time can be read and written in all these tensors.
+// Whether pairs can be read and written as words in all these tensors.
 template <class... T>
-RNNFAST_FN bool in_pieces(int numbers, int64_t hidden, const T*... tensors) {
+RNNFAST_FN bool whole_pairs(int64_t hidden, const T*... tensors) {
   const uintptr_t all = (reinterpret_cast<uintptr_t>(tensors) | ...);
-  return hidden % numbers == 0 && all % (numbers * sizeof(uint16_t)) == 0;
+  return hidden % 2 == 0 && all % 4 == 0;
 }
 
 template <class E>
@@ -70,9 +69,8 @@ struct SmallStep {
   int64_t offset;
 };
 
-// kRegular: a dense sequence of whole pieces of 8 numbers. Then all steps are alike, and pointers
-// advance by a constant. Otherwise every step is looked up, and a pair may be half outside or its
-// parts apart.
+// kRegular: a dense sequence with whole pairs. Then all steps are alike, and pointers advance by a
+// constant. Otherwise every step is looked up, and a pair may be half outside or its parts apart.
 template <class S_, bool kRegular_>
 struct SmallWorker {
   using S = S_;
@@ -178,6 +176,35 @@ struct SmallTrack {
   }
 };
 
+// Words in shared memory that this thread alone copies there, kSmallAhead steps before it reads
+// them.
+template <class W>
+struct SmallRing {
+  using S = typename W::S;
+  static constexpr int kStep = S::kWordBytes, kWord = kSmallAhead * kStep;
+  uint8_t* at;  // of the step to be read
+
+  DEVICE SmallRing() : at(dev::smem() + S::kRingAt + dev::tid() * 4) {}
+
+  DEVICE uint32_t word(int i) const { return *reinterpret_cast<const uint32_t*>(at + i * kWord); }
+  template <class E>
+  DEVICE void copy(const W& self, int i, const E* from, bool wanted) const {
+    if (self.words) {
+      dev::cp_async<4>(at + i * kWord, from, wanted ? 4 : 0);
+      return;
+    }
+    const E zero = narrow<E>(0.f);
+    *reinterpret_cast<uint32_t*>(at + i * kWord) =
+        pair_of(wanted ? from[0] : zero, wanted && self.second() ? from[1] : zero);
+  }
+  // The step of round `n` has been read, and the one kSmallAhead later asked for.
+  DEVICE void advance(int n) {
+    dev::cp_commit();
+    at += (n & (kSmallAhead - 1)) == kSmallAhead - 1 ? -(kSmallAhead - 1) * kStep : kStep;
+  }
+  DEVICE void wait() const { dev::cp_wait<kSmallAhead - 1>(); }
+};
+
 // The weights of a warp as operands, in registers, straight from w_hh.
 template <class W>
 struct SmallWeights {
@@ -202,8 +229,8 @@ struct SmallWeights {
 
   // Forward: a lane has 8 numbers of its two units' rows in every part.
   DEVICE void load_rows(const W& self, const E* w_hh) {
-    const bool wide = in_pieces(8, self.hidden, w_hh);
-    const bool words = in_pieces(2, self.hidden, w_hh);
+    const bool wide = self.hidden % 8 == 0 && reinterpret_cast<uintptr_t>(w_hh) % 16 == 0;
+    const bool words = whole_pairs(self.hidden, w_hh);
     UNROLL
     for (int i = 0; i < S::kOut * 2 * S::kParts; ++i) {
       const int part = i / (S::kOut * 2), out = i / 2 % S::kOut, half = i % 2;
@@ -225,7 +252,7 @@ struct SmallWeights {
 
   // Backward: K runs over the rows of w_hh, of which a lane reads the columns of its two units.
   DEVICE void load_columns(const W& self, const E* w_hh) {
-    const bool words = in_pieces(2, self.hidden, w_hh);
+    const bool words = whole_pairs(self.hidden, w_hh);
     UNROLL
     for (int tile = 0; tile < 2 * S::kParts; ++tile) {
       const int k = tile / 2 * kSmallPart, gate = k / S::kHidden;

@@ -1,7 +1,7 @@
 // The backward pass of the kernels for small layers.
 #pragma once
 
-#include "cuda/small_inputs.h"
+#include "cuda/small.h"
 
 namespace rnnfast::cuda {
 
@@ -29,8 +29,7 @@ struct SmallBackward {
 
   DEVICE explicit SmallBackward(const BackwardArgs<E>& args)
       : a(args),
-        self(args.steps, args.hidden, in_pieces(2, args)),
-        ring(make_ring()),
+        self(args.steps, args.hidden, words(args)),
         gates(self, args.gates + self.unit, first_row(), kReserve * args.hidden, forward()),
         timeline(self, args.timelines[kLast] + self.unit,
                  first_row() + self.direction * args.steps.largest +
@@ -43,28 +42,9 @@ struct SmallBackward {
         grad_h(self, args.grad_h_gates + self.unit, first_row(), kGates * args.hidden, forward()),
         initial(args.timelines[kLast] + self.initial_row() * args.hidden + self.unit) {}
 
-  static RNNFAST_FN bool in_pieces(int numbers, const BackwardArgs<E>& a) {
-    return cuda::in_pieces(numbers, a.hidden, a.gates, a.timelines[kLast], a.grad_output,
-                           a.grad_x_gates, a.grad_h_gates);
-  }
-  DEVICE SmallRing<W> make_ring() const {
-    if constexpr (kRegular) {
-      return {self, forward(), [this](int word) { return source(word); }};
-    } else {
-      return SmallRing<W>(self);
-    }
-  }
-  // kRegular: states before and after a step always lie B rows apart.
-  DEVICE SmallSource<E> source(int word) const {
-    const int64_t row = first_row() - self.row, H = a.hidden;
-    if (word < kReserve) return {a.gates + (row * kReserve + word) * H, kReserve * H, true};
-    if (word >= kGrad)
-      return {a.grad_output + (row - self.direction * a.steps.rows) * dev::grid_y() * H +
-                  self.direction * H,
-              dev::grid_y() * H, a.grad_output != nullptr};
-    const bool later = (Cell::kReadsAfter && word == kAfter) != (self.direction == 1);
-    const int64_t state = row + (self.direction + later) * a.steps.largest;
-    return {a.timelines[kLast] + state * H, H, true};
+  static RNNFAST_FN bool words(const BackwardArgs<E>& a) {
+    return whole_pairs(a.hidden, a.gates, a.timelines[kLast], a.grad_output, a.grad_x_gates,
+                       a.grad_h_gates);
   }
 
   // In time: the steps are taken from the last one to the first of the layer's direction.
@@ -84,20 +64,13 @@ struct SmallBackward {
 
   // The inputs of step n. `then`: the step that it followed; rows not alive there began here.
   DEVICE void ask(int n, const SmallStep& at, const SmallStep& then) {
-    if constexpr (kRegular) {
-      ring.ask(self, n);
-    } else {
-      ask_lane(n, at, then);
-    }
-  }
-  DEVICE void ask_lane(int n, const SmallStep& at, const SmallStep& then) {
     const bool wanted = n < self.count && self.alive(at);
     UNROLL
     for (int k = 0; k < kReserve; ++k) ring.copy(self, k, gates.at + k * self.hidden, wanted);
     if constexpr (Cell::kReadsAfter) ring.copy(self, kAfter, timeline.at, wanted);
     if constexpr (Cell::kReadsBefore) {
       const bool continued = n + 1 < self.count && self.alive(then);
-      const int64_t back = (then.offset - at.offset) * self.hidden;
+      const int64_t back = kRegular ? timeline.advance : (then.offset - at.offset) * self.hidden;
       ring.copy(self, kBefore, continued ? timeline.at + back : initial, wanted);
     }
     ring.copy(self, kGrad, grad_output.at, wanted && a.grad_output != nullptr);
@@ -162,28 +135,26 @@ struct SmallBackward {
   DEVICE void run() {
     load_states();
     SmallStep at = step(0), asked = at, then = step(1);
-    for (int n = 0; n < S::kAhead; ++n) {
+    for (int n = 0; n < kSmallAhead; ++n) {
       ask(n, asked, then);
       ask_next(asked, then), asked = then, then = step(n + 2);
     }
     weights.load(self, a.w_hh[self.direction]);
-    ring.wait();
-    dev::cta_sync();
     for (int n = 0; n < self.count; ++n) {
       uint32_t in[kWords];
+      ring.wait();
       UNROLL
       for (int i = 0; i < kWords; ++i) in[i] = ring.word(i);
       update(at, in);
       send(at, n);
-      ring.wait();
       dev::cta_sync();
       typename SmallWeights<W>::Early early;
       weights.begin(self.vector(n), early);
       store(at);
-      ask(n + S::kAhead, asked, then);
+      ask(n + kSmallAhead, asked, then);
       float sum[2][1];
       weights.multiply(self.vector(n), early, sum);
-      ask_next(asked, then), asked = then, then = step(n + 2 + S::kAhead);
+      ask_next(asked, then), asked = then, then = step(n + 2 + kSmallAhead);
       const SmallStep next = step(n + 1);
       grad_x.go(at, next);
       if constexpr (Cell::kSharedGates < kGates) grad_h.go(at, next);

@@ -1,7 +1,7 @@
 // The forward pass of the kernels for small layers.
 #pragma once
 
-#include "cuda/small_inputs.h"
+#include "cuda/small.h"
 
 namespace rnnfast::cuda {
 
@@ -26,8 +26,7 @@ struct SmallForward {
 
   DEVICE explicit SmallForward(const ForwardArgs<E>& args)
       : a(args),
-        self(args.steps, args.hidden, in_pieces(2, args)),
-        ring(make_ring()),
+        self(args.steps, args.hidden, words(args)),
         inputs(self, args.x_gates + self.unit, first_row(), kGates * args.hidden, forward()),
         output(self, args.output + self.direction * args.hidden + self.unit,
                first_row() - self.direction * args.steps.rows, dev::grid_y() * args.hidden,
@@ -35,20 +34,8 @@ struct SmallForward {
         timelines{timeline(0), timeline(kStates - 1)},
         gates(self, args.gates + self.unit, first_row(), kReserve * args.hidden, forward()) {}
 
-  static RNNFAST_FN bool in_pieces(int numbers, const ForwardArgs<E>& a) {
-    return cuda::in_pieces(numbers, a.hidden, a.x_gates, a.output, a.timelines[0], a.timelines[1],
-                           a.gates);
-  }
-  DEVICE SmallRing<W> make_ring() const {
-    if constexpr (kRegular) {
-      const int64_t row = first_row() - self.row, each = kGates * a.hidden;
-      const E* first = a.x_gates + row * each;
-      return {self, forward(), [=, H = self.hidden](int word) {
-                return SmallSource<E>{first + word * H, each, true};
-              }};
-    } else {
-      return SmallRing<W>(self);
-    }
+  static RNNFAST_FN bool words(const ForwardArgs<E>& a) {
+    return whole_pairs(a.hidden, a.x_gates, a.output, a.timelines[0], a.timelines[1], a.gates);
   }
 
   DEVICE bool forward() const { return self.direction == 0; }
@@ -94,14 +81,10 @@ struct SmallForward {
 
   // The inputs of step n.
   DEVICE void ask(int n, const SmallStep& at) {
-    if constexpr (kRegular) {
-      ring.ask(self, n);
-    } else {
-      const bool wanted = n < self.count && self.alive(at);
-      UNROLL
-      for (int g = 0; g < kGates; ++g) ring.copy(self, g, inputs.at + g * self.hidden, wanted);
-      ring.advance(n);
-    }
+    const bool wanted = n < self.count && self.alive(at);
+    UNROLL
+    for (int g = 0; g < kGates; ++g) ring.copy(self, g, inputs.at + g * self.hidden, wanted);
+    ring.advance(n);
   }
 
   DEVICE void update(const SmallStep& at, const uint32_t (&x)[kGates],
@@ -164,7 +147,7 @@ struct SmallForward {
   // All that comes from global memory is asked for before anything of it is waited for.
   DEVICE void run() {
     SmallStep asked = step(0), at = asked;
-    for (int n = 0; n < S::kAhead; ++n) {
+    for (int n = 0; n < kSmallAhead; ++n) {
       ask(n, asked);
       const SmallStep next = step(n + 1);
       inputs.go(asked, next), asked = next;
@@ -173,24 +156,23 @@ struct SmallForward {
     load_bias();
     load_states();
     send(0);
-    ring.wait();
     dev::cta_sync();
     typename SmallWeights<W>::Early early;
     weights.begin(self.vector(0), early);
     for (int n = 0; n < self.count; ++n) {
       uint32_t x[kGates];
+      ring.wait();
       UNROLL
       for (int g = 0; g < kGates; ++g) x[g] = ring.word(g);
       float sum[2][kGates];
       weights.multiply(self.vector(n), early, sum);
       update(at, x, sum);
       send(n + 1);
-      ring.wait();
       dev::cta_sync();
       weights.begin(self.vector(n + 1), early);
       store(at);
-      ask(n + S::kAhead, asked);
-      const SmallStep next = step(n + 1), ahead = step(n + 1 + S::kAhead);
+      ask(n + kSmallAhead, asked);
+      const SmallStep next = step(n + 1), ahead = step(n + 1 + kSmallAhead);
       go(at, next), at = next;
       inputs.go(asked, ahead), asked = ahead;
     }

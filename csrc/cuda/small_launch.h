@@ -28,8 +28,7 @@ struct SmallLaunches {
   template <bool kSave>
   static dev::Status forward_of(const ForwardArgs<E>& args, int64_t tiles, int directions,
                                 dev::Stream stream) {
-    const bool regular =
-        args.steps.batch == nullptr && SmallForward<S, kSave, true>::in_pieces(8, args);
+    const bool regular = args.steps.batch == nullptr && SmallForward<S, kSave, true>::words(args);
     return run(small_forward<S, kSave, true>, small_forward<S, kSave, false>, regular, args, tiles,
                directions, stream);
   }
@@ -42,7 +41,7 @@ struct SmallLaunches {
   static dev::Status backward(const BackwardArgs<void>& all, int64_t tiles, int directions,
                               dev::Stream stream) {
     const auto args = std::bit_cast<BackwardArgs<E>>(all);
-    const bool regular = args.steps.batch == nullptr && SmallBackward<S, true>::in_pieces(8, args);
+    const bool regular = args.steps.batch == nullptr && SmallBackward<S, true>::words(args);
     return run(small_backward<S, true>, small_backward<S, false>, regular, args, tiles, directions,
                stream);
   }

@@ -23,6 +23,7 @@ inline constexpr SmallInstance kSmallInstances[] = {
 inline constexpr int kSmallCount = std::size(kSmallInstances);
 
 inline constexpr int kSmallRows = 4;        // of the batch that a CTA has
+inline constexpr int kSmallAhead = 4;       // steps that inputs are asked for ahead
 inline constexpr int kSmallPart = 32;       // numbers of K that one lane has of a row of w_hh
 inline constexpr int kSmallMostChains = 4;  // accumulators of one output
 inline constexpr int kSmallMmaClocks = 33;  // until an mma may add to the result of another
@@ -37,12 +38,11 @@ struct SmallLayout {
   // Of the vector: two parts in four matrices, what one ldmatrix brings.
   constexpr int blocks() const { return (parts() + 1) / 2; }
   constexpr int vector_bytes() const { return blocks() * 4 * kCoreBytes; }
-  constexpr int ahead() const { return hidden <= 64 ? 8 : 4; }  // steps that inputs are asked for
-  // Of one input at one step: rows that lie apart so that a warp reads them without bank conflicts.
-  constexpr int row_bytes() const { return hidden * 2 + 32; }
-  constexpr int word_bytes() const { return kSmallRows * row_bytes(); }
+  constexpr int word_bytes() const { return threads() * 4; }  // of all threads at one step
   constexpr int ring_at() const { return 2 * vector_bytes(); }
-  constexpr int shared_bytes(int words) const { return ring_at() + words * ahead() * word_bytes(); }
+  constexpr int shared_bytes(int words) const {
+    return ring_at() + words * kSmallAhead * word_bytes();
+  }
   // The accumulators of the two parts of a block differ; more of them, so that the tensor cores
   // rather than the latency of an mma are the limit.
   constexpr int chains() const {

@@ -31,7 +31,7 @@ HEADERS = {
     "inputs.h": PERSISTENT,
     "persistent_forward.h": PERSISTENT,
     "persistent_backward.h": PERSISTENT,
-    "small_inputs.h": SMALL,
+    "small.h": SMALL,
     "small_forward.h": SMALL,
     "small_backward.h": SMALL,
     "grid_exchange.h": GRID,
