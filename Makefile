@@ -52,9 +52,9 @@ bench-peers:
 	@$(MAKE) --no-print-directory VENV=.venv-peers build .venv-peers/peers
 	.venv-peers/bin/python -m benchmarks.peers $(OPTIONS)
 
-# ARCH="80 90" compiles for these only.
+# ARCH="80 90" compiles for these only, FILES="csrc/cuda/*_gru.cu" these only.
 cuda-compile:
-	$(PYTHON) -m tools.cuda_compile $(if $(ARCH),--arch $(ARCH))
+	$(PYTHON) -m tools.cuda_compile $(FILES) $(if $(ARCH),--arch $(ARCH))
 
 # Against the torch of TORCH, which must be one for CUDA.
 cuda-host: $(VENV)/$(TORCH_NAME)

@@ -28,7 +28,7 @@ from benchmarks.table import show
 from tools.toolkit import ARCHITECTURES, find_nvcc
 
 ROOT = Path(__file__).parents[1]
-HOT = "persistent"
+HOT = "(persistent|small|fma|grid)_(forward|backward)|single_step"
 """Kernels whose name matches run the whole time loop: a spill in them costs every step."""
 
 GATES = {"Elman": "1", "Gru": "3", "Lstm": "4"}
