@@ -30,7 +30,7 @@ from rnnfast import _C, ops
 
 FMA = Simt("fma")
 LARGEST = 512
-HOPPER = {"arch": 90, "processors": 132, "shared_bytes": 227 << 10, "max_cluster": 16}
+HOPPER = (90, 132, 227 << 10, 16)
 # At, below and beside the sizes of instances, of pieces of K, and of pieces that CTAs exchange; the
 # widest loads need multiples of 4.
 HIDDEN = (1, 3, 4, 31, 32, 33, 63, 64, 66)
@@ -47,10 +47,12 @@ SIZES: list[dict[str, Any]] = [
 pytestmark = pytest.mark.usefixtures("_library")
 
 
-def entries(cell: str, hidden: int, backward: bool) -> list[tuple[int, int, int]]:
-    """Hidden size, CTAs and batch rows of the instances that the plan has for a layer, in order."""
-    plan = _C.cuda_plan(cell, "float32", 9, 5, hidden, 2, backward=backward, kernel="fma", **HOPPER)
-    return [(p["hidden"], p["peers"], p["rows"]) for p in plan if p["kernel"] == "fma"]
+def entry(problem: Problem, instance: tuple[int, int, int], backward: bool) -> str:
+    """The instance, by hidden size, CTAs and batch rows, as a kernel to ask for."""
+    sizes = (problem.T, problem.B, problem.H, 1 + problem.bidirectional, backward, False)
+    plan = _C.cuda_plan(problem.cell, "float32", *sizes, *HOPPER, "fma")
+    known = [(p["hidden"], p["peers"], p["rows"]) for p in plan if p["kernel"] == "fma"]
+    return f"fma/{known.index(instance)}" if instance in known else "step"
 
 
 def runs(problem: Problem, simt: Simt = FMA) -> None:
@@ -90,22 +92,24 @@ def test_every_instance(mode: str, instance: tuple[int, int, int], less: int) ->
         ),
     ]
     for problem in problems[: 2 if hidden < LARGEST else 1]:  # large ones take the emulator long
-        known = [entries(problem.cell, problem.H, backward) for backward in (False, True)]
-        if instance not in known[0] and instance not in known[1]:
+        forward, backward = (entry(problem, instance, backward) for backward in (False, True))
+        wanted = ["cta" if instance[1] == 1 else "cluster"] * sum(
+            e != "step" for e in (forward, backward)
+        )
+        if not wanted:
             pytest.skip("its registers do not hold the weights of this cell")
-        forward, backward = (f"fma/{k.index(instance)}" for k in known)
         torch.ops.rnnfast_simt.launched()
         found = kept(problem, Simt(forward))
         arguments = backward_arguments(problem, Simt(forward), found)
         gradients = Simt(backward).layer_backward(*arguments)
-        kind = "cta" if instance[1] == 1 else "cluster"
-        assert torch.ops.rnnfast_simt.launched() == [kind] * 2
+        assert torch.ops.rnnfast_simt.launched() == wanted
         # The CPU kernels, which other tests prove, on the same numbers and from the same reserve.
         output, states_n, reserve = ops.layer(*problem.layer_arguments(True))
         assert_close(found[0], [output, *states_n], TOLERANCE[torch.float32])
         assert_close(found[1], reserve, TOLERANCE[torch.float32])
-        wanted = list(ops.layer_backward(*arguments))
-        assert_gradients_close(gradients, wanted, TOLERANCE[torch.float32])
+        assert_gradients_close(
+            gradients, list(ops.layer_backward(*arguments)), TOLERANCE[torch.float32]
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
