@@ -135,11 +135,10 @@ class _Layers(Disguised, Interop, nn.RNNBase):
             self.check_forward_args(input, hx, batch_sizes)
         _check_length(input, batch_sizes, batch_first)
 
-    @classmethod
-    def _check_dim(cls, dim: int) -> None:
+    def _check_dim(self, dim: int) -> None:
         if dim != 3 and dim != 2:
             raise ValueError(
-                f"{cls._kind}: Expected input to be 2D or 3D, got {dim}D{cls._unit} instead"
+                f"{self._kind}: Expected input to be 2D or 3D, got {dim}D{self._unit} instead"
             )
 
     def _current_weights(self) -> list[Tensor]:

@@ -127,6 +127,12 @@ def _mixed_route(tensors: Sequence[Tensor]) -> Route:
     return Route("torch", "a dtype that autocast leaves alone")
 
 
+# What oneDNN's LSTM takes as input: bfloat16 only on CPUs that it has products of bfloat16 for.
+_ONEDNN_LSTM = {torch.float32}
+if torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _ONEDNN_LSTM.add(torch.bfloat16)
+
+
 def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: bool) -> torch.dtype:
     """The dtype in which torch.nn returns under autocast.
 
@@ -140,7 +146,7 @@ def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: b
     low: torch.dtype = torch.get_autocast_dtype(input.device.type)
     if mode.startswith("RNN"):
         return low
-    if onednn and mode == "LSTM" and input.dtype in (torch.float32, torch.bfloat16):
+    if onednn and mode == "LSTM" and input.dtype in _ONEDNN_LSTM:
         return low
     result: torch.dtype = torch.promote_types(low, states[-1].dtype if states else input.dtype)
     return result

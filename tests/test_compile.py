@@ -253,6 +253,16 @@ def test_autocast_gives_torchs_dtypes_for_cells(mode: str, low: torch.dtype) -> 
             assert [t.dtype for t in ours] == [t.dtype for t in theirs], (x_dtype, state_dtype)
 
 
+def values_or_skip(run: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """On CPUs for which oneDNN has no LSTM in bfloat16, torch.nn raises under autocast."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if "could not create a primitive descriptor" not in str(error):
+            raise
+        pytest.skip("torch.nn has no such layer on this CPU")
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lengths", [None, (5, 3, 1)], ids=["dense", "packed"])
 def test_autocast_is_no_less_precise_than_torchs(
@@ -267,7 +277,7 @@ def test_autocast_is_no_less_precise_than_torchs(
         exact_grads = gradients(problem.rnnfast(), problem.weights)
         for i, run in enumerate((problem.rnnfast, problem.torch)):
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                values = run()
+                values = values_or_skip(run)
             grads = gradients(values, problem.weights)
             assert [g.dtype for g in grads if g is not None] == [torch.float32] * len(grads)
             errors[i].append(relative_errors(values, exact))

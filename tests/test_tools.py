@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[1]
 
 PTXAS = """
 ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN7rnnfast15persistent_loopEv' for 'sm_90'
-ptxas info    : Function properties for _ZN7rnnfast15persistent_loopEv
+ptxas info    : Compiling entry function '_ZN7rnnfast18persistent_forwardEv' for 'sm_90'
+ptxas info    : Function properties for _ZN7rnnfast18persistent_forwardEv
     16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
 ptxas info    : Used 128 registers, used 1 barriers, 16 bytes stack, 2048 bytes smem
 ptxas info    : Compiling entry function '_ZN7rnnfast4stepEv' for 'sm_90'
@@ -43,7 +43,7 @@ ptxas info    : Function properties for _ZN7rnnfast4stepEv
     8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
 ptxas info    : Used 40 registers, used 0 barriers, 4096 bytes smem
 """
-LOOP, STEP = "_ZN7rnnfast15persistent_loopEv", "_ZN7rnnfast4stepEv"
+LOOP, STEP = "_ZN7rnnfast18persistent_forwardEv", "_ZN7rnnfast4stepEv"
 
 
 def test_what_ptxas_says_is_read() -> None:
@@ -58,16 +58,19 @@ def test_spills_and_shared_memory_count_in_time_loops_alone() -> None:
         cuda_compile.Compilation(Path("a.cu"), "90", usages, ""),
         cuda_compile.Compilation(Path("b.cu"), "80", (), "error: warning as error"),
     ]
-    names = {LOOP: "persistent_loop", STEP: "step"}
+    names = {LOOP: "persistent_forward", STEP: "step"}
     spill, shared, error = cuda_compile.complaints(compilations, names, cuda_compile.HOT, {})
-    assert spill == "a.cu for sm_90: persistent_loop spills 20 bytes"
-    assert "persistent_loop has 2048 bytes of static shared memory" in shared
+    assert spill == "a.cu for sm_90: persistent_forward spills 20 bytes"
+    assert "persistent_forward has 2048 bytes of static shared memory" in shared
     assert "b.cu for sm_80 does not compile" in error
     assert "warning as error" in error
-    too_large = {"persistent_loop": 227 * 1024 + 1}  # for any block: it never runs
+    too_large = {"persistent_forward": 227 * 1024 + 1}  # for any block: it never runs
     assert cuda_compile.complaints(compilations, names, cuda_compile.HOT, too_large) == [error]
-    rows = cuda_compile.rows(usages, names, ["80", "90"], {"persistent_loop": 7})
-    assert rows == [["persistent_loop", "7", "-", "128 20 2048"], ["step", "0", "-", "40 4 4096"]]
+    rows = cuda_compile.rows(usages, names, ["80", "90"], {"persistent_forward": 7})
+    assert rows == [
+        ["persistent_forward", "7", "-", "128 20 2048"],
+        ["step", "0", "-", "40 4 4096"],
+    ]
 
 
 def test_dynamic_shared_memory_is_that_of_the_layouts() -> None:
