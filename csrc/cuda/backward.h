@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 
@@ -37,8 +36,11 @@ class LayerBackward {
     if (arguments.grad_output.defined()) grad_output_ = arguments.grad_output.contiguous();
     for (const std::optional<Tensor> grad : arguments.grad_states_n)
       grad_states_n_.push_back(grad && grad->defined() ? grad->contiguous() : Tensor());
-    grad_x_gates_ = at::empty({layer.D, layer.rows, columns()}, reserve[0].options());
-    grad_h_gates_ = same_ || !hh ? grad_x_gates_ : at::empty_like(grad_x_gates_);
+    const auto gates = [&] {
+      return at::empty({layer.D, layer.rows, columns()}, reserve[0].options());
+    };
+    grad_x_gates_ = gates();
+    grad_h_gates_ = same_ || !hh ? grad_x_gates_ : gates();
   }
 
   void run() {
