@@ -28,7 +28,7 @@ from benchmarks.table import show
 from tools.toolkit import ARCHITECTURES, find_nvcc
 
 ROOT = Path(__file__).parents[1]
-HOT = "(persistent|small|fma|grid)_(forward|backward)|single_step"
+HOT = "persistent"
 """Kernels whose name matches run the whole time loop: a spill in them costs every step."""
 
 GATES = {"Elman": "1", "Gru": "3", "Lstm": "4"}
@@ -109,7 +109,7 @@ def dynamic_shared(names: Iterable[str]) -> dict[str, int]:
     sizes = {tuple(words[:3]): int(words[3]) for words in map(str.split, lines)}
     found = {}
     for name in names:
-        if shape := re.search(r"Shape<(Elman|Gru|Lstm)\b.*?, (\w+Operand), (\d+)>", name):
+        if shape := re.search(r"(?<!\w)Shape<(Elman|Gru|Lstm)\b.*?, (\w+Operand), (\d+)>", name):
             found[name] = sizes[GATES[shape[1]], shape[2], shape[3]]
     return found
 
