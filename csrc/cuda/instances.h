@@ -173,6 +173,8 @@ constexpr int register_fragments(const Layout& l) {
   if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
   if (grid) step += 28;
   if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
+  // Six peers: who sends to whom is no matter of shifts.
+  if (l.peers == 6 && l.element_bytes > 2 && !l.backward) step += 8;
   return (registers - step) / 4;
 }
 
