@@ -179,11 +179,14 @@ def test_launches_of_an_inference_call(mode: str, kernel: str, shape: dict[str, 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kernel", ["cta", "cluster"])
-def test_launches_of_a_backward_pass(mode: str, kernel: str) -> None:
-    """Packing, the sequence, three products, and two for all gradients of biases."""
-    problem = Problem(mode, T=3, B=3, I=4, H=9, dtype=torch.float16)
+@pytest.mark.parametrize(("T", "launches"), [(3, 6), (30, 7)])
+def test_launches_of_a_backward_pass(mode: str, kernel: str, T: int, launches: int) -> None:
+    """Packing, the sequence, three products, and for all gradients of biases one, or over many rows
+    two.
+    """
+    problem = Problem(mode, T=T, B=3, I=4, H=9, dtype=torch.float16)
     arguments = backward_arguments(problem, Simt(kernel))
     torch.ops.rnnfast_simt.count_launches()
     operations = aten_operations(lambda: Simt(kernel).layer_backward(*arguments))
     assert operations <= FREE
-    assert torch.ops.rnnfast_simt.count_launches() == 7
+    assert torch.ops.rnnfast_simt.count_launches() == launches
