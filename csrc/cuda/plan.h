@@ -105,6 +105,14 @@ inline Plans calibrated_plans(const Problem& p) {
   return all;
 }
 
+// Whether a kernel is less exact than cuDNN's, which does without TF32 in small layers even where
+// it is allowed.
+inline bool too_coarse(const Plan& plan, const Problem& p) {
+  constexpr int64_t kSmallest = 64;  // with so many units cuDNN uses it
+  return p.type == Type::kFloat32 && p.tf32 && p.H < kSmallest && p.T > 1 &&
+         plan.kernel != Kernel::kFma;
+}
+
 // The kernels to try for a problem, the best first. The last one is `step`, which runs anything;
 // each of the others may still find at its launch that the device has no room for it.
 inline Plans plans(const Problem& p) {
@@ -113,8 +121,8 @@ inline Plans plans(const Problem& p) {
   all.pop_back();
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
-    const bool better =
-        (p.T > 1 || plan.kernel == Kernel::kSingle) && plan.microseconds < step.microseconds;
+    const bool better = (p.T > 1 || plan.kernel == Kernel::kSingle) && !too_coarse(plan, p) &&
+                        plan.microseconds < step.microseconds;
     if (p.wanted ? p.wanted->kernel == plan.kernel : better) result.push_back(plan);
   }
   std::stable_sort(result.begin(), result.end(),
