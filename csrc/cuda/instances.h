@@ -59,14 +59,14 @@ struct Instance {
 
 // Forward; of each there is one backward too.
 inline constexpr Instance kForwardInstances[] = {
-    {Exchange::kCta, false, 64, 1, 1},        {Exchange::kCta, false, 128, 1, 1},
-    {Exchange::kCluster, false, 128, 4, 1},   {Exchange::kCluster, false, 128, 8, 1},
-    {Exchange::kCluster, false, 256, 8, 1},   {Exchange::kCluster, false, 384, 6, 1},
-    {Exchange::kCluster, false, 384, 8, 1},   {Exchange::kCluster, false, 512, 8, 1},
-    {Exchange::kCluster, false, 512, 16, 1},  {Exchange::kCluster, false, 768, 16, 1},
-    {Exchange::kCluster, false, 1024, 16, 1}, {Exchange::kGrid, false, 256, 16, 1},
-    {Exchange::kGrid, false, 512, 32, 1},     {Exchange::kGrid, false, 1024, 64, 1},
-    {Exchange::kGrid, false, 2048, 128, 1},
+    {Exchange::kCta, false, 64, 1, 1},       {Exchange::kCta, false, 128, 1, 1},
+    {Exchange::kCta, false, 256, 1, 1},      {Exchange::kCluster, false, 128, 4, 1},
+    {Exchange::kCluster, false, 128, 8, 1},  {Exchange::kCluster, false, 256, 8, 1},
+    {Exchange::kCluster, false, 384, 6, 1},  {Exchange::kCluster, false, 384, 8, 1},
+    {Exchange::kCluster, false, 512, 8, 1},  {Exchange::kCluster, false, 512, 16, 1},
+    {Exchange::kCluster, false, 768, 16, 1}, {Exchange::kCluster, false, 1024, 16, 1},
+    {Exchange::kGrid, false, 256, 16, 1},    {Exchange::kGrid, false, 512, 32, 1},
+    {Exchange::kGrid, false, 1024, 64, 1},   {Exchange::kGrid, false, 2048, 128, 1},
 };
 inline constexpr int kInstanceCount = 2 * std::size(kForwardInstances);
 inline constexpr auto kInstances = [] {
@@ -165,7 +165,7 @@ struct Layout {
 // Operands that a warp can hold in registers: four each, of what the number of warps leaves to a
 // thread, beside what the step itself needs. From the compiler's reports: none may spill.
 constexpr int register_fragments(const Layout& l) {
-  const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 128;
+  const int registers = l.warps() <= 8 ? 248 : l.warps() <= 12 ? 152 : 120;
   const bool grid = l.exchange == Exchange::kGrid;
   int step = (l.backward ? 66 : l.ring_slots == 0 ? 74 : 78) + 3 * l.gates;
   if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 28 : 16;

@@ -209,7 +209,7 @@ def first_kernel(problem: Problem, tf32: bool, kernel: str, hidden: int, backwar
 @pytest.mark.parametrize(
     ("kernel", "hidden"),
     [
-        *(("cta", size) for size in (64, 128)),
+        *(("cta", size) for size in (64, 128, 256)),
         *(("cluster", size) for size in (128, 256, 384, 512, 768, 1024)),
         *(("grid", size) for size in (256, 512, 1024, 2048)),
     ],
