@@ -40,24 +40,37 @@ struct GridBackward {
           self.widen_pair(a.grad_states_n[k], self.in_state(part), self.exists(part));
   }
 
-  // `then`: the step that this one followed. Rows that are not alive there began here.
+  // `then`: the step that this one followed, for the same part. Rows that are not alive there began
+  // here.
   DEVICE void load_inputs(const Place& at, const Place& then, int part) {
-    if (!self.alive(at, part)) return;
-    const int64_t position = self.position(at, part);
+    if (!self.alive(at)) return;
     if constexpr (kReserve > 0) {
-      const E* p = a.gates + self.in_rows(position, kReserve);
+      const E* p = a.gates + self.in_rows(at.position, kReserve);
       UNROLL
       for (int k = 0; k < kReserve; ++k, p += self.hidden) in.gates[k] = self.load_pair(p);
     }
-    const int64_t before = self.alive(then, part) ? self.position(then, part) : self.initial(part);
+    const int64_t before = self.alive(then) ? then.position : self.initial(part);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
-      in.after[k] = self.load_pair(a.timelines[k] + self.in_timeline(position));
+      in.after[k] = self.load_pair(a.timelines[k] + self.in_timeline(at.position));
       in.before[k] = self.load_pair(a.timelines[k] + self.in_timeline(before));
     }
     in.grad = Stored::of(0.f, 0.f);
     if (a.grad_output != nullptr)
-      in.grad = self.load_pair(a.grad_output + self.in_output(position));
+      in.grad = self.load_pair(a.grad_output + self.in_output(at.position));
+  }
+  // Cells read the gates, their last state and grad_output.
+  DEVICE typename Worker::Prefetch prefetch() const {
+    const auto piece = self.piece(kReserve + 2);
+    if (piece.slot < kReserve)
+      return {a.gates + self.ahead(piece, kReserve, piece.slot), self.prefetched_row(piece, true),
+              kReserve};
+    if (piece.slot == kReserve)
+      return {a.timelines[Cell::kStates - 1] + self.step_numbers + self.ahead(piece, 1, 0),
+              self.prefetched_row(piece, true), 1};
+    const int d = dev::grid_y();
+    return {a.grad_output + self.output_shift + self.ahead(piece, d, 0),
+            self.prefetched_row(piece, a.grad_output != nullptr), d};
   }
 
   // The gate gradients of a step, as pairs; leaves in `grads` what bypasses the weights.
@@ -102,9 +115,10 @@ struct GridBackward {
   }
 
   // What the step before sent back through w_hh.
-  DEVICE void add_product(int round, int part) {
+  template <class Ask>
+  DEVICE void add_product(int round, int part, Ask ask) {
     float sum[1][2];
-    self.product(round, part, sum);
+    self.product(round, part, sum, ask);
     if (!self.active) return;
     Pair grad = self.state(part, 0);
     grad.number[0] += sum[0][0], grad.number[1] += sum[0][1];
@@ -115,7 +129,7 @@ struct GridBackward {
   DEVICE void step(int n, int part, const Place& at) {
     if (!self.active) return;
     Stored to_x[kGates] = {}, to_h[kGates] = {};
-    const bool alive = self.alive(at, part);
+    const bool alive = self.alive(at);
     Pair grads[Cell::kStates];
     if (alive) {
       UNROLL
@@ -129,7 +143,7 @@ struct GridBackward {
     if (!alive) return;
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) self.state(part, k) = grads[k];
-    store(self.position(at, part), to_x, to_h);
+    store(at.position, to_x, to_h);
   }
 
   DEVICE int time(int n) const { return self.direction == 1 ? n : self.count - 1 - n; }
@@ -138,29 +152,39 @@ struct GridBackward {
   DEVICE void run() {
     for (int part = 0; part < self.parts; ++part) begin(part);
     const bool to_start = a.grad_states_0[0] != nullptr;
+    const typename Worker::Prefetch ahead = prefetch();
     Place at = self.place(time(0)), next = self.place(time(1));
     int before = 0, fence = 0;  // parts that were alive a step ago
     load_inputs(at, next, 0);
+    ahead.run(next);
     for (int n = 0; n <= self.count; ++n) {
-      const int living = self.living_parts(at), all = living > before ? living : before;
-      const Place after = self.place(time(n + 2));
-      for (int part = 0; part < all; ++part) {
-        if (part < before && (part < living || to_start)) add_product(n - 1, part);
+      const Place then = self.place(time(n + 2));
+      const int living = self.living_parts(at), most = living > before ? living : before,
+                sums = to_start || before < living ? before : living;
+      Place here = at, followed = next, far = then;
+      for (int part = 0; part < most; ++part) {
+        if (part < sums)
+          add_product(n - 1, part, [&] {  // as forward
+            const bool last = part + 1 == sums;
+            if (sums > 1)
+              self.exchange.request(self.asked, last ? n : n - 1, last ? 0 : part + 1, 0);
+          });
         if (part < living) {
-          step(n, part, at);
+          step(n, part, here);
           const bool last = part + 1 == living;
-          if (last) {
-            load_inputs(next, after, 0);
-          } else {
-            load_inputs(at, next, part + 1);
-          }
+          here = self.choose(last, next, self.next_part(here));
+          followed = self.choose(last, then, self.next_part(followed));
+          load_inputs(here, followed, last ? 0 : part + 1);
+          ahead.run(far);
+          far = self.next_part(far);
         }
       }
-      at = next, next = after, before = living;
+      at = next, next = then, before = living;
       if (++fence == kGridFence) {
         fence = 0;
         dev::fence_words();
       }
+      if (sums <= 1) self.exchange.request(self.asked, n, 0, 0);
     }
     for (int part = 0; part < self.parts; ++part) {
       UNROLL

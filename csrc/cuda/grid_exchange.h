@@ -82,11 +82,15 @@ struct GridExchange {
   static DEVICE uint4 load(const uint8_t* from, int k) {
     return dev::load_words(reinterpret_cast<const uint4*>(from + k * kFragmentBytes));
   }
-  // The operands from the load `first` on; by the whole warp.
-  DEVICE void receive(uint4 (&v)[S::kChunk], int round, int part, int first) const {
+  // Asks for operands, from the load `first` on.
+  DEVICE void request(uint4 (&v)[S::kChunk], int round, int part, int first) const {
     const uint8_t* p = from + at(round, part) + first * kFragmentBytes;
     UNROLL
     for (int k = 0; k < S::kChunk; ++k) v[k] = load(p, k);
+  }
+  // Waits until those that were asked for are there; by the whole warp.
+  DEVICE void receive(uint4 (&v)[S::kChunk], int round, int part, int first) const {
+    const uint8_t* p = from + at(round, part) + first * kFragmentBytes;
     dev::poll_until([&] { return complete(v, p); });
   }
 };

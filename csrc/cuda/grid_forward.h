@@ -63,17 +63,22 @@ struct GridForward {
     self.exchange.publish(first, part, 0, Stored::of(h.number[0], h.number[1]));
   }
 
-  DEVICE void load_inputs(const Place& at, int part) {
-    if (!self.alive(at, part)) return;
-    const E* p = a.x_gates + self.in_rows(self.position(at, part), kGates);
+  DEVICE void load_inputs(const Place& at) {
+    if (!self.alive(at)) return;
+    const E* p = a.x_gates + self.in_rows(at.position, kGates);
     UNROLL
     for (int g = 0; g < kGates; ++g, p += self.hidden) x[g] = self.load_pair(p);
   }
+  DEVICE typename Worker::Prefetch prefetch() const {
+    const auto piece = self.piece(kGates);
+    return {a.x_gates + self.ahead(piece, kGates, piece.slot), self.prefetched_row(piece, true),
+            kGates};
+  }
 
   // The states after the step, and what is kept of it; a row that is not alive keeps its states.
-  DEVICE void update(const Place& at, int part, const float (&sum)[kGates][2],
-                     Pair (&states)[Cell::kStates], Stored (&kept)[kSlots]) const {
-    const bool alive = self.alive(at, part);
+  DEVICE void update(const Place& at, const float (&sum)[kGates][2], Pair (&states)[Cell::kStates],
+                     Stored (&kept)[kSlots]) const {
+    const bool alive = self.alive(at);
     Pair reserve[kSlots];
     UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -98,10 +103,10 @@ struct GridForward {
       kept[k] = Stored::of(reserve[k].number[0], reserve[k].number[1]);
   }
 
-  DEVICE void store(const Place& at, int part, const Stored (&states)[Cell::kStates],
+  DEVICE void store(const Place& at, const Stored (&states)[Cell::kStates],
                     const Stored (&kept)[kSlots]) const {
-    if (!self.alive(at, part)) return;
-    const int64_t position = self.position(at, part);
+    if (!self.alive(at)) return;
+    const int64_t position = at.position;
     self.store_pair(a.output + self.in_output(position), states[0]);
     if (a.timelines[0] == nullptr) return;
     UNROLL
@@ -115,15 +120,16 @@ struct GridForward {
   }
 
   // First what the other CTAs wait for.
-  DEVICE void step(int n, int part, const Place& at) {
+  template <class Ask>
+  DEVICE void step(int n, int part, const Place& at, Ask ask) {
     float sum[kGates][2];
-    self.product(n, part, sum);
+    self.product(n, part, sum, ask);
     if (!self.active) return;
     Pair states[Cell::kStates];
     Stored stored[Cell::kStates], kept[kSlots];
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) states[k] = self.state(part, k);
-    update(at, part, sum, states, kept);
+    update(at, sum, states, kept);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k)
       stored[k] = Stored::of(states[k].number[0], states[k].number[1]);
@@ -131,7 +137,7 @@ struct GridForward {
     self.exchange.clear(n - 1, part, 0);
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) self.state(part, k) = states[k];
-    store(at, part, stored, kept);
+    store(at, stored, kept);
   }
 
   DEVICE int time(int n) const { return self.direction == 1 ? self.count - 1 - n : n; }
@@ -139,22 +145,34 @@ struct GridForward {
   DEVICE void run() {
     load_bias();
     for (int part = 0; part < self.parts; ++part) begin(part);
-    Place at = self.place(time(0));
-    load_inputs(at, 0);
+    const typename Worker::Prefetch ahead = prefetch();
+    Place at = self.place(time(0)), next = self.place(time(1));
+    load_inputs(at);
+    ahead.run(next);
+    self.exchange.request(self.asked, 0, 0, 0);
     int fence = 0;
     for (int n = 0; n < self.count; ++n) {
-      const Place next = self.place(time(n + 1));
+      const Place then = self.place(time(n + 2));
       const int living = self.living_parts(at);
+      Place here = at, far = then;
       for (int part = 0; part < living; ++part) {
-        step(n, part, at);
         const bool last = part + 1 == living;
-        load_inputs(last ? next : at, last ? 0 : part + 1);
+        // What the next part needs has been sent while others were multiplied, if there are any.
+        step(n, part, here, [&] {
+          if (living > 1)
+            self.exchange.request(self.asked, last ? n + 1 : n, last ? 0 : part + 1, 0);
+        });
+        here = self.choose(last, next, self.next_part(here));
+        load_inputs(here);
+        ahead.run(far);
+        far = self.next_part(far);
       }
-      at = next;
+      at = next, next = then;
       if (++fence == kGridFence) {
         fence = 0;
         dev::fence_words();
       }
+      if (living == 1) self.exchange.request(self.asked, n + 1, 0, 0);
     }
     for (int part = 0; part < self.parts; ++part) {
       UNROLL

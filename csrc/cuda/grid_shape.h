@@ -13,8 +13,8 @@ namespace rnnfast::cuda {
 inline constexpr int kGridWarps = 8;  // they share K
 inline constexpr int kGridThreads = kGridWarps * kWarpSize;
 // Rounds for which the exchange has memory, and steps from fence to fence: see GridExchange.
-inline constexpr int kGridRing = 16, kGridFence = 7;
-static_assert(kGridRing >= 2 * kGridFence + 2 && (kGridRing & (kGridRing - 1)) == 0);
+inline constexpr int kGridRing = 16, kGridFence = 6;
+static_assert(kGridRing >= 2 * kGridFence + 3 && (kGridRing & (kGridRing - 1)) == 0);
 inline constexpr int kGridMostParts = 16;
 
 // What a shape is compiled for: few kernels, as each takes long to compile.
@@ -95,7 +95,9 @@ inline constexpr int kMaxGridSharedBytes = 227 * 1024;
 // loads at a time, and what the step itself needs. From the compiler's reports: none may spill.
 constexpr int grid_held_fragments(const GridLayout& l) {
   const int sums = 4 * l.chains * l.out * l.blocks * l.columns;
-  int step = l.backward ? 80 : l.gates == 4 ? 64 : 56;
+  int step = l.backward ? 80 : 56;
+  if (l.gates == 4) step += 8;
+  if (!l.backward && l.columns == 2) step += 4;
   if (l.element_bytes > 2) step += l.backward ? 8 + 8 * l.gates : 8 + 2 * l.gates;
   return (255 - step - sums - 4 * l.chunk) / 4;
 }

@@ -33,9 +33,11 @@ struct GridWorker {
   bool even;                   // pairs are aligned in all tensors
   const int64_t step_numbers;  // [B, H]
   int64_t origin;              // position of the pair's row in the first part at step 0, see Place
+  int64_t output_shift;        // of direction 1
   int partial_read, partial_write, flip = 0;  // places in shared memory
   GridExchange<S> exchange;
   ResidentWeights<S> weights;
+  uint4 asked[S::kChunk];  // the first operands of the next product
 
   DEVICE GridWorker(const Steps& all, int64_t H, int parts_of_a_group, const void* packed,
                     int64_t packed_bytes, void* memory)
@@ -59,6 +61,7 @@ struct GridWorker {
     seat = active && unit < hidden ? row : kNoSeat;
     second = unit + 1 < hidden;
     origin = (direction * all.rows + first_row + row) * H;
+    output_shift = direction == 1 ? H - all.rows * H * dev::grid_y() : 0;
     const int64_t group =
         int64_t{direction} * (dev::grid_x() / S::kPeers) + dev::block_x() / S::kPeers;
     exchange.place(static_cast<uint8_t*>(memory) + group * parts * kGridRing * S::kRoundBytes, warp,
@@ -96,8 +99,8 @@ struct GridWorker {
     return low;
   }
 
-  // Where a step lies: how many rows of the CTA are alive, and the position of the thread's row of
-  // the first part in a tensor [D, rows, H].
+  // Where a step lies for a part: how many rows are alive from its first one on, and the position
+  // of the thread's row in a tensor [D, rows, H]. That of a whole step is that of its first part.
   struct Place {
     int living;
     int64_t position;
@@ -109,15 +112,19 @@ struct GridWorker {
     if (!inside) return {0, 0};
     return {static_cast<int>(steps.batch[t]) - first_row, steps.offset[t] * hidden + origin};
   }
+  DEVICE Place next_part(const Place& at) const {
+    return {at.living - S::kRows, at.position + S::kRows * hidden};
+  }
+  // Number by number: a choice between two structs would go through memory.
+  static DEVICE Place choose(bool first, const Place& a, const Place& b) {
+    return {first ? a.living : b.living, first ? a.position : b.position};
+  }
   // Parts that have living rows are the first ones.
   DEVICE int living_parts(const Place& at) const {
     const int n = (at.living + S::kRows - 1) / S::kRows;
     return n < parts ? n : parts;
   }
-  DEVICE int64_t position(const Place& at, int part) const {
-    return at.position + static_cast<int64_t>(part * S::kRows) * hidden;
-  }
-  DEVICE bool alive(const Place& at, int part) const { return seat + part * S::kRows < at.living; }
+  DEVICE bool alive(const Place& at) const { return seat < at.living; }
   DEVICE bool exists(int part) const {
     return seat + part * S::kRows < static_cast<int>(steps.largest) - first_row;
   }
@@ -134,8 +141,7 @@ struct GridWorker {
     return origin + first + static_cast<int64_t>(part * S::kRows) * hidden;
   }
   DEVICE int64_t in_output(int64_t position) const {
-    const int64_t shift = direction == 1 ? hidden - steps.rows * hidden * dev::grid_y() : 0;
-    return position * dev::grid_y() + shift + unit;
+    return (position << (dev::grid_y() - 1)) + output_shift + unit;
   }
 
   DEVICE Stored load_pair(const E* p) const {
@@ -166,6 +172,32 @@ struct GridWorker {
     if (second) tensor[at + 1] = narrow<E>(pair.number[1]);
   }
 
+  // What a thread brings into the L2 cache two steps ahead: a line of one slot of one row of a
+  // part. Inputs come from global memory, and the product of a part is shorter than a read.
+  struct Prefetch {
+    const E* from;  // at the position of the thread's own row
+    int row, slots;
+
+    DEVICE void run(const Place& at) const {
+      if (row < at.living) dev::prefetch_l2(from + at.position * slots);
+    }
+  };
+  // Threads from the last one on, as others may finish units; of `slots` slots each row has.
+  struct Piece {
+    int row, slot;
+  };
+  static DEVICE Piece piece(int slots) {
+    const int i = S::kThreads - 1 - dev::tid();
+    return {i / slots, i % slots};
+  }
+  DEVICE int prefetched_row(const Piece& p, bool wanted) const {
+    return wanted && p.row < S::kRows && rank * S::kUnits < hidden ? p.row : kNoSeat;
+  }
+  // Of the thread's piece against its own row and pair, in a tensor of so many slots a row.
+  DEVICE int ahead(const Piece& p, int slots, int slot) const {
+    return ((p.row - row) * slots + slot) * hidden + rank * S::kUnits;
+  }
+
   // A state of the pair, between the steps of its part.
   DEVICE Pair& state(int part, int k) const {
     return reinterpret_cast<Pair*>(
@@ -173,22 +205,25 @@ struct GridWorker {
         S::kStatesAt)[(part * S::Cell::kStates + k) * S::kActive * kWarpSize + dev::tid()];
   }
 
-  // sum[o]: the products of this thread's pair with the vector of a round, in active warps. Meets
-  // the CTA: all warps have then received.
-  DEVICE void product(int round, int part, float (&sum)[S::kOut][2]) {
+  // sum[o]: the products of this thread's pair with the vector of a round, of which the first
+  // operands have been asked for; in active warps. Meets the CTA: all warps have then received.
+  // `ask` is called as soon as the registers of the sums are free.
+  template <class Ask>
+  DEVICE void product(int round, int part, float (&sum)[S::kOut][2], Ask ask) {
     constexpr int kM = S::kOut * S::kBlocks, kTilesOfLoad = 2 / S::kColumns;
     float acc[S::kChains][kM][S::kColumns][4] = {};
     UNROLL
     for (int first = 0; first < S::kLoads; first += S::kChunk) {
-      uint4 v[S::kChunk];
-      exchange.receive(v, round, part, first);
+      if (first > 0) exchange.request(asked, round, part, first);
+      exchange.receive(asked, round, part, first);
       UNROLL
       for (int k = 0; k < S::kChunk; ++k) {
         UNROLL
         for (int n = 0; n < 2; ++n) {  // of one load: the next tile, or the second column
           const int tile = (first + k) * kTilesOfLoad + (kTilesOfLoad == 2 ? n : 0);
           const int column = kTilesOfLoad == 2 ? 0 : n;
-          const uint32_t b0 = n == 0 ? v[k].x : v[k].z, b1 = n == 0 ? v[k].y : v[k].w;
+          const uint32_t b0 = n == 0 ? asked[k].x : asked[k].z,
+                         b1 = n == 0 ? asked[k].y : asked[k].w;
           UNROLL
           for (int m = 0; m < kM; ++m)
             weights.multiply(acc[tile % S::kChains][m][column], tile * kM + m, b0, b1);
@@ -213,6 +248,7 @@ struct GridWorker {
       }
     }
     dev::cta_sync();
+    ask();
     UNROLL
     for (int o = 0; o < S::kOut; ++o) sum[o][0] = sum[o][1] = 0.f;
     if (active) {
