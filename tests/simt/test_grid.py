@@ -13,7 +13,14 @@ import pytest
 import torch
 from emulated import Simt
 from problems import MODES, TOLERANCE, Problem, assert_close
-from test_parity import assert_gradients_close, backward_arguments, check, kept, name
+from test_parity import (
+    TF32_TOLERANCE,
+    assert_gradients_close,
+    backward_arguments,
+    check,
+    kept,
+    name,
+)
 
 from rnnfast import _C, ops
 
@@ -32,25 +39,25 @@ SMALL: list[tuple[int, dict[str, Any]]] = [
 
 
 class Instance(NamedTuple):
-    """A shape of kernel, and a problem for which the plan takes it."""
+    """A shape of kernel: H at most, the CTAs of a group, and the rows of a part."""
 
     hidden: int
     peers: int
-    rows: int
-    processors: int
-    B: int
+    part: int
 
 
-INSTANCES = [
-    Instance(256, 8, 16, 8, 3),
-    Instance(512, 16, 16, 16, 3),
-    Instance(768, 24, 8, 24, 3),
-    Instance(768, 24, 16, 24, 9),
-    Instance(1024, 64, 8, 64, 3),
-    Instance(1024, 32, 8, 32, 3),
-    Instance(1024, 32, 16, 32, 9),
-    Instance(2048, 128, 16, 128, 3),
-]
+FORWARD = {
+    Instance(256, 8, 16),
+    Instance(512, 16, 16),
+    Instance(768, 48, 8),
+    Instance(768, 24, 8),
+    Instance(768, 24, 16),
+    Instance(1024, 64, 8),
+    Instance(1024, 32, 8),
+    Instance(1024, 32, 16),
+    Instance(2048, 128, 16),
+}
+DTYPES_AND_TF32 = [*DTYPES, torch.float32]  # float32 as TF32
 
 
 @pytest.fixture(autouse=True)
@@ -59,34 +66,30 @@ def _processors(_library: None) -> Iterator[None]:
     torch.ops.rnnfast_simt.set_processors(132)
 
 
-def entries(
-    problem: Problem, hidden: int, processors: int, backward: bool
-) -> dict[str, dict[str, Any]]:
-    """The plan's entries of kernels for so many units, by their names."""
+def grids(problem: Problem, processors: int, backward: bool) -> list[dict[str, Any]]:
+    """The plan's entries of the family, in its order."""
     plans = _C.cuda_plan(
         problem.cell,
         name(problem.dtype),
-        2,
+        5,
         problem.B,
         problem.H,
         1 + problem.bidirectional,
         backward=backward,
-        tf32=False,
+        tf32=True,
         kernel="grid",
         processors=processors,
         **HOPPER,
     )
-    return {f"grid/{i}": p for i, p in enumerate(plans) if p.get("hidden") == hidden}
+    return [plan for plan in plans if plan["kernel"] == "grid"]
 
 
-def entry(problem: Problem, instance: Instance, backward: bool) -> str | None:
-    """Which of the plan's entries is that instance; backward, if there is none of its own for such
-    units, one of its size.
-    """
-    of_size = entries(problem, instance.hidden, instance.processors, backward)
-    wanted = (instance.peers, instance.rows)
-    own = [key for key, p in of_size.items() if (p["peers"], p["rows"]) == wanted]
-    return next(iter([*own, *(of_size if backward else ())]), None)
+def entry_of(problem: Problem, instance: Instance, backward: bool) -> int | None:
+    """Which of the entries has that shape."""
+    for i, plan in enumerate(grids(problem, 132, backward)):
+        if instance == (plan["hidden"], plan["peers"], plan["part"]):
+            return i
+    return None
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -100,36 +103,51 @@ def test_values_and_gradients(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("instance", INSTANCES, ids=name)
+@pytest.mark.parametrize("dtype", DTYPES_AND_TF32, ids=name)
+@pytest.mark.parametrize("instance", sorted(FORWARD), ids=name)
 def test_every_instance(mode: str, dtype: torch.dtype, instance: Instance) -> None:
-    """Just below the size that it serves."""
-    problem = Problem(
-        mode, T=2, B=instance.B, I=2, H=instance.hidden - 3, dtype=dtype, states_given=False
-    )
-    forward, backward = (entry(problem, instance, b) for b in (False, True))
-    if forward is None:
-        pytest.skip("no such kernel for this cell")
-    assert backward is not None
-    torch.ops.rnnfast_simt.set_processors(instance.processors)
+    """Just below the size that it serves. From the CPU's reserve, which other tests prove."""
+    torch.backends.cudnn.allow_tf32 = True
+    tolerance = TF32_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]
+    problem = Problem(mode, T=2, B=3, I=2, H=instance.hidden - 3, dtype=dtype, states_given=False)
+    entries = [entry_of(problem, instance, backward) for backward in (False, True)]
+    if entries == [None, None]:
+        pytest.skip("no such kernel for this cell and dtype")
+    output, states_n, reserve = ops.layer(*problem.layer_arguments(True))
     torch.ops.rnnfast_simt.launched()
-    found = kept(problem, Simt(forward))
-    arguments = backward_arguments(problem, Simt(backward), found)
-    gradients = Simt(backward).layer_backward(*arguments)
-    assert torch.ops.rnnfast_simt.launched() == ["grid", "grid"]
-    # The CPU kernels, which other tests prove, on the same numbers and from the same reserve.
-    output, states_n, _ = ops.layer(*problem.layer_arguments(True))
-    assert_close(found[0], [output, *states_n], TOLERANCE[dtype])
-    arguments[7] = [t.float() for t in arguments[7]]
-    assert_gradients_close(gradients, list(ops.layer_backward(*arguments)), TOLERANCE[dtype])
+    if entries[0] is not None:
+        found, _ = kept(problem, Simt(f"grid/{entries[0]}"))
+        assert_close(found, [output, *states_n], tolerance)
+        assert torch.ops.rnnfast_simt.launched() == ["grid"]
+    if entries[1] is not None:
+        stored = [t.to(dtype) for t in reserve]
+        arguments = backward_arguments(problem, Simt("step"), ([output, *states_n], stored))
+        gradients = Simt(f"grid/{entries[1]}").layer_backward(*arguments)
+        assert torch.ops.rnnfast_simt.launched() == ["grid"]
+        arguments[7] = [t.float() for t in stored]
+        assert_gradients_close(gradients, list(ops.layer_backward(*arguments)), tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_instances_are_those_tested(dtype: str, backward: bool) -> None:
+    for cell in ops.CELLS:
+        plans = _C.cuda_plan(
+            cell, dtype, 5, 3, 9, 1, backward=backward, tf32=True, kernel="grid", processors=132,
+            **HOPPER,
+        )  # fmt: skip
+        shapes = [(p["hidden"], p["peers"], p["part"]) for p in plans if p["kernel"] == "grid"]
+        assert set(shapes) <= FORWARD
+        assert len(set(shapes)) == len(shapes)
 
 
 def test_a_batch_in_parts() -> None:
     """As many rows as a group takes, in several parts, where all CTAs fit at once."""
     problem = Problem("GRU", B=40, H=30, dtype=torch.bfloat16)
-    for processors, expected in ((8, (48, 1)), (132, (16, 3))):
-        (plan,) = entries(problem, 256, processors, False).values()
-        assert (plan["rows"], plan["tiles"]) == expected
+    few = {plan["hidden"]: plan for plan in grids(problem, 8, False)}[256]
+    assert (few["rows"], few["tiles"], few["part"]) == (48, 1, 16)
+    many = {plan["hidden"]: plan for plan in grids(problem, 132, False)}[256]
+    assert (many["rows"], many["tiles"], many["part"]) == (16, 3, 16)
 
 
 @pytest.mark.parametrize("mode", ["GRU", "LSTM"])
