@@ -259,7 +259,13 @@ DEVICE void cp_wait() {
 #endif
 }
 
-// The place `count` times `bytes` beyond p, by one instruction.
+// The place so many bytes beyond p, and the one `count` times `bytes` beyond it, by one
+// instruction.
+template <class T>
+DEVICE T* advance(T* p, int64_t bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) + bytes);
+}
 template <class T>
 DEVICE T* advance(T* p, int count, int bytes) {
   T* result;

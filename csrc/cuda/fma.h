@@ -35,6 +35,7 @@ struct FmaShape {
   static constexpr int kVectorBytes = kLayout.vector_bytes();
   static constexpr int kReceivedAt = kLayout.received_at();
   static constexpr int kReceivedBytes = kLayout.received_bytes(), kBarsAt = kLayout.bars_at();
+  static constexpr int kRingAt = kLayout.ring_at();
   // Each lane numbers its units so that the one it ends with is the first: then the compiler knows
   // which sums to keep.
   static constexpr bool kOwnFirst = kOutputs == kUnits;
@@ -43,9 +44,6 @@ struct FmaShape {
   static_assert((kSums || (kCopies >= 2 && kKept == 1)) && (kRows == 1 || kUnits == 1 || kSums));
   static_assert(!kCluster || (kLanes % 4 == 0 && 4 * kCopies >= kRows));
 };
-
-// Inputs are loaded so many steps ahead, and brought into the L2 cache before that.
-inline constexpr int kFmaSlots = 2, kFmaAhead = 6;
 
 // ---- the product ----
 
@@ -102,9 +100,17 @@ struct FmaProduct {
     }
   }
 
-  // The sums of this lane's part of K, from `vector` [rows, K] in shared memory.
+  // The sums of this lane's part of K, from `vector` [rows, K] in shared memory. between() runs
+  // while the first loads are on their way.
+  template <class Between>
   DEVICE void run(const float* vector, int part, const float (&start)[S::kUnits][S::kOut],
-                  float (&sum)[S::kOutputs][S::kValues]) const {
+                  float (&sum)[S::kOutputs][S::kValues], Between between) const {
+    constexpr int kFirst = S::kColumns / 4 < 4 ? S::kColumns / 4 : 4;
+    const float* from = vector + part * 4;
+    uint4 first[kFirst];
+    UNROLL
+    for (int i = 0; i < kFirst; ++i) first[i] = load(from, 0, i);
+    between();
     float acc[kChains][S::kRows][S::kUnits][S::kOut] = {};
     UNROLL
     for (int r = 0; r < S::kRows; ++r) {
@@ -114,12 +120,11 @@ struct FmaProduct {
         for (int out = 0; out < S::kOut; ++out) acc[0][r][u][out] = start[u][out];
       }
     }
-    const float* from = vector + part * 4;
     UNROLL
-    for (int i = 0; i < S::kColumns; i += 4) {
+    for (int i = 0; i < S::kColumns / 4; ++i) {
       UNROLL
       for (int r = 0; r < S::kRows; ++r) {
-        const uint4 bits = *reinterpret_cast<const uint4*>(from + r * S::kDepth + i * S::kShare);
+        const uint4 bits = r == 0 && i < kFirst ? first[i % kFirst] : load(from, r, i);
         const float v[4] = {as_float(bits.x), as_float(bits.y), as_float(bits.z), as_float(bits.w)};
         UNROLL
         for (int j = 0; j < 4; ++j) {
@@ -128,7 +133,7 @@ struct FmaProduct {
             UNROLL
             for (int out = 0; out < S::kOut; ++out) {
               float& to = acc[j % kChains][r][u][out];
-              to = fma(w[u][out][i + j], v[j], to);
+              to = fma(w[u][out][i * 4 + j], v[j], to);
             }
           }
         }
@@ -148,6 +153,11 @@ struct FmaProduct {
         }
       }
     }
+  }
+
+ private:
+  static DEVICE uint4 load(const float* from, int row, int i) {
+    return *reinterpret_cast<const uint4*>(from + row * S::kDepth + i * 4 * S::kShare);
   }
 };
 
@@ -182,7 +192,7 @@ DEVICE void add_parts(float (&sum)[S::kOutputs][S::kValues], int part) {
 
 // ---- a thread's place ----
 
-template <class S>
+template <class S, bool kPacked>
 struct FmaWorker {
   static constexpr int kLaneUnits = S::kUnits * S::kLanes;  // computed by a warp
   const Steps& steps;                                       // of the kernel's arguments
@@ -190,12 +200,11 @@ struct FmaWorker {
   // again at every step, it is told not to know them.
   const int hidden, direction, lane, warp, part, neighbour, rank, first_row;
   const int count;      // steps at which the tile has living rows: the first `count` in time
-  const int batch;      // of a dense sequence; 0: packed
   int first_time, way;  // time n is first_time + n * way
   int unit_bytes;       // from a gate of a unit to the next one
   // The one unit and batch row whose maths this thread does, as `copies` threads do; backward in a
   // cluster not every thread has one.
-  int unit, row, copy;
+  int unit, row, tile_row, copy;
   bool exists;
   int last;  // steps at which the row is alive; none where it does not exist
   FmaProduct<S> product;
@@ -210,25 +219,22 @@ struct FmaWorker {
         neighbour(lane % S::kLanes),
         rank(dev::block_x() % S::kPeers),
         first_row(dev::block_x() / S::kPeers * S::kRows),
-        count(dev::opaque(living_steps(first_row))),
-        batch(dev::opaque(all.offset == nullptr ? static_cast<int>(all.largest) : 0)) {
+        count(dev::opaque(living_steps(first_row))) {
     unit_bytes = dev::opaque(hidden * static_cast<int>(sizeof(float)));
     const bool from_end = (direction == 1) != S::kBackward;
     first_time = dev::opaque(from_end ? count - 1 : 0), way = dev::opaque(from_end ? -1 : 1);
     if constexpr (S::kSums) {
-      constexpr int kElements = S::kRows * S::kOwn;
       unit = rank * S::kOwn + dev::tid() % S::kOwn;
-      row = first_row + dev::tid() / S::kOwn % S::kRows;
-      copy = dev::tid() / kElements;
+      tile_row = dev::tid() / S::kOwn % S::kRows;
+      copy = dev::tid() / (S::kRows * S::kOwn);
     } else {
-      const int output = part / S::kCopies;
       unit = first_unit() + computed(0);
-      row = first_row + (S::kOwnFirst ? 0 : output);
+      tile_row = S::kRows == 1 ? 0 : part / S::kCopies;
       copy = part % S::kCopies;
     }
+    row = first_row + tile_row;
     exists = unit < hidden && row < all.largest;
-    last = !exists ? 0 : S::kRows == 1 ? count : living_steps(row);
-    last = dev::opaque(last), row = dev::opaque(row);
+    last = dev::opaque(!exists ? 0 : S::kRows == 1 ? count : living_steps(row));
   }
 
   // After all else, which would need registers beside the weights.
@@ -245,10 +251,11 @@ struct FmaWorker {
   }
 
   DEVICE int living_steps(int row) const {
-    int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
-    while (low < high) {
+    int low = 0, high = static_cast<int>(steps.count);
+    if constexpr (!kPacked) return row < steps.largest ? high : 0;
+    while (low < high) {  // steps.batch never increases
       const int middle = low + (high - low) / 2;
-      if (steps.batch_at(middle) > row) {
+      if (steps.batch[middle] > row) {
         low = middle + 1;
       } else {
         high = middle;
@@ -260,25 +267,28 @@ struct FmaWorker {
   // Steps of the kernel count from 0: forward from the first one of the direction, backward from
   // its last one.
   DEVICE int time(int n) const { return first_time + n * way; }
-  // Whether the thread's row is alive in step n, which the tile has.
-  DEVICE bool alive(int n) const { return S::kRows == 1 ? last > 0 : time(n) < last; }
-  // The row of the sequence in which the thread's row lies then.
-  DEVICE int row_at(int n) const {
-    const int t = time(n);
-    return (batch > 0 ? t * batch : static_cast<int>(steps.offset[t])) + row;
+  // Whether the thread's row is alive in step n.
+  DEVICE bool alive(int n) const {
+    if constexpr (!kPacked || S::kRows == 1) return n < last;
+    return n < count && time(n) < last;
   }
+  // The row of the sequence with which a step begins, of one that the tile has.
+  DEVICE int offset(int n) const {
+    const int t = time(n < count ? n : count - 1);
+    if constexpr (kPacked) return static_cast<int>(steps.offset[t]);
+    return t * static_cast<int>(steps.largest);
+  }
+
   DEVICE int64_t rows_before() const { return direction * steps.rows; }
   // In a tensor [D, B, H].
   DEVICE int64_t in_state() const { return (direction * steps.largest + row) * hidden + unit; }
-  // In a timeline [D, rows + B, H] of this direction: the row of the state after a row of the
-  // sequence, and that of the state before all.
-  DEVICE int after(int row_of_sequence) const {
-    return row_of_sequence + (direction == 1 ? 0 : static_cast<int>(steps.largest));
-  }
-  DEVICE int initial() const { return row + (direction == 1 ? static_cast<int>(steps.rows) : 0); }
+  // In a timeline [D, rows + B, H] of this direction: its first row; from a row of the sequence to
+  // the state after it; the row of the state before all of batch row 0.
   DEVICE int64_t timeline() const {
     return direction * (steps.rows + steps.largest) * hidden + unit;
   }
+  DEVICE int after() const { return direction == 1 ? 0 : static_cast<int>(steps.largest); }
+  DEVICE int initial() const { return direction == 1 ? static_cast<int>(steps.rows) : 0; }
   DEVICE int64_t in_output() const { return direction * hidden + unit; }
 
   DEVICE float* vector(int round) const {
@@ -329,48 +339,50 @@ struct FmaWorker {
   }
 };
 
-// One number of every row of a tensor.
-template <class T>
-struct FmaColumn {
-  T* first = nullptr;  // in row 0
-  int row_bytes = 0;
+// ---- tensors whose rows are those of the sequence ----
 
-  DEVICE FmaColumn() {}
-  DEVICE FmaColumn(T* in_row_0, int row_size)
-      : first(dev::opaque_global(in_row_0)),
-        row_bytes(dev::opaque(row_size * static_cast<int>(sizeof(T)))) {}
+// The thread's number of one step after the other. A dense sequence has its rows at equal
+// distances; of a packed one, each step says where it begins.
+template <class T, bool kPacked>
+class FmaCursor {
+ public:
+  DEVICE FmaCursor() {}
+  // `row_0`: the number in the first row of the sequence; `steps_before`: of the one to begin with.
+  template <class S>
+  DEVICE FmaCursor(const FmaWorker<S, kPacked>& self, T* row_0, int row_size, int steps_before) {
+    const int64_t batch = self.steps.largest, row_bytes = row_size * int64_t{sizeof(T)};
+    const int64_t first = self.row + (kPacked ? 0 : batch * self.time(-steps_before));
+    at_ = dev::opaque_global(row_0 + first * row_size);
+    bytes_ = dev::opaque(kPacked ? row_bytes : self.way * batch * row_bytes);
+  }
 
-  DEVICE T* at(int row) const { return dev::advance(first, row, row_bytes); }
+  // `offset`: where the step begins.
+  DEVICE T* at(int offset) const {
+    return kPacked ? dev::advance(at_, offset, static_cast<int>(bytes_)) : dev::opaque_global(at_);
+  }
+  DEVICE void go_on() {
+    if constexpr (!kPacked) at_ = dev::advance(at_, bytes_);
+  }
+
+ private:
+  T* at_ = nullptr;
+  int64_t bytes_ = 0;
 };
 
-// What one thread brings into the L2 cache at every step of a dense sequence: a line of a row.
-struct FmaPrefetcher {
-  FmaColumn<const float> column;
-  int row = 0, end = 0;  // steps before `end`
+// Where this thread's inputs lie on their way: copied kAhead steps before the one that reads them,
+// into a ring in shared memory that no other thread looks at.
+template <class S>
+struct FmaRing {
+  static constexpr int kAhead = FmaLayout::kAhead;
+  static constexpr int kInputs = S::kLayout.inputs(), kThreads = S::kLayout.ring_threads();
 
-  // Line `line`, of all threads of a cluster, of `sizes` numbers of the rows of `tensors`.
-  template <class S, int kTensors>
-  DEVICE void init(const FmaWorker<S>& self, const float* const (&tensors)[kTensors],
-                   const int (&sizes)[kTensors], const int (&row_sizes)[kTensors]) {
-    constexpr int kLine = 32;
-    int line = dev::tid() * S::kPeers + self.rank;
-    row = dev::opaque(self.first_row + line % S::kRows);
-    if (self.batch == 0 || row >= self.batch) return;
-    line /= S::kRows;
-    const float* first = nullptr;
-    int row_size = 0;
-    UNROLL
-    for (int i = 0; i < kTensors; ++i) {
-      const int lines = (sizes[i] + kLine - 1) / kLine;
-      if (line >= 0 && line < lines && tensors[i] != nullptr)
-        first = tensors[i] + line * kLine, row_size = row_sizes[i];
-      line -= lines;
-    }
-    if (first != nullptr) column = {first, row_size}, end = self.count;
+  static DEVICE float* place(int n, int input) {
+    return reinterpret_cast<float*>(dev::smem() + S::kRingAt) +
+           ((n % FmaLayout::kSlots) * kInputs + input) * kThreads + dev::tid();
   }
-  template <class S>
-  DEVICE void run(const FmaWorker<S>& self, int n) const {
-    if (n < end) dev::prefetch_l2(column.at(self.time(n) * self.batch + row));
+  // Nothing where it is not there: then the input is zero.
+  static DEVICE void copy(int n, int input, const float* from, bool there) {
+    dev::cp_async<4>(place(n, input), from, there ? 4 : 0);
   }
 };
 

@@ -1,68 +1,67 @@
 // The float32 kernels backward. A step: the cell's maths gives the gate gradients of a row, which
 // the CTA puts into shared memory and multiplies with w_hh: in one CTA, a lane then has what the
 // step before gets. In a cluster a CTA multiplies the gradients of its own units, for all units,
-// and sends each peer its part of these sums; peers add them up in the order of the ranks.
+// and sends each peer its part of these sums; peers add them up in the order of the ranks. Results
+// are stored, and inputs asked for, while the product waits for its first operands.
 #pragma once
 
 #include "cuda/fma.h"
 
 namespace rnnfast::cuda {
 
-template <class S>
+template <class S, bool kPacked>
 struct FmaBackward {
   using Cell = typename S::Cell;
   using V = typename S::Number;
+  using Ring = FmaRing<S>;
   static constexpr int kGates = Cell::kGates, kStates = Cell::kStates, kReserve = Cell::kReserve;
-  static constexpr int kSlots = kReserve > 0 ? kReserve : 1;
-  // What a step stores, in turns as forward: gradients of the input side and of the hidden side,
-  // gate by gate, where they differ. The second writer then has those of the hidden side.
+  static constexpr int kLast = kStates - 1;  // the one state that the maths of cells reads
+  static constexpr int kBefore = kReserve, kGrad = kReserve + 1;  // in the ring, after the gates
+  static_assert(Ring::kInputs == kReserve + 2);
+  // What a step stores, by two threads in turns as forward: gradients of the input side and of the
+  // hidden side, gate by gate, where they differ. The second one then has those of the hidden side.
   static constexpr bool kBothSides = Cell::kSharedGates < kGates;
   static constexpr int kResults = kBothSides ? 2 * kGates : kGates;
   static constexpr int kElements = S::kRows * S::kOwn;  // of a CTA
   static constexpr int kStores = (kResults + 1) / 2;
   static_assert(!S::kSums || (S::kThreads >= 2 * kElements && kElements % kWarpSize == 0));
-  struct Inputs {
-    float gates[kSlots], before[kStates], grad;
-  };
 
   const BackwardArgs<float>& a;
-  FmaWorker<S> self;
+  FmaWorker<S, kPacked> self;
   float grads[kStates];  // of the states after the step to come
-  float after[kStates];
-  FmaColumn<const float> gates, timelines[kStates], grad_output;
-  FmaColumn<float> results;  // the first, and how far apart they lie
+  float gates[kReserve > 0 ? kReserve : 1], before, after, grad;  // of the step to come
+  FmaCursor<const float, kPacked> saved, timeline, grad_output;
+  FmaCursor<float, kPacked> results;  // the first, and how far apart they lie
   int result_bytes;
-  bool writes;
-  int from_after;  // from a row of the sequence to the state after it in a timeline
-  Inputs in[kFmaSlots];
-  int rows[kFmaSlots], next_rows[kFmaSlots];
-  FmaPrefetcher prefetcher;
+  bool has_grad, writes;
+  // Packed: where the step to be copied, and the one after it, begin; the one to be stored.
+  int copied_offset = 0, earlier_offset = 0, stored_offset = 0;
 
   DEVICE FmaBackward(const BackwardArgs<float>& args) : a(args), self(args.steps, args.hidden) {}
 
-  DEVICE bool alive(int n) const { return n < self.count && self.alive(n); }
   // Whether this thread has a row and a unit at all: in a cluster, as whole warps do.
   DEVICE bool works() const { return !S::kSums || self.copy < 2; }
 
   DEVICE void place() {
     const int H = self.hidden, D = dev::grid_y();
-    from_after = dev::opaque(self.after(0));
-    gates = {a.gates + self.rows_before() * kReserve * H + self.unit, kReserve * H};
-    UNROLL
-    for (int k = 0; k < kStates; ++k) timelines[k] = {a.timelines[k] + self.timeline(), H};
-    if (a.grad_output != nullptr) grad_output = {a.grad_output + self.in_output(), D * H};
+    if constexpr (kReserve > 0)
+      saved = {self, a.gates + self.rows_before() * kReserve * H + self.unit, kReserve * H, 0};
+    // A dense sequence has the state before a row B rows before the one after it.
+    const float* states = a.timelines[kLast] + self.timeline();
+    const int64_t way = kPacked ? 0 : self.direction == 1 ? a.steps.largest : 0;
+    timeline = {self, states + way * H, H, 0};
+    has_grad = a.grad_output != nullptr;
+    grad_output = {self, has_grad ? a.grad_output + self.in_output() : nullptr, D * H, 0};
     const bool second = self.copy == 1;
     float* const dx = a.grad_x_gates + self.rows_before() * kGates * H + self.unit;
     float* const dh = a.grad_h_gates + self.rows_before() * kGates * H + self.unit;
     writes = self.last > 0 && self.copy < 2;
     if (kBothSides && second && a.grad_h_gates == nullptr) writes = false;
-    results = {kBothSides ? (second ? dh : dx) : dx + (second ? H : 0), kGates * H};
+    results = {self, kBothSides ? (second ? dh : dx) : dx + (second ? H : 0), kGates * H, 0};
     result_bytes = dev::opaque((kBothSides ? 1 : 2) * self.unit_bytes);
-    const float* const tensors[3] = {
-        kReserve > 0 ? a.gates + self.rows_before() * kReserve * H : nullptr,
-        a.timelines[kStates - 1] + self.timeline() - self.unit + int64_t{from_after} * H,
-        a.grad_output == nullptr ? nullptr : a.grad_output + self.direction * H};
-    prefetcher.init(self, tensors, {kReserve * H, H, H}, {kReserve * H, H, D * H});
+    if constexpr (kPacked)
+      copied_offset = self.offset(0), earlier_offset = self.offset(1),
+      stored_offset = self.offset(0);
   }
 
   DEVICE void load_states() {
@@ -70,45 +69,50 @@ struct FmaBackward {
     for (int k = 0; k < kStates; ++k) {
       const bool given = a.grad_states_n[k] != nullptr && self.exists;
       grads[k] = given ? a.grad_states_n[k][self.in_state()] : 0.f;
-      after[k] = alive(0) ? *timelines[k].at(next_rows[0] + from_after) : 0.f;
     }
+    const int64_t row = self.offset(0) + self.after() + self.row;
+    after = self.alive(0) ? a.timelines[kLast][self.timeline() + row * self.hidden] : 0.f;
   }
 
-  // Inputs of step n, whose row and that of step n + 1 are in next_rows. The state before a step is
-  // the one after step n + 1, or the initial one.
-  DEVICE void load(int n, int slot) {
-    if (n >= self.count) return;
-    const bool here = self.alive(n), earlier = alive(n + 1);
-    rows[slot] = next_rows[slot];
-    const float* q = gates.at(rows[slot]);
-    UNROLL
-    for (int k = 0; k < kReserve; ++k) {
-      in[slot].gates[k] = here ? *dev::advance(q, k, self.unit_bytes) : 0.f;
+  // Asks for the inputs of step n. The state before it is the one after step n + 1, or the initial
+  // one.
+  DEVICE void copy(int n) {
+    const bool here = self.alive(n), earlier = self.alive(n + 1);
+    if constexpr (kReserve > 0) {
+      const float* from = saved.at(copied_offset);
+      UNROLL
+      for (int k = 0; k < kReserve; ++k)
+        Ring::copy(n, k, dev::advance(from, k, self.unit_bytes), here);
     }
-    in[slot].grad = here && grad_output.row_bytes > 0 ? *grad_output.at(rows[slot]) : 0.f;
-    const int before = earlier ? next_rows[(slot + 1) % kFmaSlots] + from_after : self.initial();
+    const int row = earlier ? earlier_offset + self.after() : self.initial();
+    Ring::copy(n, kBefore, timeline.at(row), here || (kPacked && earlier));
+    Ring::copy(n, kGrad, grad_output.at(copied_offset), here && has_grad);
+    dev::cp_commit();
+    saved.go_on(), timeline.go_on(), grad_output.go_on();
+    if constexpr (kPacked) copied_offset = earlier_offset, earlier_offset = self.offset(n + 2);
+  }
+  DEVICE void read(int n) {
+    dev::cp_wait<Ring::kAhead - 1>();
     UNROLL
-    for (int k = 0; k < kStates; ++k)
-      in[slot].before[k] = here || earlier ? *timelines[k].at(before) : 0.f;
-    if (n + kFmaSlots < self.count) next_rows[slot] = self.row_at(n + kFmaSlots);
+    for (int k = 0; k < kReserve; ++k) gates[k] = *Ring::place(n, k);
+    before = *Ring::place(n, kBefore), grad = *Ring::place(n, kGrad);
   }
 
   // The gate gradients of step n; the hidden-side ones go into its vector.
-  DEVICE void update(int n, int slot, float (&values)[2 * kStores]) {
-    V q[kSlots], p[kStates], s[kStates], ds[kStates], dx[kGates], dh[kGates];
+  DEVICE void update(int n, float (&values)[2 * kStores]) {
+    V q[kReserve > 0 ? kReserve : 1], p[kStates], s[kStates], ds[kStates], dx[kGates], dh[kGates];
     UNROLL
-    for (int k = 0; k < kSlots; ++k) q[k] = in[slot].gates[k];
+    for (int k = 0; k < kReserve; ++k) q[k] = gates[k];
     UNROLL
-    for (int k = 0; k < kStates; ++k) p[k] = in[slot].before[k], s[k] = after[k], ds[k] = grads[k];
-    ds[0] = ds[0] + V(in[slot].grad);
+    for (int k = 0; k < kStates; ++k)
+      p[k] = k == kLast ? before : 0.f, s[k] = k == kLast ? after : 0.f, ds[k] = grads[k];
+    ds[0] = ds[0] + V(grad);
     Cell::backward(q, p, s, ds, dx, dh);
     const bool here = self.alive(n);
     UNROLL
-    for (int k = 0; k < kStates; ++k) {
-      grads[k] = here ? plain(ds[k]) : grads[k];
-      after[k] = in[slot].before[k];
-    }
-    float* to = self.vector(n) + (self.row - self.first_row) * S::kDepth + self.unit % S::kOwn;
+    for (int k = 0; k < kStates; ++k) grads[k] = here ? plain(ds[k]) : grads[k];
+    after = before;
+    float* to = self.vector(n) + self.tile_row * S::kDepth + self.unit % S::kOwn;
     UNROLL
     for (int g = 0; g < kGates; ++g) {
       const float hidden_side = here ? plain(dh[g]) : 0.f;
@@ -118,22 +122,24 @@ struct FmaBackward {
     }
   }
 
-  DEVICE void store(int n, const float (&values)[2 * kStores], int slot) const {
-    if (!writes || (S::kRows > 1 && !self.alive(n))) return;
+  DEVICE void store(int n, const float (&values)[2 * kStores]) {
     const bool second = self.copy == 1;
-    float* const first = results.at(rows[slot]);
+    float* const first = results.at(stored_offset);
     UNROLL
     for (int i = 0; i < kStores; ++i) {
-      if (2 * i + 2 <= kResults || !second)
+      if (writes && (S::kRows == 1 || self.alive(n)) && (2 * i + 2 <= kResults || !second))
         *dev::advance(first, i, result_bytes) = second ? values[2 * i + 1] : values[2 * i];
     }
+    results.go_on();
+    if constexpr (kPacked) stored_offset = self.offset(n + 1);
   }
 
-  // What step n - 1 adds to the gradient of h, of all rows and units that this lane computes.
-  DEVICE void multiply(int n) {
+  // What step n adds to the gradient of h before it, of all rows and units that this lane computes.
+  template <class Between>
+  DEVICE void multiply(int n, Between between) {
     const float zeros[S::kUnits][S::kOut] = {};
     float sum[S::kOutputs][S::kValues];
-    self.product.run(self.vector(n), self.part, zeros, sum);
+    self.product.run(self.vector(n), self.part, zeros, sum, between);
     add_parts<S>(sum, self.part);
     if constexpr (S::kSums) {
       UNROLL
@@ -156,7 +162,7 @@ struct FmaBackward {
   // Adds what all CTAs sent after step n - 1.
   DEVICE void add_received(int n) {
     self.receive(n);
-    const int element = (self.row - self.first_row) * S::kOwn + self.unit % S::kOwn;
+    const int element = self.tile_row * S::kOwn + self.unit % S::kOwn;
     const float* from =
         reinterpret_cast<const float*>(dev::smem() + S::kReceivedAt + (n & 1) * S::kReceivedBytes) +
         element;
@@ -166,44 +172,38 @@ struct FmaBackward {
     grads[0] += sum;
   }
 
-  DEVICE void step(int n, int slot, bool multiplies) {
+  DEVICE void step(int n, bool multiplies) {
     float values[2 * kStores] = {};
     if (works()) {
       if constexpr (S::kSums)
         if (n > 0) add_received(n);
-      update(n, slot, values);
+      update(n, values);
     }
     dev::cta_sync();
-    if constexpr (S::kSums)
-      if (multiplies) multiply(n);
-    if (works()) {
-      store(n, values, slot);
-      load(n + kFmaSlots, slot);
+    const auto finish = [&] {
+      if (!works()) return;
+      store(n, values);
+      copy(n + Ring::kAhead);
+      read(n + 1);
+    };
+    if (multiplies) {
+      multiply(n, finish);
+    } else {
+      finish();
     }
-    prefetcher.run(self, n + kFmaAhead);
-    if constexpr (!S::kSums)
-      if (multiplies) multiply(n);
   }
 
   DEVICE void run() {
     const bool to_start = a.grad_states_0[0] != nullptr;
     place();
-    UNROLL
-    for (int i = 0; i < kFmaSlots; ++i)
-      if (i < self.count) next_rows[i] = self.row_at(i);
-    for (int n = 0; n < kFmaAhead; ++n) prefetcher.run(self, n);
+    if (works())
+      for (int n = 0; n < Ring::kAhead; ++n) copy(n);
     self.load_weights(a.w_hh);
     load_states();
-    UNROLL
-    for (int i = 0; i < kFmaSlots; ++i) load(i, i);
+    if (works()) read(0);
     self.start();
-    for (int first = 0; first < self.count; first += kFmaSlots) {
-      UNROLL
-      for (int i = 0; i < kFmaSlots; ++i) {
-        if (first + i >= self.count) break;
-        step(first + i, i, first + i + 1 < self.count || to_start);
-      }
-    }
+    for (int n = 0; n + 1 < self.count; ++n) step(n, true);
+    if (self.count > 0) step(self.count - 1, to_start);
     if constexpr (S::kSums)
       if (to_start && works()) add_received(self.count);
     UNROLL
@@ -213,9 +213,9 @@ struct FmaBackward {
   }
 };
 
-template <class S>
+template <class S, bool kPacked>
 KERNEL LAUNCH_BOUNDS(S::kThreads) fma_backward(const BackwardArgs<float> args) {
-  FmaBackward<S>(args).run();
+  FmaBackward<S, kPacked>(args).run();
 }
 
 }  // namespace rnnfast::cuda

@@ -1,32 +1,36 @@
 // The float32 kernels forward. A step: receive h of all units, multiply, add up over the lanes that
-// share K, the cell's maths, send the new h; then results are stored and inputs loaded.
+// share K, the cell's maths, send the new h. Results are stored, and inputs asked for, while the
+// next step waits for its first operands.
 #pragma once
 
 #include "cuda/fma.h"
 
 namespace rnnfast::cuda {
 
-template <class S, bool kSave>
+// kSave: for training. A packed sequence finds that out as it runs.
+template <class S, bool kPacked, bool kSave>
 struct FmaForward {
   using Cell = typename S::Cell;
   using V = typename S::Number;
+  using Ring = FmaRing<S>;
+  using Worker = FmaWorker<S, kPacked>;
   static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
   static constexpr int kReserve = kSave ? Cell::kReserve : 0;
-  // What a step stores: the reserve, the states (in training), h. Lanes with the same numbers take
-  // turns.
+  // What a step stores: the reserve, the states (in training), h. Two lanes have the same numbers
+  // and take turns.
   static constexpr int kResults = kReserve + (kSave ? kStates : 0) + 1;
   static constexpr int kStores = (kResults + 1) / 2;
-  static constexpr int kReceivers =
-      (S::kPeers + FmaWorker<S>::kSenders - 1) / FmaWorker<S>::kSenders;
+  static constexpr int kReceivers = (S::kPeers + Worker::kSenders - 1) / Worker::kSenders;
 
   const ForwardArgs<float>& a;
-  FmaWorker<S> self;
-  float states[kStates], start[S::kUnits][kGates], bias[kGates];
-  FmaColumn<const float> inputs;
-  FmaColumn<float> results[kStores];
-  float x[kFmaSlots][kGates];
-  int rows[kFmaSlots], next_rows[kFmaSlots];  // of the steps in the slots, and of those after them
-  FmaPrefetcher prefetcher;
+  Worker self;
+  float states[kStates], start[S::kUnits][kGates], bias[kGates], x[kGates];
+  float values[2 * kStores];  // results of the step before
+  FmaCursor<const float, kPacked> inputs;
+  FmaCursor<float, kPacked> results[kStores];
+  bool stores[kStores];
+  // Packed: where the step to be copied, and the one to be stored, begin.
+  int copied_offset = 0, stored_offset = 0, next_offset = 0;
 
   DEVICE FmaForward(const ForwardArgs<float>& args) : a(args), self(args.steps, args.hidden) {}
 
@@ -61,84 +65,99 @@ struct FmaForward {
     for (int k = 0; k < kStates; ++k) {
       const bool given = a.states_0[k] != nullptr && self.exists;
       states[k] = given ? a.states_0[k][self.in_state()] : 0.f;
-      if (kSave && self.exists && self.copy == 0)
-        a.timelines[k][self.timeline() + int64_t{self.initial()} * self.hidden] = states[k];
+      if (kSave && a.timelines[k] != nullptr && self.exists && self.copy == 0)
+        a.timelines[k][self.timeline() + int64_t{self.initial() + self.row} * self.hidden] =
+            states[k];
     }
   }
 
   DEVICE void place() {
     const int H = self.hidden;
-    inputs = {a.x_gates + self.rows_before() * kGates * H + self.unit, kGates * H};
+    inputs = {self, a.x_gates + self.rows_before() * kGates * H + self.unit, kGates * H, 0};
     float* first[2 * kStores] = {};
     int sizes[2 * kStores] = {};
     UNROLL
-    for (int q = 0; q < kReserve; ++q)
-      first[q] = a.gates + (self.rows_before() * kReserve + q) * H + self.unit,
+    for (int q = 0; q < kReserve; ++q) {
+      first[q] = a.gates + (self.rows_before() * kReserve + q) * H + self.unit;
       sizes[q] = kReserve * H;
+    }
     UNROLL
-    for (int k = 0; kSave && k < kStates; ++k)
-      first[kReserve + k] = a.timelines[k] + self.timeline() + int64_t{self.after(0)} * H,
-                       sizes[kReserve + k] = H;
+    for (int k = 0; kSave && k < kStates; ++k) {
+      first[kReserve + k] = a.timelines[k] + self.timeline() + int64_t{self.after()} * H;
+      sizes[kReserve + k] = H;
+    }
     first[kResults - 1] = a.output + self.in_output(), sizes[kResults - 1] = dev::grid_y() * H;
+    const bool second = self.copy == 1, saves = a.timelines[0] != nullptr;
     UNROLL
     for (int i = 0; i < kStores; ++i) {
-      const bool second = self.copy == 1;
-      results[i] = {second ? first[2 * i + 1] : first[2 * i],
-                    second ? sizes[2 * i + 1] : sizes[2 * i]};
+      const int which = 2 * i + (second ? 1 : 0);
+      // The first call of store() has nothing to store.
+      results[i] = {self, second ? first[2 * i + 1] : first[2 * i],
+                    second ? sizes[2 * i + 1] : sizes[2 * i], 1};
+      stores[i] = self.copy < 2 && which < kResults && (saves || which == kResults - 1);
     }
-    const float* const tensors[1] = {a.x_gates + self.rows_before() * kGates * H};
-    prefetcher.init(self, tensors, {kGates * H}, {kGates * H});
   }
 
-  // Inputs of step n.
-  DEVICE void load(int n, int slot) {
-    if (n >= self.count) return;
-    rows[slot] = next_rows[slot];
-    const float* from = inputs.at(rows[slot]);
-    const bool alive = self.alive(n);
+  // Asks for the inputs of step n.
+  DEVICE void copy(int n) {
+    const float* from = inputs.at(copied_offset);
+    const bool there = self.alive(n);
     UNROLL
-    for (int g = 0; g < kGates; ++g) {
-      x[slot][g] = alive ? *dev::advance(from, g, self.unit_bytes) : 0.f;
-    }
-    if (n + kFmaSlots < self.count) next_rows[slot] = self.row_at(n + kFmaSlots);
+    for (int g = 0; g < kGates; ++g)
+      Ring::copy(n, g, dev::advance(from, g, self.unit_bytes), there);
+    dev::cp_commit();
+    inputs.go_on();
+    if constexpr (kPacked) copied_offset = self.offset(n + 1);
+  }
+  DEVICE void read(int n) {
+    dev::cp_wait<Ring::kAhead - 1>();
+    UNROLL
+    for (int g = 0; g < kGates; ++g) x[g] = *Ring::place(n, g);
   }
 
-  DEVICE void store(const float (&values)[2 * kStores], int slot) const {
-    const bool second = self.copy == 1;
+  // The results of step n; none of step -1.
+  DEVICE void store(int n) {
+    const bool alive = n >= 0 && self.alive(n), second = self.copy == 1;
     UNROLL
     for (int i = 0; i < kStores; ++i) {
-      if (self.copy < (2 * i + 2 <= kResults ? 2 : 1))
-        *results[i].at(rows[slot]) = second ? values[2 * i + 1] : values[2 * i];
+      if (alive && stores[i])
+        *results[i].at(stored_offset) = second ? values[2 * i + 1] : values[2 * i];
+      results[i].go_on();
     }
+    if constexpr (kPacked) stored_offset = next_offset, next_offset = self.offset(n + 2);
   }
 
   DEVICE void send(int round) const {
     if constexpr (S::kCluster) {
+      if (round == self.count) return;
       const uint4 v = self.gather(states[0]);
-      const int row = self.row - self.first_row;
-      const int at = (row * S::kHidden + (self.unit & ~3)) * static_cast<int>(sizeof(float));
+      const int at =
+          (self.tile_row * S::kHidden + (self.unit & ~3)) * static_cast<int>(sizeof(float));
       UNROLL
       for (int i = 0; i < kReceivers; ++i) {
         const int peer = self.sender() + i * self.kSenders;
         if (peer < S::kPeers) self.send(round, peer, at, v);
       }
     } else {
-      if (self.copy == 0)
-        self.vector(round)[(self.row - self.first_row) * S::kHidden + self.unit] = states[0];
+      if (self.copy == 0) self.vector(round)[self.tile_row * S::kHidden + self.unit] = states[0];
       dev::cta_sync();
     }
   }
 
-  DEVICE void step(int n, int slot) {
+  DEVICE void step(int n) {
     if constexpr (S::kCluster)
       if (n > 0) self.receive(n);
     float sum[S::kOutputs][S::kValues];
-    self.product.run(self.vector(n), self.part, start, sum);
+    self.product.run(self.vector(n), self.part, start, sum, [&] {
+      store(n - 1);
+      copy(n + Ring::kAhead);
+      read(n);
+    });
     add_parts<S>(sum, self.part);
     V in[kGates], h[kGates], s[kStates], q[Cell::kReserve > 0 ? Cell::kReserve : 1];
     UNROLL
     for (int g = 0; g < kGates; ++g) {
-      in[g] = g < Cell::kSharedGates ? x[slot][g] : x[slot][g] + bias[g];
+      in[g] = g < Cell::kSharedGates ? x[g] : x[g] + bias[g];
       h[g] = sum[0][g];
     }
     UNROLL
@@ -147,46 +166,36 @@ struct FmaForward {
     const bool alive = self.alive(n);
     UNROLL
     for (int k = 0; k < kStates; ++k) states[k] = alive ? plain(s[k]) : states[k];
-    if (n + 1 < self.count) send(n + 1);
-    float values[2 * kStores] = {};
+    send(n + 1);
     UNROLL
     for (int i = 0; i < kReserve; ++i) values[i] = plain(q[i]);
     UNROLL
     for (int k = 0; kSave && k < kStates; ++k) values[kReserve + k] = states[k];
     values[kResults - 1] = states[0];
-    if (alive) store(values, slot);
-    load(n + kFmaSlots, slot);
-    prefetcher.run(self, n + kFmaAhead);
   }
 
   DEVICE void run() {
     place();
-    for (int n = 0; n < kFmaAhead; ++n) prefetcher.run(self, n);
+    if constexpr (kPacked)
+      copied_offset = self.offset(0), stored_offset = next_offset = copied_offset;
+    for (int n = 0; n < Ring::kAhead; ++n) copy(n);
     self.load_weights(a.w_hh);
     load_bias();
     load_states();
     UNROLL
-    for (int i = 0; i < kFmaSlots; ++i) {
-      if (i < self.count) next_rows[i] = self.row_at(i);
-      load(i, i);
-    }
+    for (int i = 0; i < 2 * kStores; ++i) values[i] = 0.f;
     self.start();
-    for (int first = 0; first < self.count; first += kFmaSlots) {
-      UNROLL
-      for (int i = 0; i < kFmaSlots; ++i) {
-        if (first + i >= self.count) break;
-        step(first + i, i);
-      }
-    }
+    for (int n = 0; n < self.count; ++n) step(n);
+    store(self.count - 1);
     UNROLL
     for (int k = 0; k < kStates; ++k)
       if (self.exists && self.copy == 0) a.states_n[k][self.in_state()] = states[k];
   }
 };
 
-template <class S, bool kSave>
+template <class S, bool kPacked, bool kSave>
 KERNEL LAUNCH_BOUNDS(S::kThreads) fma_forward(const ForwardArgs<float> args) {
-  FmaForward<S, kSave>(args).run();
+  FmaForward<S, kPacked, kSave>(args).run();
 }
 
 }  // namespace rnnfast::cuda

@@ -21,13 +21,17 @@ struct FmaRunner {
   }
   static dev::Status forward(const ForwardArgs<void>& args, int64_t tiles, int directions,
                              dev::Stream stream) {
-    const auto kernel = args.timelines[0] == nullptr ? fma_forward<S, false> : fma_forward<S, true>;
+    const auto kernel = args.steps.offset != nullptr   ? fma_forward<S, true, true>
+                        : args.timelines[0] == nullptr ? fma_forward<S, false, false>
+                                                       : fma_forward<S, false, true>;
     return dev::launch(kernel, shape(tiles, directions), stream,
                        std::bit_cast<ForwardArgs<float>>(args));
   }
   static dev::Status backward(const BackwardArgs<void>& args, int64_t tiles, int directions,
                               dev::Stream stream) {
-    return dev::launch(fma_backward<S>, shape(tiles, directions), stream,
+    const auto kernel =
+        args.steps.offset != nullptr ? fma_backward<S, true> : fma_backward<S, false>;
+    return dev::launch(kernel, shape(tiles, directions), stream,
                        std::bit_cast<BackwardArgs<float>>(args));
   }
 };

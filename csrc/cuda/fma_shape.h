@@ -46,7 +46,7 @@ struct FmaLayout {
   constexpr int out() const { return backward ? 1 : gates; }  // numbers per computed unit
   constexpr int threads() const { return computed() / units * share; }
   constexpr int weights() const { return units * out() * depth() / share; }  // of a thread
-  // Shared memory: two vectors, what peers send (backward), mbarriers.
+  // Shared memory: two vectors, what peers send (backward), mbarriers, inputs.
   constexpr int vector_bytes() const { return rows * depth() * 4; }
   constexpr int received_bytes() const {
     return peers == 1 ? 0 : rows * (backward ? peers * own() : hidden) * 4;
@@ -55,7 +55,15 @@ struct FmaLayout {
   constexpr int bars_at() const {
     return 2 * vector_bytes() + (backward ? 2 * received_bytes() : 0);
   }
-  constexpr int shared_bytes() const { return bars_at() + 16; }
+  // Inputs on their way, see FmaRing. Cells read backward the gates, their last state before and
+  // after the step, and the gradient of the output.
+  static constexpr int kAhead = 6, kSlots = 8;
+  constexpr int inputs() const { return backward ? (gates == 1 ? 0 : 4) + 2 : gates; }
+  constexpr int ring_threads() const {
+    return backward && peers > 1 ? 2 * rows * own() : threads();
+  }
+  constexpr int ring_at() const { return bars_at() + 16; }
+  constexpr int shared_bytes() const { return ring_at() + kSlots * inputs() * ring_threads() * 4; }
 };
 
 constexpr FmaLayout fma_layout(const FmaInstance& i, int gates) {

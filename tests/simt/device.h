@@ -211,9 +211,12 @@ DEVICE void cp_wait() {
 }
 
 template <class T>
+DEVICE T* advance(T* p, int64_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes));
+}
+template <class T>
 DEVICE T* advance(T* p, int count, int bytes) {
-  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(p) +
-                              static_cast<uintptr_t>(int64_t{count} * bytes));
+  return advance(p, int64_t{count} * bytes);
 }
 
 // A wrong address fails here.
