@@ -479,6 +479,12 @@ DEVICE T* opaque_global(T* p) {
   return p;
 }
 
+// The same for a pointer into shared memory.
+template <class T>
+DEVICE T* opaque_shared(T* p) {
+  return static_cast<T*>(__cvta_shared_to_generic(opaque(shared_address(p))));
+}
+
 // ---- warp collectives: all 32 lanes call them together ----
 
 DEVICE uint32_t shfl_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }

@@ -201,12 +201,13 @@ struct FmaWorker {
   const int hidden, direction, lane, warp, part, neighbour, rank, first_row;
   const int count;      // steps at which the tile has living rows: the first `count` in time
   int first_time, way;  // time n is first_time + n * way
-  int unit_bytes;       // from a gate of a unit to the next one
+  int64_t gate_bytes;   // from a gate of a unit to the next one
   // The one unit and batch row whose maths this thread does, as `copies` threads do; backward in a
   // cluster not every thread has one.
   int unit, row, tile_row, copy;
   bool exists;
   int last;  // steps at which the row is alive; none where it does not exist
+  uint8_t* const smem;
   FmaProduct<S> product;
 
   DEVICE FmaWorker(const Steps& all, int64_t H)
@@ -219,8 +220,9 @@ struct FmaWorker {
         neighbour(lane % S::kLanes),
         rank(dev::block_x() % S::kPeers),
         first_row(dev::block_x() / S::kPeers * S::kRows),
-        count(dev::opaque(living_steps(first_row))) {
-    unit_bytes = dev::opaque(hidden * static_cast<int>(sizeof(float)));
+        count(dev::opaque(living_steps(first_row))),
+        smem(dev::opaque_shared(dev::smem())) {
+    gate_bytes = dev::opaque(hidden * int64_t{sizeof(float)});
     const bool from_end = (direction == 1) != S::kBackward;
     first_time = dev::opaque(from_end ? count - 1 : 0), way = dev::opaque(from_end ? -1 : 1);
     if constexpr (S::kSums) {
@@ -292,13 +294,13 @@ struct FmaWorker {
   DEVICE int64_t in_output() const { return direction * hidden + unit; }
 
   DEVICE float* vector(int round) const {
-    return reinterpret_cast<float*>(dev::smem() + (round & 1) * S::kVectorBytes);
+    return reinterpret_cast<float*>(smem + (round & 1) * S::kVectorBytes);
   }
 
   // ---- the exchange within a cluster ----
 
   DEVICE uint64_t* bar(int round) const {
-    return reinterpret_cast<uint64_t*>(dev::smem() + S::kBarsAt) + (round & 1);
+    return reinterpret_cast<uint64_t*>(smem + S::kBarsAt) + (round & 1);
   }
   // Also a barrier of the CTA.
   DEVICE void start() const {
@@ -333,7 +335,7 @@ struct FmaWorker {
   DEVICE int sender() const { return lane % 4 + part % S::kCopies * 4; }
   // Bytes from `at` on in what CTA `peer` receives in a round.
   DEVICE void send(int round, int peer, int at, uint4 v) const {
-    const dev::Remote base = dev::remote(dev::smem(), peer);
+    const dev::Remote base = dev::remote(smem, peer);
     dev::st_async16(base + (S::kReceivedAt + (round & 1) * S::kReceivedBytes + at), v,
                     base + (S::kBarsAt + (round & 1) * static_cast<int>(sizeof(uint64_t))));
   }
@@ -373,15 +375,17 @@ class FmaCursor {
 // into a ring in shared memory that no other thread looks at.
 template <class S>
 struct FmaRing {
-  static constexpr int kAhead = FmaLayout::kAhead;
-  static constexpr int kInputs = S::kLayout.inputs(), kThreads = S::kLayout.ring_threads();
+  static constexpr int kAhead = FmaLayout::kAhead, kInputs = S::kLayout.inputs();
+  static constexpr int kInputBytes = S::kLayout.ring_threads() * static_cast<int>(sizeof(float));
+  uint8_t* const first =
+      dev::opaque_shared(dev::smem() + S::kRingAt + dev::tid() * static_cast<int>(sizeof(float)));
 
-  static DEVICE float* place(int n, int input) {
-    return reinterpret_cast<float*>(dev::smem() + S::kRingAt) +
-           ((n % FmaLayout::kSlots) * kInputs + input) * kThreads + dev::tid();
+  DEVICE float* place(int n, int input) const {
+    const int slot = n % FmaLayout::kSlots * kInputs + input;
+    return reinterpret_cast<float*>(first + slot * kInputBytes);
   }
   // Nothing where it is not there: then the input is zero.
-  static DEVICE void copy(int n, int input, const float* from, bool there) {
+  DEVICE void copy(int n, int input, const float* from, bool there) const {
     dev::cp_async<4>(place(n, input), from, there ? 4 : 0);
   }
 };

@@ -28,11 +28,12 @@ struct FmaBackward {
 
   const BackwardArgs<float>& a;
   FmaWorker<S, kPacked> self;
+  const Ring ring;
   float grads[kStates];  // of the states after the step to come
   float gates[kReserve > 0 ? kReserve : 1], before, after, grad;  // of the step to come
   FmaCursor<const float, kPacked> saved, timeline, grad_output;
   FmaCursor<float, kPacked> results;  // the first, and how far apart they lie
-  int result_bytes;
+  int64_t result_bytes;
   bool has_grad, writes;
   // Packed: where the step to be copied, and the one after it, begin; the one to be stored.
   int copied_offset = 0, earlier_offset = 0, stored_offset = 0;
@@ -58,7 +59,7 @@ struct FmaBackward {
     writes = self.last > 0 && self.copy < 2;
     if (kBothSides && second && a.grad_h_gates == nullptr) writes = false;
     results = {self, kBothSides ? (second ? dh : dx) : dx + (second ? H : 0), kGates * H, 0};
-    result_bytes = dev::opaque((kBothSides ? 1 : 2) * self.unit_bytes);
+    result_bytes = dev::opaque((kBothSides ? 1 : 2) * self.gate_bytes);
     if constexpr (kPacked)
       copied_offset = self.offset(0), earlier_offset = self.offset(1),
       stored_offset = self.offset(0);
@@ -81,12 +82,14 @@ struct FmaBackward {
     if constexpr (kReserve > 0) {
       const float* from = saved.at(copied_offset);
       UNROLL
-      for (int k = 0; k < kReserve; ++k)
-        Ring::copy(n, k, dev::advance(from, k, self.unit_bytes), here);
+      for (int k = 0; k < kReserve; ++k) {
+        ring.copy(n, k, from, here);
+        from = dev::advance(from, self.gate_bytes);
+      }
     }
     const int row = earlier ? earlier_offset + self.after() : self.initial();
-    Ring::copy(n, kBefore, timeline.at(row), here || (kPacked && earlier));
-    Ring::copy(n, kGrad, grad_output.at(copied_offset), here && has_grad);
+    ring.copy(n, kBefore, timeline.at(row), here || (kPacked && earlier));
+    ring.copy(n, kGrad, grad_output.at(copied_offset), here && has_grad);
     dev::cp_commit();
     saved.go_on(), timeline.go_on(), grad_output.go_on();
     if constexpr (kPacked) copied_offset = earlier_offset, earlier_offset = self.offset(n + 2);
@@ -94,8 +97,8 @@ struct FmaBackward {
   DEVICE void read(int n) {
     dev::cp_wait<Ring::kAhead - 1>();
     UNROLL
-    for (int k = 0; k < kReserve; ++k) gates[k] = *Ring::place(n, k);
-    before = *Ring::place(n, kBefore), grad = *Ring::place(n, kGrad);
+    for (int k = 0; k < kReserve; ++k) gates[k] = *ring.place(n, k);
+    before = *ring.place(n, kBefore), grad = *ring.place(n, kGrad);
   }
 
   // The gate gradients of step n; the hidden-side ones go into its vector.
@@ -108,14 +111,15 @@ struct FmaBackward {
       p[k] = k == kLast ? before : 0.f, s[k] = k == kLast ? after : 0.f, ds[k] = grads[k];
     ds[0] = ds[0] + V(grad);
     Cell::backward(q, p, s, ds, dx, dh);
-    const bool here = self.alive(n);
+    // Of a row or unit that does not exist all is zero anyway.
+    const bool here = S::kRows == 1 || self.alive(n);
     UNROLL
     for (int k = 0; k < kStates; ++k) grads[k] = here ? plain(ds[k]) : grads[k];
     after = before;
     float* to = self.vector(n) + self.tile_row * S::kDepth + self.unit % S::kOwn;
     UNROLL
     for (int g = 0; g < kGates; ++g) {
-      const float hidden_side = here ? plain(dh[g]) : 0.f;
+      const float hidden_side = dev::opaque(here ? plain(dh[g]) : 0.f);
       if (self.copy == 0) to[g * S::kOwn] = hidden_side;
       values[kBothSides ? 2 * g : g] = plain(dx[g]);
       if (kBothSides) values[2 * g + 1] = hidden_side;
@@ -124,11 +128,13 @@ struct FmaBackward {
 
   DEVICE void store(int n, const float (&values)[2 * kStores]) {
     const bool second = self.copy == 1;
-    float* const first = results.at(stored_offset);
+    const bool alive = writes && (S::kRows == 1 || self.alive(n));
+    float* to = results.at(stored_offset);
     UNROLL
     for (int i = 0; i < kStores; ++i) {
-      if (writes && (S::kRows == 1 || self.alive(n)) && (2 * i + 2 <= kResults || !second))
-        *dev::advance(first, i, result_bytes) = second ? values[2 * i + 1] : values[2 * i];
+      const float value = dev::opaque(second ? values[2 * i + 1] : values[2 * i]);
+      if (alive && (2 * i + 2 <= kResults || !second)) *to = value;
+      to = dev::advance(to, result_bytes);
     }
     results.go_on();
     if constexpr (kPacked) stored_offset = self.offset(n + 1);
@@ -155,7 +161,7 @@ struct FmaBackward {
         }
       }
     } else {
-      grads[0] += sum[0][0];
+      grads[0] += self.exists ? sum[0][0] : 0.f;
     }
   }
 
@@ -164,21 +170,17 @@ struct FmaBackward {
     self.receive(n);
     const int element = self.tile_row * S::kOwn + self.unit % S::kOwn;
     const float* from =
-        reinterpret_cast<const float*>(dev::smem() + S::kReceivedAt + (n & 1) * S::kReceivedBytes) +
+        reinterpret_cast<const float*>(self.smem + S::kReceivedAt + (n & 1) * S::kReceivedBytes) +
         element;
     float sum = from[0];
     UNROLL
     for (int peer = 1; peer < S::kPeers; ++peer) sum += from[peer * kElements];
-    grads[0] += sum;
+    grads[0] += self.exists ? sum : 0.f;
   }
 
   DEVICE void step(int n, bool multiplies) {
     float values[2 * kStores] = {};
-    if (works()) {
-      if constexpr (S::kSums)
-        if (n > 0) add_received(n);
-      update(n, values);
-    }
+    if (works()) update(n, values);
     dev::cta_sync();
     const auto finish = [&] {
       if (!works()) return;
@@ -188,6 +190,8 @@ struct FmaBackward {
     };
     if (multiplies) {
       multiply(n, finish);
+      if constexpr (S::kSums)
+        if (works()) add_received(n + 1);
     } else {
       finish();
     }
@@ -204,8 +208,6 @@ struct FmaBackward {
     self.start();
     for (int n = 0; n + 1 < self.count; ++n) step(n, true);
     if (self.count > 0) step(self.count - 1, to_start);
-    if constexpr (S::kSums)
-      if (to_start && works()) add_received(self.count);
     UNROLL
     for (int k = 0; k < kStates; ++k)
       if (a.grad_states_0[k] != nullptr && self.exists && self.copy == 0)

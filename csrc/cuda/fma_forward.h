@@ -24,6 +24,7 @@ struct FmaForward {
 
   const ForwardArgs<float>& a;
   Worker self;
+  const Ring ring;
   float states[kStates], start[S::kUnits][kGates], bias[kGates], x[kGates];
   float values[2 * kStores];  // results of the step before
   FmaCursor<const float, kPacked> inputs;
@@ -103,8 +104,10 @@ struct FmaForward {
     const float* from = inputs.at(copied_offset);
     const bool there = self.alive(n);
     UNROLL
-    for (int g = 0; g < kGates; ++g)
-      Ring::copy(n, g, dev::advance(from, g, self.unit_bytes), there);
+    for (int g = 0; g < kGates; ++g) {
+      ring.copy(n, g, from, there);
+      from = dev::advance(from, self.gate_bytes);
+    }
     dev::cp_commit();
     inputs.go_on();
     if constexpr (kPacked) copied_offset = self.offset(n + 1);
@@ -112,7 +115,7 @@ struct FmaForward {
   DEVICE void read(int n) {
     dev::cp_wait<Ring::kAhead - 1>();
     UNROLL
-    for (int g = 0; g < kGates; ++g) x[g] = *Ring::place(n, g);
+    for (int g = 0; g < kGates; ++g) x[g] = *ring.place(n, g);
   }
 
   // The results of step n; none of step -1.
@@ -120,14 +123,15 @@ struct FmaForward {
     const bool alive = n >= 0 && self.alive(n), second = self.copy == 1;
     UNROLL
     for (int i = 0; i < kStores; ++i) {
-      if (alive && stores[i])
-        *results[i].at(stored_offset) = second ? values[2 * i + 1] : values[2 * i];
+      const float value = dev::opaque(second ? values[2 * i + 1] : values[2 * i]);
+      if (alive && stores[i]) *results[i].at(stored_offset) = value;
       results[i].go_on();
     }
     if constexpr (kPacked) stored_offset = next_offset, next_offset = self.offset(n + 2);
   }
 
-  DEVICE void send(int round) const {
+  // Hands the new h to all who need it, and waits for theirs.
+  DEVICE void exchange(int round) const {
     if constexpr (S::kCluster) {
       if (round == self.count) return;
       const uint4 v = self.gather(states[0]);
@@ -138,6 +142,7 @@ struct FmaForward {
         const int peer = self.sender() + i * self.kSenders;
         if (peer < S::kPeers) self.send(round, peer, at, v);
       }
+      self.receive(round);
     } else {
       if (self.copy == 0) self.vector(round)[self.tile_row * S::kHidden + self.unit] = states[0];
       dev::cta_sync();
@@ -145,8 +150,6 @@ struct FmaForward {
   }
 
   DEVICE void step(int n) {
-    if constexpr (S::kCluster)
-      if (n > 0) self.receive(n);
     float sum[S::kOutputs][S::kValues];
     self.product.run(self.vector(n), self.part, start, sum, [&] {
       store(n - 1);
@@ -166,12 +169,12 @@ struct FmaForward {
     const bool alive = self.alive(n);
     UNROLL
     for (int k = 0; k < kStates; ++k) states[k] = alive ? plain(s[k]) : states[k];
-    send(n + 1);
     UNROLL
     for (int i = 0; i < kReserve; ++i) values[i] = plain(q[i]);
     UNROLL
     for (int k = 0; kSave && k < kStates; ++k) values[kReserve + k] = states[k];
     values[kResults - 1] = states[0];
+    exchange(n + 1);
   }
 
   DEVICE void run() {

@@ -434,6 +434,10 @@ template <class T>
 DEVICE T* opaque_global(T* p) {
   return p;
 }
+template <class T>
+DEVICE T* opaque_shared(T* p) {
+  return p;
+}
 
 // ---- warp collectives ----
 
