@@ -253,17 +253,21 @@ struct FmaWorker {
   }
 
   DEVICE int living_steps(int row) const {
-    int low = 0, high = static_cast<int>(steps.count);
-    if constexpr (!kPacked) return row < steps.largest ? high : 0;
-    while (low < high) {  // steps.batch never increases
-      const int middle = low + (high - low) / 2;
-      if (steps.batch[middle] > row) {
-        low = middle + 1;
-      } else {
-        high = middle;
+    const int all = static_cast<int>(steps.count);
+    if constexpr (!kPacked) {
+      return row < steps.largest ? all : 0;
+    } else {
+      int low = 0, high = all;
+      while (low < high) {  // steps.batch never increases
+        const int middle = low + (high - low) / 2;
+        if (steps.batch[middle] > row) {
+          low = middle + 1;
+        } else {
+          high = middle;
+        }
       }
+      return low;
     }
-    return low;
   }
 
   // Steps of the kernel count from 0: forward from the first one of the direction, backward from
