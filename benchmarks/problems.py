@@ -117,6 +117,7 @@ GRID: tuple[Problem, ...] = (
         for H in (256, 128, 512, 64, 1024, 32, 768, 384)
         for B in (32, 1, 128)
     ),
+    Problem(100, 64, 512, 512, _CROSSOVER),
     Problem(100, 16, 768, 768, _CROSSOVER),
     Problem(100, 16, 1024, 1024, _CROSSOVER),
     Problem(100, 32, 2048, 2048, _CROSSOVER),

@@ -2,10 +2,12 @@
 
     python -m benchmarks.steps
     python -m benchmarks.steps --threads 1 --cells gru
+    python -m benchmarks.steps --device cuda
 
 A call is `_, state = layer(x, state)` under `torch.inference_mode()`, x of one step, and all that
 Python does in it. Values are checked against float64 over STEPS steps before anything is timed.
-Frozen: a layer after `rnnfast.freeze`.
+Frozen: a layer after `rnnfast.freeze`. On a GPU, where one call is nothing but host time, what is
+timed is a CUDA graph of CHAIN steps, each from the state of the one before.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 import rnnfast
 from benchmarks import report, results, table
 from benchmarks.__main__ import RESULTS
+from benchmarks.cuda import PRECISIONS, REPLAY_ERROR, events, set_switches, spin_up
 from benchmarks.problems import Problem
 from benchmarks.timing import FULL, QUICK, Budget, geometric_mean, interleave
 from benchmarks.workloads import (
@@ -38,7 +41,9 @@ from benchmarks.workloads import (
 
 ORIGIN = "generation, reinforcement learning"
 PROBLEMS = [Problem(1, B, H, H, ORIGIN) for B in (1, 8, 32) for H in (128, 256, 512, 1024)]
-STEPS = 5
+STEPS, CHAIN = 5, 32
+SHORT_CHAIN = Budget(0.01 / CHAIN, 0.001 / CHAIN, (3, 9), 0.001 / CHAIN)
+"""A stopwatch that shows the seconds of one step runs CHAIN times as long."""
 
 
 def take_step(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -78,6 +83,7 @@ def check(workload: Workload) -> Errors:
 
 
 MODES = ("step", "frozen step")
+CHAINED = f"step of a graph of {CHAIN}"
 
 
 def measure(problem: Problem, cell: str, mode: str, budget: Budget) -> results.Measurement:
@@ -93,13 +99,55 @@ def measure(problem: Problem, cell: str, mode: str, budget: Budget) -> results.M
     return results.Measurement(problem, cell, mode, pair, errors, ran)
 
 
+def chain(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    """CHAIN steps as one CUDA graph. Raises WrongValuesError where a replay differs from the steps
+    taken one by one.
+    """
+    warm_up, one_by_one, step = (take_step(layer, x) for _ in range(3))
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        warm_up()
+        with torch.cuda.graph(graph, stream=stream):
+            last = [step() for _ in range(CHAIN)][-1]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph.replay()
+    error = relative_error(last, [one_by_one() for _ in range(CHAIN)][-1].double())
+    if not error <= REPLAY_ERROR:
+        raise WrongValuesError(f"the graph's replay differs from the steps by {error:.1e}")
+    return graph.replay
+
+
+def measure_chain(problem: Problem, cell: str, precision: str) -> results.Measurement:
+    """Seconds of one step of a chain on a GPU."""
+    set_switches(PRECISIONS[precision])
+    dtype = PRECISIONS[precision].dtype
+    workload = make_workload(problem, cell, dtype, nn, rnnfast, device="cuda")
+    errors, x = check(workload), workload.x
+    assert isinstance(x, Tensor)
+    sides = [chain(layer, x) for layer in (workload.baseline, workload.candidate)]
+
+    def stopwatch(replay: Callable[[], object], calls: int) -> float:
+        return events(replay, calls) / CHAIN
+
+    pair = interleave(sides[0], sides[1], SHORT_CHAIN, stopwatch=stopwatch)
+    with torch.inference_mode():
+        ran = str(rnnfast.explain(workload.candidate, x))
+    return results.Measurement(problem, cell, CHAINED, pair, errors, ran, precision, graph=True)
+
+
 def show(record: results.Record) -> None:
     print(report.headline(record))
+    for precision in dict.fromkeys(m.precision for m in record.measurements if m.graph):
+        chosen = [m for m in record.measurements if m.graph and m.precision == precision]
+        _show_mode(chosen, f"{CHAINED}, {precision}")
     for mode in MODES:
         _show_mode([m for m in record.measurements if m.pass_name == mode], mode)
 
 
 def _show_mode(measurements: Sequence[results.Measurement], mode: str) -> None:
+    if not measurements:
+        return
     cells = list(dict.fromkeys(m.cell for m in measurements))
     rows = []
     for problem in dict.fromkeys(m.problem for m in measurements):
@@ -121,15 +169,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     cells = ("rnn_tanh", "gru", "lstm")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=cells)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
     parser.add_argument("--output", type=Path, help="JSON file; default: named after the machine")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    facts = results.environment(torch.float32, "rnnfast")
-    budget = QUICK if options.quick else FULL
-    jobs = [(p, cell, mode) for p in PROBLEMS for cell in options.cells for mode in MODES]
-    measurements = [measure(*job, budget) for job in track(jobs, "steps")]
+    if options.device == "cuda":
+        spin_up()
+        facts = results.gpu_environment("rnnfast")
+        names = ("bfloat16", "float16", "float32")
+        chains = [(p, cell, name) for name in names for cell in options.cells for p in PROBLEMS]
+        measurements = [measure_chain(*job) for job in track(chains, "steps")]
+    else:
+        facts = results.environment(torch.float32, "rnnfast")
+        budget = QUICK if options.quick else FULL
+        jobs = [(p, cell, mode) for p in PROBLEMS for cell in options.cells for mode in MODES]
+        measurements = [measure(*job, budget) for job in track(jobs, "steps")]
     record = results.Record(facts, tuple(measurements))
     path = options.output or RESULTS / "steps" / results.default_name(facts, options.quick)
     results.write(record, path)

@@ -8,6 +8,7 @@ correct    tests/test_cuda.py on the kernels that the plan chooses, or on RNNFAS
 compare    the layers of benchmarks.cuda --grid beside cuDNN: GPU.json
 tune       every kernel that could run a layer, one after the other: GPU-tune.json
 users      layers of models in use beside cuDNN: GPU-users.json
+steps      single steps that carry the state, chained in a graph, beside cuDNN: GPU-steps.json
 micro      what the GPU's primitives cost: GPU-micro.json
 sanitize   compute-sanitizer on every kernel; memcheck alone is a part, too
 
@@ -161,6 +162,14 @@ def users(machine: Machine) -> list[Stage]:
     return [Stage("users", command, 90, keep=TIMES)]
 
 
+def steps(machine: Machine) -> list[Stage]:
+    command = [sys.executable, "-u", "-m", "benchmarks.steps", "--device", "cuda"]
+    if machine.dry:
+        return []
+    command += ["--output", str(machine.file("steps"))]
+    return [Stage("steps", command, 60, keep=r"^\| |all: |Error")]
+
+
 def tune(machine: Machine) -> list[Stage]:
     command = [sys.executable, "-u", "-m", "benchmarks.tune", "--output", str(machine.file("tune"))]
     if machine.dry:
@@ -200,11 +209,12 @@ PARTS = {
     "compare": compare,
     "tune": tune,
     "users": users,
+    "steps": steps,
     "micro": micro,
     "sanitize": sanitize,
     "memcheck": memcheck,
 }
-DEFAULT = ("correct", "compare", "tune", "users", "micro", "sanitize")
+DEFAULT = ("correct", "compare", "tune", "users", "steps", "micro", "sanitize")
 
 
 # ---- running them ----
@@ -327,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runner.run(*PARTS[part](machine))
         text = summary(runner.outcomes)
         log.write(text)
-    measured = ("compare", "tune", "users", "micro")
+    measured = ("compare", "tune", "users", "steps", "micro")
     tables = [o.output for o in runner.outcomes if o.stage.name in measured]
     machine.file(suffix=".txt").write_text("\n".join(tables))
     print(text)
