@@ -5,6 +5,7 @@
 ``rnnfast._cuda``      the CUDA kernels: built where this torch has CUDA and nvcc is found;
                        RNNFAST_CUDA=0 leaves them out, RNNFAST_CUDA=1 insists on them
 ``RNNFAST_CPU``        instruction sets to build for, separated by spaces (default: all of them)
+``RNNFAST_OPTIMIZE``   what the C++ compiler is told (default: -O3), for builds that are only tested
 ``MAX_JOBS``           the number of compilers that run side by side (default: one per core)
 """
 
@@ -29,8 +30,9 @@ from tools import building  # noqa: E402
 MAJOR, MINOR = torch.__version__.split(".")[:2]
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True))
 # One C++ for every torch: of themselves, 2.11 takes 17 and 2.13 takes 20.
-CXX = ["-std=c++20", "-O3", "-g0", "-fopenmp", "-ffp-contract=fast", "-fvisibility=hidden"]
-CXX += ["-Wall", "-Wextra"]
+OPTIMIZE = os.environ.get("RNNFAST_OPTIMIZE", "-O3")
+CXX = ["-std=c++20", OPTIMIZE, "-g0", "-fopenmp", "-Wall", "-Wextra"]
+CXX += ["-ffp-contract=fast", "-fvisibility=hidden"]
 CXX += [f"-isystem{path}" for path in cpp_extension.include_paths()]  # no warnings from torch
 OPTIONS = {"include_dirs": [os.path.abspath("csrc")], "depends": HEADERS}
 NVCC_FLAGS = ["-O3", "-std=c++20", "-Xfatbin=-compress-all", "--Werror=all-warnings"]

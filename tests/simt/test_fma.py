@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import covering
 from emulated import Simt
 from problems import MODES, TOLERANCE, Problem, assert_close
 from test_parity import (
@@ -69,9 +70,7 @@ def test_values_and_gradients(mode: str, shape: dict[str, Any]) -> None:
     runs(Problem(mode, dtype=torch.float32, **shape))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("hidden", HIDDEN)
-@pytest.mark.parametrize("size", SIZES, ids=name)
+@covering("mode, size, hidden", MODES, SIZES, HIDDEN, ids=name)
 def test_every_size(mode: str, hidden: int, size: dict[str, Any]) -> None:
     runs(Problem(mode, dtype=torch.float32, H=hidden, I=3, **size))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from covering import covering
 from emulated import Simt
 from problems import MODES, TOLERANCE, Problem, assert_close
 from test_parity import (
@@ -102,9 +103,7 @@ def test_values_and_gradients(
     check(Problem(mode, dtype=dtype, **shape), Simt("grid"))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES_AND_TF32, ids=name)
-@pytest.mark.parametrize("instance", sorted(FORWARD), ids=name)
+@covering("mode, dtype, instance", MODES, DTYPES_AND_TF32, sorted(FORWARD), ids=name)
 def test_every_instance(mode: str, dtype: torch.dtype, instance: Instance) -> None:
     """Just below the size that it serves. From the CPU's reserve, which other tests prove."""
     torch.backends.cudnn.allow_tf32 = True

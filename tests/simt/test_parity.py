@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import covering
 from emulated import KERNELS, Simt
 from problems import CELLS, MODES, TOLERANCE, Problem, assert_close, cotangents
 from test_ops import BAD_BACKWARD, BAD_LAYER, BAD_STEPS, STEPS, assert_refused
@@ -126,9 +127,7 @@ def check(problem: Problem, simt: Simt, tolerance: float | None = None) -> None:
     assert_gradients_close(grads, gradients, tolerance)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("run", RUNS, ids=name)
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@covering("mode, run, shape", MODES, RUNS, SHAPES, ids=name)
 @pytest.mark.usefixtures("_library")
 def test_values_and_gradients(
     mode: str, run: tuple[str, torch.dtype, bool], shape: dict[str, Any]
@@ -195,30 +194,26 @@ def first_kernel(problem: Problem, tf32: bool, kernel: str, hidden: int, backwar
     return plan["kernel"]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("dtype", "tf32"),
-    [
-        (torch.float32, False),
-        (torch.float32, True),
-        (torch.bfloat16, False),
-        (torch.float16, False),
-    ],
-    ids=name,
-)
-@pytest.mark.parametrize(
-    ("kernel", "hidden"),
-    [
-        *(("cta", size) for size in (64, 128, 256)),
-        *(("cluster", size) for size in (128, 256, 384, 512, 768, 1024)),
-        *(("grid", size) for size in (256, 512, 1024, 2048)),
-    ],
-)
+KINDS = [
+    (torch.float32, False),
+    (torch.float32, True),
+    (torch.bfloat16, False),
+    (torch.float16, False),
+]
+INSTANCES = [
+    *(("cta", size) for size in (64, 128, 256)),
+    *(("cluster", size) for size in (128, 256, 384, 512, 768, 1024)),
+    *(("grid", size) for size in (256, 512, 1024, 2048)),
+]
+
+
+@covering("mode, kind, instance", MODES, KINDS, INSTANCES, ids=name)
 @pytest.mark.usefixtures("_library")
 def test_every_size_of_kernel(
-    mode: str, dtype: torch.dtype, tf32: bool, kernel: str, hidden: int
+    mode: str, kind: tuple[torch.dtype, bool], instance: tuple[str, int]
 ) -> None:
     """Just below the size that an instance serves, and by the kernel that the plan has for it."""
+    (dtype, tf32), (kernel, hidden) = kind, instance
     torch.backends.cudnn.allow_tf32 = tf32
     tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[dtype]
     problem = Problem(mode, T=2, B=3, I=2, H=hidden - 3, dtype=dtype, states_given=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import covering
 from emulated import Simt
 from problems import MODES, TOLERANCE, Problem, assert_close
 from test_parity import (
@@ -54,18 +55,14 @@ def runs_small(problem: Problem) -> None:
     assert kinds == ["cta"] * 3, kinds
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@covering("dtype, mode, shape", DTYPES, MODES, SHAPES, ids=name)
 def test_values_and_gradients(mode: str, dtype: torch.dtype, shape: dict[str, Any]) -> None:
     if shape.get("H", 0) > 128:
         pytest.skip("larger than any instance")
     runs_small(Problem(mode, dtype=dtype, **shape))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("hidden", HIDDEN)
-@pytest.mark.parametrize("size", SIZES, ids=name)
+@covering("mode, size, hidden", MODES, SIZES, HIDDEN, ids=name)
 def test_every_size(mode: str, hidden: int, size: dict[str, Any]) -> None:
     """Both types take turns."""
     dtype = DTYPES[(hidden + len(size)) % 2]
