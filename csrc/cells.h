@@ -45,6 +45,9 @@ struct Elman {
   static constexpr const char* kName = Activation::kCell;
   static constexpr int kGates = 1, kStates = 1, kReserve = 0;
   static constexpr int kSharedGates = 1;  // dx == dh for so many, the first ones
+  // Whether forward reads h, which otherwise reaches it through W_hh alone. Where it does not,
+  // backward leaves zero in its ds.
+  static constexpr bool kReadsH = false;
   // Whether backward reads the last of the states before the step, and after it; others it does
   // not.
   static constexpr bool kReadsBefore = false, kReadsAfter = true;
@@ -67,6 +70,7 @@ struct Gru {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3, kStates = 1, kReserve = 4;  // gates r z n; reserve r z n h_n
   static constexpr int kSharedGates = 2;
+  static constexpr bool kReadsH = true;
   static constexpr bool kReadsBefore = true, kReadsAfter = false;
 
   template <class V>
@@ -93,6 +97,7 @@ struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
   static constexpr int kSharedGates = 4;
+  static constexpr bool kReadsH = false;
   static constexpr bool kReadsBefore = true, kReadsAfter = true;
 
   template <class V>
@@ -117,11 +122,12 @@ struct Lstm {
 struct CellFacts {
   const char* name;
   int gates, states, reserve;
+  bool reads_h;
 };
 
 template <class Cell>
 constexpr CellFacts facts_of() {
-  return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kReserve};
+  return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kReserve, Cell::kReadsH};
 }
 
 inline constexpr CellFacts kCells[] = {facts_of<Elman<Tanh>>(), facts_of<Elman<Relu>>(),

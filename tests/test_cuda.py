@@ -70,6 +70,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "packed tiles": {"lengths": (11,) * 9 + (6,) * 8 + (1,) * 3, "I": 24, "H": 256},
 }
 
+# For `step`, which prepares its products once for each number of rows: rows that are aligned to
+# elements, to some bytes, to 16; sizes that change from step to step and from one direction to the
+# other, and come back.
+STEPS: dict[str, dict[str, Any]] = {
+    "odd": {"T": 6, "B": 7, "I": 5, "H": 35},
+    "odd and large": {"T": 4, "B": 33, "I": 8, "H": 513, "bidirectional": True},
+    "aligned": {"T": 5, "B": 16, "I": 8, "H": 512},
+    "one row": {"T": 4, "B": 1, "I": 8, "H": 130, "bidirectional": True},
+    "packed": {"lengths": (6, 6, 5, 3, 1, 1), "I": 5, "H": 35},
+    "packed both ways": {"lengths": (9, 9, 9, 4, 2, 1), "I": 8, "H": 136, "bidirectional": True},
+    "packed and odd": {"lengths": (5, 4, 4, 1), "I": 8, "H": 513, "bidirectional": True},
+}
+
 
 @pytest.fixture(autouse=True)
 def _defaults() -> Iterator[None]:
@@ -93,6 +106,12 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Asks for one kernel during the test."""
     monkeypatch.setenv("RNNFAST_CUDA_KERNEL", request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asks for `step` during the test."""
+    monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "step")
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -162,6 +181,21 @@ def spoil_free_memory() -> None:
 def test_errors_are_at_most_twice_cudnns(
     mode: str, shape: dict[str, Any], precision: str, kernel: str
 ) -> None:
+    check_errors(mode, shape, precision)
+
+
+@pytest.mark.usefixtures("step")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("states_given", [True, False], ids=["states", "no states"])
+@pytest.mark.parametrize("shape", STEPS.values(), ids=STEPS)
+def test_errors_of_products_step_by_step(
+    mode: str, shape: dict[str, Any], states_given: bool, precision: str
+) -> None:
+    check_errors(mode, shape | {"states_given": states_given}, precision)
+
+
+def check_errors(mode: str, shape: dict[str, Any], precision: str) -> None:
+    """Ours are at most twice cuDNN's."""
     dtype, _, none = PRECISIONS[precision]
     low, exact = twins(mode, dtype, **shape)
     spoil_free_memory()
@@ -518,18 +552,66 @@ def test_a_graph_replays_with_new_inputs(
 ) -> None:
     shape = {"T": 9, "B": 4, "I": 16, "H": 128, "bidirectional": True, "lengths": lengths}
     problem = Problem(mode, dtype=torch.bfloat16, device=DEVICE, **shape)
-    cot = cotangents(problem.rnnfast())
-
-    def call() -> list[Tensor]:
-        values = problem.rnnfast()
-        return [*values, *torch.autograd.grad(values, problem.leaves, cot)]
-
+    call = training(problem)
     graph, found = captured(call)
     for _ in range(3):
         with torch.no_grad():
             problem.x.normal_()
         graph.replay()
         assert_equal(found, call())
+
+
+@needs_gpu
+@pytest.mark.usefixtures("step")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", STEPS.values(), ids=STEPS)
+def test_steps_in_a_graph(mode: str, shape: dict[str, Any], precision: str) -> None:
+    problem = Problem(mode, dtype=PRECISIONS[precision][0], device=DEVICE, **shape)
+    call = training(problem)
+    graph, found = captured(call)
+    for _ in range(3):
+        with torch.no_grad():
+            problem.x.normal_()
+        graph.replay()
+        assert_equal(found, call())
+
+
+def training(problem: Problem) -> Callable[[], list[Tensor]]:
+    """Calls of ours with a backward pass, in which nothing comes from the host."""
+    cot = cotangents(problem.rnnfast())
+
+    def call() -> list[Tensor]:
+        values = problem.rnnfast()
+        return [*values, *torch.autograd.grad(values, problem.leaves, cot)]
+
+    return call
+
+
+@needs_gpu
+@pytest.mark.usefixtures("step")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lengths", [None, (20,) * 5 + (7,) * 3], ids=["dense", "packed"])
+def test_steps_on_two_streams(mode: str, lengths: tuple[int, ...] | None, precision: str) -> None:
+    """At the same time, few rows and a large H: products with a workspace of their own."""
+    shape = {"T": 20, "B": 8, "I": 8, "H": 1024, "bidirectional": True, "lengths": lengths}
+    dtype = PRECISIONS[precision][0]
+    problems = [Problem(mode, dtype=dtype, device=DEVICE, seed=seed, **shape) for seed in (0, 1)]
+    calls = [training(problem) for problem in problems]
+    expected = [call() for call in calls]
+    streams = [torch.cuda.Stream() for _ in calls]
+    torch.cuda.synchronize()
+    found: list[list[list[Tensor]]] = [[], []]
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(100_000_000)  # the host gets ahead of both
+    for _ in range(5):
+        for call, stream, results in zip(calls, streams, found, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(call())
+    torch.cuda.synchronize()
+    for results, wanted in zip(found, expected, strict=True):
+        for result in results:
+            assert_equal(result, wanted)
 
 
 @needs_gpu

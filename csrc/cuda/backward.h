@@ -145,25 +145,30 @@ class LayerBackward {
     return result;
   }
 
-  // The hidden-side gate gradients of one step, of all directions.
+  // The hidden-side gate gradients of one step, of all directions: those of the second lie `stride`
+  // elements behind those of the first.
   struct StepGates {
-    Tensor tensor;
-    int64_t element[2];
+    char* data;
+    int64_t stride;
   };
   // `one`: holds those of one step only, where nobody wants to keep them.
   StepGates step_gates(const Tensor& one, const StepRows (&rows)[2]) const {
-    if (one.defined()) return {one, {0, layer_.B * columns()}};
-    return {grad_h_gates_, {rows[0].row * columns(), (layer_.rows + rows[1].row) * columns()}};
+    if (one.defined()) return {address(one, 0), layer_.B * columns()};
+    return {address(grad_h_gates_, rows[0].row * columns()),
+            (layer_.rows + rows[1].row - rows[0].row) * columns()};
   }
 
   void run_steps(const BackwardArgs<void>& arguments) {
     const Tensors running = running_gradients();
     const bool multiplies = layer_.T > 1 || want_states_0_[0];
     const Tensor w_hh = multiplies ? stacked(layer_, weights_) : Tensor();
+    const auto size = static_cast<int64_t>(c10::elementSize(layer_.dtype));
     Tensor one;
     if (!same_ && !own_h_gates() && multiplies)
       one = at::empty({layer_.D, layer_.B, columns()}, grad_x_gates_.options());
     StepBackward<void, void> step{arguments, {}, {}, {}};
+    Product product = multiplies ? product_with(w_hh, running[0]) : Product{};
+    PreparedProducts products;
     for (int k = 0; k < layer_.cell.states; ++k)
       if (running[k].defined()) step.grad_states[k] = running[k].mutable_data_ptr();
     for (int64_t i = layer_.T - 1; i >= 0; --i) {
@@ -173,27 +178,27 @@ class LayerBackward {
       }
       const StepGates gates = step_gates(one, step.rows);
       for (int64_t d = 0; d < layer_.D && (own_h_gates() || one.defined()); ++d)
-        step.grad_h_gates[d] = address(gates.tensor, gates.element[d]);
+        step.grad_h_gates[d] = gates.data + d * gates.stride * size;
       check(launch_step_backward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
                                  context_.stream));
-      if (i > 0 || want_states_0_[0]) add_product(running[0], gates, w_hh, step.rows);
+      product.a = {gates.data, gates.stride, false};
+      if (i > 0 || want_states_0_[0]) multiply_directions(products, product, layer_.D, step.rows);
     }
     if (want_states_0_[0] && !running[0].is_same(grad_states_0_[0]))
       grad_states_0_[0].copy_(running[0]);
   }
 
-  // What a step sends back through w_hh to the h before it.
-  void add_product(const Tensor& grad_h, const StepGates& gates, const Tensor& w_hh,
-                   const StepRows (&rows)[2]) const {
+  // What a step sends back through w_hh to the h before it, to which a cell that reads h has sent
+  // something already. The gate gradients are still to be named.
+  Product product_with(const Tensor& w_hh, const Tensor& grad_h) const {
     const int64_t B = layer_.B, H = layer_.H;
     Product product{};
     product.columns = H, product.depth = columns(), product.type = layer_.dtype;
-    product.a = {const_address(gates.tensor, gates.element[0]), gates.element[1] - gates.element[0],
-                 false};
     product.b = {w_hh.const_data_ptr(), columns() * H, false};
     product.out = grad_h.mutable_data_ptr(), product.out_stride = B * H;
-    product.out_type = grad_h.scalar_type(), product.beta = 1, product.tf32 = problem_.tf32;
-    multiply_directions(product, layer_.D, rows);
+    product.out_type = grad_h.scalar_type(), product.tf32 = problem_.tf32;
+    product.beta = layer_.cell.reads_h ? 1 : 0;
+    return product;
   }
 
   // ---- gradients of the weights ----

@@ -48,17 +48,18 @@ inline Tensor stacked(const Layer& layer, const Tensors& weights) {
 }
 
 // A product per direction, of as many rows as the direction has in this step.
-inline void multiply_directions(Product product, int64_t directions, const StepRows (&rows)[2]) {
+inline void multiply_directions(PreparedProducts& products, Product product, int64_t directions,
+                                const StepRows (&rows)[2]) {
   product.rows = rows[0].count;
   if (directions == 1 || rows[0].count == rows[1].count) {
     product.count = directions;
-    multiply(product);
+    products.run(product);
     return;
   }
   for (int64_t d = 0; d < directions; ++d) {
     Product one = product.nth(d);
     one.rows = rows[d].count;
-    multiply(one);
+    products.run(one);
   }
 }
 

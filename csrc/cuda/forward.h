@@ -88,18 +88,23 @@ class LayerForward {
 
   // ---- step by step ----
 
-  // The running states, of which those of float32 and float64 become states_n where they stand.
+  void fill_with_initial(const Tensor& state, int k) const {
+    if (states_.empty()) {
+      state.zero_();
+    } else {
+      state.copy_(states_[k]);
+    }
+  }
+
+  // The running states, of which those of float32 and float64 become states_n where they stand. h
+  // is undefined where the cell does not read it.
   Tensors running_states(at::ScalarType type) const {
-    Tensors result;
-    for (int k = 0; k < layer_.cell.states; ++k) {
-      result.push_back(states_n[k].scalar_type() == type
-                           ? states_n[k]
-                           : at::empty_like(states_n[k], states_n[k].options().dtype(type)));
-      if (states_.empty()) {
-        result[k].zero_();
-      } else {
-        result[k].copy_(states_[k]);
-      }
+    Tensors result(layer_.cell.states);
+    for (int k = layer_.cell.reads_h ? 0 : 1; k < layer_.cell.states; ++k) {
+      result[k] = states_n[k].scalar_type() == type
+                      ? states_n[k]
+                      : at::empty_like(states_n[k], states_n[k].options().dtype(type));
+      fill_with_initial(result[k], k);
     }
     return result;
   }
@@ -118,39 +123,45 @@ class LayerForward {
 
   void run_steps() const {
     const at::ScalarType type = compute_type(layer_.dtype);
-    const bool half = type != layer_.dtype;
     fill_initial();
     const Tensors running = running_states(type);
-    if (half) states_n[0].copy_(running[0]);  // h for the products
+    if (!running[0].is_same(states_n[0])) fill_with_initial(states_n[0], 0);  // for the products
     const Tensor w_hh = stacked(layer_, weights_);
     // Zero states need no product at their first step.
-    const Tensor h_gates = at::zeros({layer_.D, layer_.B, columns()}, running[0].options());
-    StepForward<void, void> step{arguments(), {}, h_gates.const_data_ptr(), {}, nullptr};
-    for (int k = 0; k < layer_.cell.states; ++k) step.states[k] = running[k].mutable_data_ptr();
-    if (half) step.h = states_n[0].mutable_data_ptr();
+    const Tensor h_gates = at::zeros({layer_.D, layer_.B, columns()}, x_.options().dtype(type));
+    StepForward<void, void> step{arguments(), {}, h_gates.const_data_ptr(), {}, nullptr, false};
+    for (int k = 0; k < layer_.cell.states; ++k)
+      if (running[k].defined()) step.states[k] = running[k].mutable_data_ptr();
+    if (!running[0].is_same(states_n[0])) step.h = states_n[0].mutable_data_ptr();
+    step.last_h = layer_.D == 1;
+    Product product = product_with(w_hh, h_gates);
+    PreparedProducts products;
     for (int64_t i = 0; i < layer_.T; ++i) {
+      // Of one direction the rows of h lie side by side in the output as well.
+      if (i > 0 && layer_.D == 1)
+        product.a.data = const_address(output, step.rows[0].row * layer_.H);
       for (int64_t d = 0; d < layer_.D; ++d) {
         const Walk walk = layer_.walk(d);
         step.rows[d] = StepRows::of(walk, walk.time(i));
       }
-      if (i > 0 || !states_.empty()) multiply_states(states_n[0], w_hh, h_gates, step.rows);
+      if (i > 0 || !states_.empty()) multiply_directions(products, product, layer_.D, step.rows);
       check(launch_step_forward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
                                 context_.stream));
     }
-    for (int k = 1; half && k < layer_.cell.states; ++k) states_n[k].copy_(running[k]);
+    for (int k = 1; k < layer_.cell.states; ++k)
+      if (!running[k].is_same(states_n[k])) states_n[k].copy_(running[k]);
   }
 
-  // The rows of h that take part in a step, times w_hh transposed.
-  void multiply_states(const Tensor& h, const Tensor& w_hh, const Tensor& h_gates,
-                       const StepRows (&rows)[2]) const {
+  // The rows of h that take part in a step, times w_hh transposed. h lies in states_n.
+  Product product_with(const Tensor& w_hh, const Tensor& h_gates) const {
     const int64_t B = layer_.B, H = layer_.H;
     Product product{};
-    product.columns = columns(), product.depth = H, product.type = h.scalar_type();
-    product.a = {h.const_data_ptr(), B * H, false};
+    product.columns = columns(), product.depth = H, product.type = layer_.dtype;
+    product.a = {states_n[0].const_data_ptr(), B * H, false};
     product.b = {w_hh.const_data_ptr(), columns() * H, true};
     product.out = h_gates.mutable_data_ptr(), product.out_stride = B * columns();
     product.out_type = h_gates.scalar_type(), product.tf32 = problem_.tf32;
-    multiply_directions(product, layer_.D, rows);
+    return product;
   }
 };
 

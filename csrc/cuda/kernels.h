@@ -43,8 +43,9 @@ struct StepForward {
   ForwardArgs<E> layer;
   StepRows rows[2];
   const C* h_gates;  // [D, B, G*H] W_hh h_{t-1}
-  C* states[2];      // per state [D, B, H] the running states
-  E* h;              // [D, B, H] h for the next product; null where states[0] serves
+  C* states[2];      // per state [D, B, H] the running states; h only where the cell reads it
+  E* h;              // [D, B, H] h as it is stored, for the next product; null: states[0] is that
+  bool last_h;       // that of a row's last step only: products find others in the output
 };
 
 template <class E, class C>

@@ -87,9 +87,13 @@ inline Status status_of(cudaError_t error) {
   }
 }
 
+// Shared memory and CTAs per cluster that need no attribute.
+inline constexpr size_t kPlainBytes = 48 << 10;
+inline constexpr int kPlainCluster = 8;
+
 // What has been set, or asked, for one kernel on one device.
 struct KernelState {
-  size_t smem_bytes = 48 << 10;  // what needs no attribute
+  size_t smem_bytes = kPlainBytes;
   bool large_cluster = false;
   std::map<std::array<size_t, 4>, int> resident;  // by {threads, cluster, smem, cooperative}
 };
@@ -127,7 +131,7 @@ inline Status prepare(const void* kernel, const Launch& l, KernelState& state) {
     if (error != cudaSuccess) return status_of(error);
     state.smem_bytes = l.smem_bytes;
   }
-  if (l.cluster > 8 && !state.large_cluster) {
+  if (l.cluster > kPlainCluster && !state.large_cluster) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess) return status_of(error);
@@ -168,9 +172,12 @@ struct Config {
 };
 
 inline Status launch(const void* kernel, const Launch& l, Stream stream, void* args) {
-  const Status ready = KernelStates::instance().use(
-      kernel, [&](KernelState& state) { return prepare(kernel, l, state); });
-  if (!ready.ok()) return ready;
+  // `step` launches once per time step, and should not pay for a lock and a search.
+  if (l.smem_bytes > kPlainBytes || l.cluster > kPlainCluster) {
+    const Status ready = KernelStates::instance().use(
+        kernel, [&](KernelState& state) { return prepare(kernel, l, state); });
+    if (!ready.ok()) return ready;
+  }
   const Config config(l, stream);
   return status_of(cudaLaunchKernelExC(&config.config, kernel, &args));
 }

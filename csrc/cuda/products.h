@@ -4,6 +4,8 @@
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 
+#include <memory>
+
 #include "binder.h"
 
 namespace rnnfast::cuda {
@@ -37,6 +39,10 @@ struct Product {
   double beta;
   bool tf32;  // float32 operands may be rounded to TF32
 
+  // Elements from one row of an operand, as it is stored, to the next.
+  int64_t a_row() const { return a.transposed ? rows : depth; }
+  int64_t b_row() const { return b.transposed ? depth : columns; }
+
   // The i-th product alone.
   Product nth(int64_t i) const {
     const auto moved = [i](const void* p, int64_t stride, at::ScalarType t) {
@@ -51,6 +57,30 @@ struct Product {
   }
 };
 void multiply(const Product& product);
+
+// The power of two, 16 bytes at most, that the addresses of all rows of an operand are multiples
+// of.
+inline uint32_t alignment(const void* data, int64_t row, int64_t stride, at::ScalarType type) {
+  const auto sizes = static_cast<uint64_t>((row | stride) * int64_t(c10::elementSize(type)));
+  const uint64_t bits = reinterpret_cast<uintptr_t>(data) | sizes | 16;
+  return static_cast<uint32_t>(bits & (~bits + 1));
+}
+
+// Products of one kind, run again and again: whatever the library has to find out, it finds out
+// once for each count and number of rows. They may differ in these, in addresses and in strides, as
+// long as the first of each size is no better aligned than others of this size. On the stream that
+// is current when this is made.
+class PreparedProducts {
+ public:
+  PreparedProducts();
+  PreparedProducts(const PreparedProducts&) = delete;
+  ~PreparedProducts();
+  void run(const Product& product);
+
+ private:
+  struct Library;
+  std::unique_ptr<Library> library_;
+};
 
 // Whether float32 products may use TF32: torch.nn's layers go by cuDNN's switch for RNNs.
 inline bool tf32_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }

@@ -63,17 +63,18 @@ KERNEL step_forward(StepForwardArgs<E> args) {
     h[g] = V(h_gates[g * H] + (b_hh ? widen(b_hh[g * H + j]) : Compute<E>(0)));
   }
   const int64_t own = (d * B + b) * H + j;
-  for (int k = 0; k < Cell::kStates; ++k) s[k] = V(a.states[k][own]);
+  constexpr int kFirst = Cell::kReadsH ? 0 : 1;  // of the running states
+  for (int k = kFirst; k < Cell::kStates; ++k) s[k] = V(a.states[k][own]);
   Cell::forward(x, h, s, q);
 
   for (int k = 0; k < Cell::kStates; ++k) {
-    a.states[k][own] = plain(s[k]);
+    if (k >= kFirst) a.states[k][own] = plain(s[k]);
     if (layer.timelines[k])
       layer.timelines[k][(d * (layer.steps.rows + B) + rows.after + b) * H + j] =
           narrow<E>(plain(s[k]));
   }
   layer.output[(row * D + d) * H + j] = narrow<E>(plain(s[0]));
-  if (a.h) a.h[own] = narrow<E>(plain(s[0]));
+  if (a.h && (!a.last_h || b >= rows.staying)) a.h[own] = narrow<E>(plain(s[0]));
   if (layer.gates)
     for (int i = 0; i < Cell::kReserve; ++i)
       layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j] =
@@ -113,8 +114,8 @@ KERNEL step_backward(StepBackwardArgs<E> args) {
   Cell::backward(q, p, s, ds, dx, dh);
 
   for (int k = 0; k < Cell::kStates; ++k) {
-    if (a.grad_states[k]) a.grad_states[k][own] = plain(ds[k]);
-    // The product with w_hh is still to come for h.
+    // The product with w_hh is still to come for h, and is all of it where the cell reads no h.
+    if ((k > 0 || Cell::kReadsH) && a.grad_states[k]) a.grad_states[k][own] = plain(ds[k]);
     if (k > 0 && layer.grad_states_0[k] && b >= rows.continued)
       layer.grad_states_0[k][own] = narrow<E>(plain(ds[k]));
   }
