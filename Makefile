@@ -6,7 +6,8 @@
 # make gpu-pack: builds here what gpu-check needs there, into .gpu; needs nvcc, no GPU. PYTHONS="python3.12"
 # names more Pythons, ARCH="9.0" the GPU. PARTS="correct compare tune" of gpu-check: see tools/gpu_check.py.
 # make test TORCH=torch==2.11.0: the same with another torch, in a folder of its own, .venv-torch-2.11.0.
-# make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest.
+# make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest;
+# TESTS=--exhaustive: more of them, see CONTRIBUTING.md.
 # Needed: Python 3.10+ with venv and headers, g++, make; Debian: apt install python3-venv python3-dev g++ make.
 # Another Python: make PYTHON=python3.12 VENV=.venv-3.12 test. MAX_JOBS limits the compilers side by side.
 

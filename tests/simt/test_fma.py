@@ -78,9 +78,7 @@ def test_every_size(mode: str, hidden: int, size: dict[str, Any]) -> None:
 INSTANCES = [(128, 1, 1), (128, 4, 1), (256, 8, 1), (256, 8, 4), (512, 16, 1), (512, 16, 2)]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("instance", INSTANCES, ids=str)
-@pytest.mark.parametrize("less", [0, 3, 20])
+@covering("less, mode, instance", (0, 3, 20), MODES, INSTANCES, ids=name)
 def test_every_instance(mode: str, instance: tuple[int, int, int], less: int) -> None:
     """Each by its number in the plan, which sorts them by what they are expected to cost."""
     hidden, _, rows = instance
