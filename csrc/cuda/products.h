@@ -69,7 +69,7 @@ inline uint32_t alignment(const void* data, int64_t row, int64_t stride, at::Sca
 // Products of one kind, run again and again: whatever the library has to find out, it finds out
 // once for each count and number of rows. They may differ in these, in addresses and in strides, as
 // long as the first of each size is no better aligned than others of this size. On the stream that
-// is current when this is made.
+// is current when the first one runs.
 class PreparedProducts {
  public:
   PreparedProducts();
