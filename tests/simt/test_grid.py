@@ -93,12 +93,11 @@ def entry_of(problem: Problem, instance: Instance, backward: bool) -> int | None
     return None
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize(("processors", "shape"), SMALL, ids=name)
+@covering("dtype, mode, size", DTYPES, MODES, SMALL, ids=name)
 def test_values_and_gradients(
-    mode: str, dtype: torch.dtype, processors: int, shape: dict[str, Any]
+    dtype: torch.dtype, mode: str, size: tuple[int, dict[str, Any]]
 ) -> None:
+    processors, shape = size
     torch.ops.rnnfast_simt.set_processors(processors)
     check(Problem(mode, dtype=dtype, **shape), Simt("grid"))
 

@@ -214,6 +214,8 @@ def test_every_size_of_kernel(
 ) -> None:
     """Just below the size that an instance serves, and by the kernel that the plan has for it."""
     (dtype, tf32), (kernel, hidden) = kind, instance
+    if kernel == "grid" and (tf32 or dtype != torch.float32):
+        pytest.skip("another family of kernels, in test_grid.py")
     torch.backends.cudnn.allow_tf32 = tf32
     tolerance = TF32_TOLERANCE if tf32 else TOLERANCE[dtype]
     problem = Problem(mode, T=2, B=3, I=2, H=hidden - 3, dtype=dtype, states_given=False)
