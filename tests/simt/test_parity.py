@@ -175,13 +175,13 @@ GRID = {"T": 3, "B": 9, "H": 30, "I": 2}  # larger ones take the emulator long
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=name)
 @pytest.mark.parametrize(
     "shape", [GRID, {"lengths": (4, 2, 1), "bidirectional": True, "H": 9}], ids=name
 )
 @pytest.mark.usefixtures("_library")
-def test_a_grid(mode: str, dtype: torch.dtype, shape: dict[str, Any]) -> None:
-    check(Problem(mode, dtype=dtype, **shape), Simt("grid"))
+def test_a_grid(mode: str, shape: dict[str, Any]) -> None:
+    """Of float32; what runs grids in 16 bits has tests of its own."""
+    check(Problem(mode, dtype=torch.float32, **shape), Simt("grid"))
 
 
 def first_kernel(problem: Problem, tf32: bool, kernel: str, hidden: int, backward: bool) -> str:
