@@ -551,6 +551,17 @@ def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     return graph, results
 
 
+def assert_replays_with_new_inputs(problem: Problem) -> None:
+    """A graph of a call and its backward pass gives the bits of the eager call."""
+    call = training(problem)
+    graph, found = captured(call)
+    for _ in range(3):
+        with torch.no_grad():
+            problem.x.normal_()
+        graph.replay()
+        assert_equal(found, call())
+
+
 @needs_gpu
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lengths", [None, (9, 9, 4, 1)], ids=["dense", "packed"])
@@ -559,13 +570,7 @@ def test_a_graph_replays_with_new_inputs(
 ) -> None:
     shape = {"T": 9, "B": 4, "I": 16, "H": 128, "bidirectional": True, "lengths": lengths}
     problem = Problem(mode, dtype=torch.bfloat16, device=DEVICE, **shape)
-    call = training(problem)
-    graph, found = captured(call)
-    for _ in range(3):
-        with torch.no_grad():
-            problem.x.normal_()
-        graph.replay()
-        assert_equal(found, call())
+    assert_replays_with_new_inputs(problem)
 
 
 @needs_gpu
@@ -574,13 +579,7 @@ def test_a_graph_replays_with_new_inputs(
 @pytest.mark.parametrize("shape", STEPS.values(), ids=STEPS)
 def test_steps_in_a_graph(mode: str, shape: dict[str, Any], precision: str) -> None:
     problem = Problem(mode, dtype=PRECISIONS[precision][0], device=DEVICE, **shape)
-    call = training(problem)
-    graph, found = captured(call)
-    for _ in range(3):
-        with torch.no_grad():
-            problem.x.normal_()
-        graph.replay()
-        assert_equal(found, call())
+    assert_replays_with_new_inputs(problem)
 
 
 def training(problem: Problem) -> Callable[[], list[Tensor]]:

@@ -128,15 +128,15 @@ class Layout {
   cublasLtMatrixLayoutOpaque_t layout_;
 };
 
-// Products of one size, and how cublasLt does them. Its operands stand in cuBLAS's order: b, a.
+// Products of one size, added up in float32, and how cublasLt does them. Its operands stand in
+// cuBLAS's order: b, a.
 class LtProduct {
  public:
   LtProduct(cublasLtHandle_t handle, const Product& p)
       : b_(p.type, p.b.transposed ? p.columns : p.depth, p.b_row(), p.count),
         a_(p.type, p.a.transposed ? p.depth : p.rows, p.a_row(), p.count),
         out_(p.out_type, p.rows, p.columns, p.count) {
-    const cudaDataType_t scale = p.type == at::kDouble ? CUDA_R_64F : CUDA_R_32F;
-    TORCH_CUDABLAS_CHECK(cublasLtMatmulDescInit(&operation_, compute(p), scale));
+    TORCH_CUDABLAS_CHECK(cublasLtMatmulDescInit(&operation_, compute(p), CUDA_R_32F));
     set(&operation_, CUBLASLT_MATMUL_DESC_TRANSA, op(p.b));
     set(&operation_, CUBLASLT_MATMUL_DESC_TRANSB, op(p.a));
     set_strides(p);
