@@ -1,6 +1,7 @@
 // rnnfast._C: the ops' schemas, the calls of eager.h, and facts that are not tensors: the build,
 // the cells, the plans.
 #include <ATen/Version.h>
+#include <ATen/cpu/Utils.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -63,6 +64,16 @@ bool has_bfloat16_products() {
 #endif
 }
 
+// Asks the system for the tiles, which it gives to a process, and to those that it forks, for good.
+bool has_bfloat16_tiles() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         has_bfloat16_products() && at::cpu::init_amx();
+#else
+  return false;
+#endif
+}
+
 py::list cells() {
   py::list result;
   for (const CellFacts& cell : kCells) {
@@ -85,18 +96,18 @@ CellFacts find_cell(const std::string& name) {
 }
 
 py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
-                  int64_t I, int64_t H, int directions, int threads, bool uniform,
-                  double hand_over) {
+                  int64_t I, int64_t H, int directions, int threads, bool uniform, double hand_over,
+                  bool tiles) {
   const CellFacts facts = find_cell(cell);
   if (T < 0 || B < 0 || I < 0 || H < 0 || directions < 1 || directions > 2 || threads < 1)
     throw py::value_error(
         "plan: sizes must not be negative, directions 1 or 2, threads at least 1");
   const int element = dtype == "float64" ? 8 : 4,
             width = vector_bytes(at::get_cpu_capability()) / element;
-  const Plan p =
-      plan({facts.gates, T, B, I, H, directions, uniform, threads, width, element, hand_over});
+  const Plan p = plan({facts.gates, T, B, I, H, directions, uniform, threads, width, element,
+                       hand_over, tiles && dtype == "bfloat16"});
   py::dict result;
-  result["kernel"] = p.packed ? "packed" : "rows";
+  result["kernel"] = p.tiles ? "tiles" : p.packed ? "packed" : "rows";
   result["split"] = p.threads == 1             ? "none"
                     : p.threads == directions  ? "direction"
                     : p.split == Split::kBatch ? "batch"
@@ -161,10 +172,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &rnnfast::build_info, "Facts about this build.");
   m.def("has_bfloat16_products", &rnnfast::has_bfloat16_products,
         "Whether this CPU has the dot products of AVX512-BF16.");
+  m.def("has_bfloat16_tiles", &rnnfast::has_bfloat16_tiles,
+        "Whether this CPU has products of tiles (AMX), and the system gives them to this process.");
   m.def("cells", &rnnfast::cells, "The table of cells.");
   m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
-        py::arg("uniform") = true, py::arg("hand_over") = 100.0,
+        py::arg("uniform") = true, py::arg("hand_over") = 100.0, py::arg("tiles") = false,
         "How the CPU kernels would run a layer.");
   m.def("cuda_kernels", &rnnfast::cuda_kernels,
         "The names that RNNFAST_CUDA_KERNEL knows, beside auto.");

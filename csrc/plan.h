@@ -15,6 +15,7 @@ struct Problem {
   int vector_width;    // elements per register
   int element_bytes;   // of the compute type
   double hand_over;    // nanoseconds from one thread's store to another's sight of it
+  bool tiles;          // there are products by tiles of bfloat16 for it
 };
 
 enum class Split {
@@ -26,6 +27,7 @@ enum class Split {
 struct Plan {
   bool packed;  // weights packed once per call; false: so few rows that they are used as they stand
   Split split;  // within one direction
+  bool tiles;   // products by tiles
   int threads;  // over all directions
   int group;    // register groups per panel of cells with one gate, and of every backward product;
                 // no result depends on it
@@ -35,9 +37,10 @@ struct Plan {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What a core does in a nanosecond: one row at a time, waiting for weights, and in full tiles.
-// Measured on Zen 4; what counts is the order of magnitude.
-inline constexpr double kFlopsOfRow = 50, kFlopsOfTile = 100;
+// What a core does in a nanosecond: one row at a time, waiting for weights, in full register tiles
+// (measured on Zen 4), and in tiles of bfloat16 with what else a step does (on an Emerald Rapids);
+// what counts is the order of magnitude.
+inline constexpr double kFlopsOfRow = 50, kFlopsOfTile = 100, kFlopsOfBfloat16Tile = 300;
 // Waking the threads, waiting for them and handing them data take kWake nanoseconds and so many
 // hand-overs a call; a step that all wait for takes some more. Time must shrink to kWorth at least.
 inline constexpr double kWake = 2000, kCallHandOvers = 50, kStepHandOvers = 3, kWorth = 0.9;
@@ -45,7 +48,9 @@ inline constexpr double kWake = 2000, kCallHandOvers = 50, kStepHandOvers = 3, k
 inline constexpr double kLeastHandOver = 40;
 // Rows per thread from which register tiles run at full speed, so that splitting the batch costs
 // nothing.
-inline constexpr int64_t kRowsForFullTiles = 8;
+inline constexpr int64_t kRowsForFullTiles = 8, kRowsForFullBfloat16Tiles = 32;
+// With fewer rows, register tiles are as fast as those of bfloat16.
+inline constexpr int64_t kLeastTileRows = 8;
 // Up to so many rows in the whole call, packing the weights costs more than it saves.
 inline constexpr int64_t kFewRows = 20;
 // Up to so many, packing is a large part of the call: threads that split the units pack for
@@ -62,18 +67,25 @@ constexpr int64_t steps_of(int64_t rows, int64_t B, int64_t T) {
   return steps < T ? steps : T;
 }
 
+// Whether T steps of B rows are many enough to be packed, and to be multiplied by tiles.
+constexpr bool many_rows(int64_t T, int64_t B) { return T * B > kFewRows; }
+constexpr bool fill_tiles(int64_t T, int64_t B) { return many_rows(T, B) && B >= kLeastTileRows; }
+
+inline bool by_tiles(const Problem& p) { return p.tiles && fill_tiles(p.T, p.B); }
+
 inline Split split_of(const Problem& p, int threads) {
   const int64_t rows = ceil_div(p.B, threads);
   const bool even = rows * threads <= p.B + p.B / 8;
   const int64_t groups = ceil_div(p.H, p.vector_width);
   if (p.T * p.B <= kShortRows && groups % threads == 0) return Split::kHidden;
-  return p.uniform && even && rows >= kRowsForFullTiles ? Split::kBatch : Split::kHidden;
+  const int64_t full = by_tiles(p) ? kRowsForFullBfloat16Tiles : kRowsForFullTiles;
+  return p.uniform && even && rows >= full ? Split::kBatch : Split::kHidden;
 }
 
 // Nanoseconds of one direction on one thread.
 inline double time_alone(const Problem& p) {
   const double flops = 2.0 * p.T * p.B * p.gates * p.H * (p.H + p.I);
-  return flops / (p.B < 4 ? kFlopsOfRow : kFlopsOfTile);
+  return flops / (by_tiles(p) ? kFlopsOfBfloat16Tile : p.B < 4 ? kFlopsOfRow : kFlopsOfTile);
 }
 
 // Threads that one direction can keep busy.
@@ -88,7 +100,8 @@ inline int threads_of(const Problem& p, Split split, int threads) {
 
 inline Plan plan(const Problem& p) {
   Plan result{};
-  result.packed = p.T * p.B > kFewRows;
+  result.packed = many_rows(p.T, p.B);
+  result.tiles = by_tiles(p);
   const int most = p.threads / p.directions > 1 ? p.threads / p.directions : 1;
   result.split = split_of(p, most);
   const int per_direction = threads_of(p, result.split, most);

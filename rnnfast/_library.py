@@ -3,8 +3,9 @@
 Importing this module registers ``torch.ops.rnnfast.layer`` and ``layer_backward`` with kernels for
 the CPU and, where they were built, for CUDA. Of the CPU's there is one library per instruction set,
 chosen as torch chooses its own, so that ``ATEN_CPU_CAPABILITY`` is honoured. torch's capability
-says nothing about products of bfloat16: AVX512 comes with them where the CPU has them, unless it
-was asked for by name.
+says nothing about products of bfloat16, of vectors or of tiles (AMX): AVX512 comes with them where
+the CPU has them and, for tiles, the system gives them to this process, unless it was asked for by
+name.
 """
 
 import os
@@ -19,9 +20,11 @@ _FOLDER = Path(__file__).parent
 _INSTALL = "pip install --no-build-isolation ."
 # Best first: what a CPU of that capability can run.
 _INSTRUCTION_SETS = {
-    "AVX512": ("avx512bf16", "avx512", "avx2", "default"),
+    "AVX512": ("avx512amx", "avx512bf16", "avx512", "avx2", "default"),
     "AVX2": ("avx2", "default"),
 }
+# What torch's capability leaves open, and _C answers.
+_NEEDS = {"avx512amx": "has_bfloat16_tiles", "avx512bf16": "has_bfloat16_products"}
 
 
 def _check_build() -> None:
@@ -51,9 +54,8 @@ def _load(path: Path) -> None:
 
 def _runs_here(name: str) -> bool:
     """Whether a library may be loaded that fits torch's capability."""
-    if name != "avx512bf16":
-        return True
-    return "ATEN_CPU_CAPABILITY" not in os.environ and _C.has_bfloat16_products()
+    needs = _NEEDS.get(name)
+    return needs is None or ("ATEN_CPU_CAPABILITY" not in os.environ and getattr(_C, needs)())
 
 
 def _load_cpu() -> str:
@@ -79,7 +81,12 @@ _check_build()
 from rnnfast import _C  # noqa: E402  (only after the check)
 
 INSTRUCTION_SET = _load_cpu()
-"""What the CPU kernels were compiled for: ``avx512bf16``, ``avx512``, ``avx2`` or ``default``."""
+"""What the CPU kernels were compiled for: ``avx512amx``, ``avx512bf16``, ``avx512``, ``avx2`` or
+``default``.
+"""
+
+HAS_TILES = INSTRUCTION_SET == "avx512amx"
+"""Whether they multiply bfloat16 by tiles."""
 
 HAS_CUDA = _load_cuda()
 """Whether CUDA kernels were built and loaded. Says nothing about a GPU being there."""
@@ -87,4 +94,4 @@ HAS_CUDA = _load_cuda()
 KERNEL_DEVICES = frozenset({"cpu", "meta", "cuda"} if HAS_CUDA else {"cpu", "meta"})
 """Device types that the ops serve; ``meta`` by the fake kernels."""
 
-__all__ = ["HAS_CUDA", "INSTRUCTION_SET", "KERNEL_DEVICES", "_C"]
+__all__ = ["HAS_CUDA", "HAS_TILES", "INSTRUCTION_SET", "KERNEL_DEVICES", "_C"]

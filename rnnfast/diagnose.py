@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import functional, ops
-from rnnfast._library import _C, HAS_CUDA, INSTRUCTION_SET
+from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.routes import cuda_plan
@@ -171,7 +171,8 @@ def _explain_layer(
         return LayerExplanation(name, route.kind, "cuda", route.reason, facts)
     if x.device.type != "cpu":
         return LayerExplanation(name, route.kind, x.device.type, route.reason)
-    plan = _C.plan(mode.lower(), dtype, threads=torch.get_num_threads(), **problem)
+    threads = torch.get_num_threads()
+    plan = _C.plan(mode.lower(), dtype, threads=threads, tiles=HAS_TILES, **problem)
     return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
 
 

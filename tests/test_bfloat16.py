@@ -1,4 +1,4 @@
-"""Inference in bfloat16, where the CPU multiplies it and where it is widened.
+"""Layers in bfloat16, where the CPU multiplies it, by vectors or tiles, and where it is widened.
 
 Catches a product that loses the last of an odd number, a state rounded where it should be kept, a
 row that reads its neighbour, and an error above torch.nn's own in that type.
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from precision import assert_no_less_precise, relative_errors
-from problems import MODES, Problem
+from problems import MODES, Problem, cotangents
 from torch import Tensor, nn
 
 import rnnfast
@@ -40,13 +40,25 @@ def threads(request: pytest.FixtureRequest) -> Any:
     torch.set_num_threads(before)
 
 
-def exact(problem: Problem, shape: dict[str, Any]) -> list[Tensor]:
-    """torch.nn in float64, from the same numbers."""
+def widened(problem: Problem, shape: dict[str, Any]) -> Problem:
+    """The same numbers in float64."""
     wide = Problem(problem.mode, dtype=torch.float64, **shape)
     with torch.no_grad():
         for a, b in zip(wide.leaves, problem.leaves, strict=True):
             a.copy_(b)
-        return wide.torch()
+    return wide
+
+
+def exact(problem: Problem, shape: dict[str, Any]) -> list[Tensor]:
+    """torch.nn in float64."""
+    with torch.no_grad():
+        return widened(problem, shape).torch()
+
+
+def gradients(problem: Problem, values: list[Tensor]) -> list[Tensor]:
+    """Of all leaves, the cotangents being exact in bfloat16."""
+    grads = [g.bfloat16().to(values[0].dtype) for g in cotangents(values)]
+    return list(torch.autograd.grad(values, problem.leaves, grads))
 
 
 @pytest.mark.usefixtures("threads")
@@ -64,6 +76,81 @@ def test_the_error_is_at_most_torchs(mode: str, shape: dict[str, Any]) -> None:
         their_errors.append(relative_errors(theirs, truth))
     half_a_unit = torch.finfo(torch.bfloat16).eps / 2
     assert_no_less_precise(our_errors, their_errors, factor=1.2, floor=half_a_unit)
+
+
+TRAINED: list[dict[str, Any]] = [
+    {"T": 3, "B": 7, "I": 9, "H": 17},  # too few rows for tiles
+    {"T": 2, "B": 16, "I": 16, "H": 33},
+    {"T": 1, "B": 33, "I": 70, "H": 16, "states_given": False},
+    {"T": 30, "B": 8, "I": 31, "H": 48},
+    {"T": 12, "B": 17, "I": 65, "H": 131, "bidirectional": True},
+    {"T": 21, "B": 25, "I": 1, "H": 1, "bias": False},
+    {"T": 9, "B": 64, "I": 40, "H": 96},  # split by batch
+    {"T": 2, "B": 300, "I": 33, "H": 20},  # more rows in a step than are summed at once
+    {"lengths": (21, 20, *[9] * 15, 8, 2, 1), "I": 10, "H": 35, "bidirectional": True},
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", TRAINED, ids=str)
+def test_the_error_of_training_is_at_most_torchs(mode: str, shape: dict[str, Any]) -> None:
+    errors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for seed in range(6):
+        problem = Problem(mode, dtype=torch.bfloat16, seed=seed, **shape)
+        wide = widened(problem, {**shape, "seed": seed})
+        results = [problem.rnnfast(), problem.torch(), wide.torch()]
+        grads = [
+            gradients(owner, values)
+            for owner, values in zip((problem, problem, wide), results, strict=True)
+        ]
+        assert [(g.dtype, g.shape) for g in grads[0]] == [(g.dtype, g.shape) for g in grads[1]]
+        count = len(problem.states) + 1
+        for name, part in {
+            "results": [[v.detach() for v in values] for values in results],
+            "gradients of inputs": [g[:count] for g in grads],
+            "gradients of weights": [g[count:] for g in grads],
+        }.items():
+            ours, theirs = errors.setdefault(name, ([], []))
+            ours.append(relative_errors(part[0], part[2]))
+            theirs.append(relative_errors(part[1], part[2]))
+    half_a_unit = torch.finfo(torch.bfloat16).eps / 2
+    for name, (ours, theirs) in errors.items():
+        assert_no_less_precise(ours, theirs, factor=1.2, floor=half_a_unit, name=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("B", [1, 7, 8, 17, 33, 65])
+def test_training_gives_the_same_bits_with_any_number_of_threads(mode: str, B: int) -> None:
+    """And so does a row in whatever batch it stands, where the batch fills tiles."""
+    problem = Problem(mode, dtype=torch.bfloat16, T=4, B=B, I=37, H=80, bidirectional=True)
+    before, found = torch.get_num_threads(), []
+    for count in (before, 1, 2, 3):
+        torch.set_num_threads(count)
+        values = problem.rnnfast()
+        found.append([*values, *gradients(problem, values)])
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_nan_stays_in_its_row_in_training(mode: str, poison: float) -> None:
+    """Of all gradients but those of the weights, which are sums over the rows."""
+    problem = Problem(mode, dtype=torch.bfloat16, T=4, B=19, I=9, H=33, bidirectional=True)
+    count = 1 + len(problem.states)
+
+    def run() -> list[Tensor]:
+        values = problem.rnnfast()
+        return [*values, *gradients(problem, values)[:count]]
+
+    clean = run()
+    with torch.no_grad():
+        problem.x[2, 5, 8] = poison
+    others = [b for b in range(19) if b != 5]
+    for before, after in zip(clean, run(), strict=True):
+        assert torch.equal(after[:, others], before[:, others])
+        assert not torch.equal(after[:, 5], before[:, 5])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -90,10 +177,11 @@ def test_batch_first_and_odd_addresses(mode: str, H: int) -> None:
 
 
 @pytest.mark.skipif(
-    _library.INSTRUCTION_SET != "avx512bf16", reason="no products of bfloat16 are loaded"
+    _library.INSTRUCTION_SET not in ("avx512bf16", "avx512amx"),
+    reason="no products of bfloat16 are loaded",
 )
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("B", [1, 16])
+@pytest.mark.parametrize("B", [1, 7] if _library.HAS_TILES else [1, 16])
 def test_inference_multiplies_bfloat16_and_training_does_not(mode: str, B: int) -> None:
     """The state that training multiplies has more digits; the outputs are close all the same."""
     problem = Problem(mode, dtype=torch.bfloat16, T=30, B=B, I=64, H=64)

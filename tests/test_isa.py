@@ -1,7 +1,7 @@
 """Every instruction set that was built: parity, edges and gradients, each in its own process.
 
 torch chooses by ``ATEN_CPU_CAPABILITY`` at its start, and so do we; left to itself, AVX-512 comes
-with products of bfloat16 where the CPU has them. Catches a library that only
+with products of bfloat16, and those by tiles, where the CPU has them. Catches a library that only
 works at one width, and a choice that does not follow torch's.
 """
 
@@ -15,8 +15,9 @@ import torch
 
 from rnnfast import _library
 
-ORDER = ("default", "avx2", "avx512", "avx512bf16")
+ORDER = ("default", "avx2", "avx512")
 BEST = _library.INSTRUCTION_SET
+BELOW = ORDER[: ORDER.index(BEST)] if BEST in ORDER else ORDER
 CORE = [
     "test_functional.py::test_edges_match_torch",
     "test_functional.py::test_any_configuration_matches_torch_in_float32",
@@ -36,13 +37,13 @@ def test_library_follows_torch() -> None:
         assert capability == wanted
     expected = capability if capability in ORDER else "default"
     if expected == "avx512" and wanted is None and torch.cpu._is_avx512_bf16_supported():
-        expected = "avx512bf16"
+        expected = "avx512amx" if _library._C.has_bfloat16_tiles() else "avx512bf16"
     assert expected == _library.INSTRUCTION_SET
 
 
 @pytest.mark.parametrize("capability", ORDER)
 def test_core_on(capability: str) -> None:
-    if capability not in ORDER[: ORDER.index(BEST)]:
+    if capability not in BELOW:
         pytest.skip(f"{capability} is what this process runs, or more than this machine has")
     if _library._find(f"_cpu_{capability}") is None:
         pytest.skip(f"{capability} is not built")

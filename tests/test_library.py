@@ -103,7 +103,7 @@ def test_a_source_folder_without_an_installation_is_asked_itself(
     assert _folder.find(folder) == folder
 
 
-ALL = {"avx512bf16", "avx512", "avx2", "default"}
+ALL = {"avx512amx", "avx512bf16", "avx512", "avx2", "default"}
 
 
 @pytest.mark.parametrize(
@@ -155,18 +155,55 @@ def test_the_cpu_is_asked_as_torch_asks_it() -> None:
 
 
 def pretend(
-    monkeypatch: pytest.MonkeyPatch, capability: str, built: set[str], products: bool
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    built: set[str],
+    products: bool,
+    tiles: bool = False,
 ) -> list[Path]:
     """Another CPU and another build; gives the list of what would be loaded."""
     paths: list[Path] = []
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(_library._C, "has_bfloat16_products", lambda: products)
+    monkeypatch.setattr(_library._C, "has_bfloat16_tiles", lambda: tiles)
     monkeypatch.setattr(
         _library, "_find", lambda name: Path(name) if name.removeprefix("_cpu_") in built else None
     )
     monkeypatch.setattr(_library, "_load", paths.append)
     return paths
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "wanted", "tiles", "loaded"),
+    [
+        ("AVX512", ALL, None, True, "avx512amx"),
+        ("AVX512", ALL, None, False, "avx512bf16"),  # no such CPU, or the process is refused
+        ("AVX512", ALL, "avx512", True, "avx512"),
+        ("AVX2", ALL, "avx2", True, "avx2"),
+        ("AVX2", ALL, None, True, "avx2"),
+    ],
+)
+def test_tiles_are_taken_where_the_process_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    built: set[str],
+    wanted: str | None,
+    tiles: bool,
+    loaded: str,
+) -> None:
+    pretend(monkeypatch, capability, built, products=True, tiles=tiles)
+    if wanted is not None:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", wanted)
+    assert _library._load_cpu() == loaded
+
+
+def test_the_system_is_not_asked_for_tiles_without_kernels_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch, "AVX512", ALL - {"avx512amx"}, products=True)
+    monkeypatch.setattr(_library._C, "has_bfloat16_tiles", lambda: pytest.fail("asked"))
+    assert _library._load_cpu() == "avx512bf16"
 
 
 def test_no_kernels_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

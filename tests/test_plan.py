@@ -24,6 +24,7 @@ SIZES = st.sampled_from([1, 2, 3, 5, 16, 31, 64, 128, 500, 1024])
     directions=st.sampled_from([1, 2]),
     threads=st.sampled_from([1, 2, 3, 4, 16]),
     uniform=st.booleans(),
+    tiles=st.booleans(),
 )
 def test_plan_is_sound(
     cell: str,
@@ -35,16 +36,18 @@ def test_plan_is_sound(
     directions: int,
     threads: int,
     uniform: bool,
+    tiles: bool,
 ) -> None:
     problem = (cell, dtype, T, B, I, H, directions, threads, uniform)
-    plan = _C.plan(*problem)
-    assert plan == _C.plan(*problem)
+    plan = _C.plan(*problem, tiles=tiles)
+    assert plan == _C.plan(*problem, tiles=tiles)
     assert 1 <= plan["threads"] <= threads
     assert plan["threads"] == 1 or plan["threads"] % directions == 0
     assert 1 <= plan["chunk_steps"] <= T
     assert 1 <= plan["panel_groups"] <= 4
     assert 1 <= plan["grad_chunk_steps"] <= T
-    assert plan["kernel"] == ("packed" if T * B > 20 else "rows")
+    by_tiles = tiles and dtype == "bfloat16" and B >= 8 and T * B > 20
+    assert plan["kernel"] == ("tiles" if by_tiles else "packed" if T * B > 20 else "rows")
     per_direction = plan["threads"] // directions
     if plan["split"] == "batch":
         assert uniform
@@ -67,6 +70,17 @@ def test_plan_of_known_problems() -> None:
     assert split(1, 32, 128, 128, 1, 2) == "hidden", "each thread packs the weights that it reads"
     assert split(100, 32, 128, 128, 2, 2) == "direction", "each thread takes a direction"
     assert split(20, 3, 5, 6, 1, 2) == "none", "too little work to wake a thread"
+
+
+def test_plan_of_tiles() -> None:
+    def split(*problem: object, tiles: bool = True) -> str:
+        return str(_C.plan("gru", "bfloat16", *problem, tiles=tiles)["split"])
+
+    assert split(128, 64, 512, 512, 1, 2) == "batch", "32 rows a thread fill two tiles"
+    assert split(256, 16, 1024, 1024, 1, 2) == "hidden", "8 rows a thread would fill half of one"
+    assert split(256, 16, 1024, 1024, 1, 2, tiles=False) == "batch"
+    assert split(4, 16, 64, 64, 1, 2) == "none", "tiles are done before a thread is awake"
+    assert split(4, 16, 64, 64, 1, 2, tiles=False) == "hidden"
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,23 @@
 #include <ATen/core/List.h>
 
 #include "cpu/buffers.h"
+#include "cpu/driver_backward.h"
 
 namespace rnnfast {
 
-template <class Cell, class T>
+// S: what is multiplied; the gradients are T.
+template <class Cell, class S>
 struct LayerBackward {
+  using T = Compute<S>;
   const Layer& layer;
   const BackwardArguments& arguments;
   const Plan plan;
   const Tensors reserve;
   Tensors weights, grad_weights;  // grad_weights: undefined where nobody wants them
   Tensor x, grad_output, grad_states, grad_x;
-  Scratch<T> carry, packed, gate_gradients, copies;
-  BackwardDirection<T> directions[2];
-  Panels<T> h_panels, x_panels;
+  Scratch<S> carry, packed, gate_gradients, copies;
+  BackwardDirection<S> directions[2];
+  Panels<S> h_panels, x_panels;
 
   static constexpr int64_t kGates = Cell::kGates, kFirstWeight = 1 + Cell::kStates;
 
@@ -25,40 +28,43 @@ struct LayerBackward {
                 at::TensorList kept, const BackwardArguments& a)
       : layer(l),
         arguments(a),
-        plan(plan_for<T>(l)),
+        plan(plan_for<S>(l)),
         reserve(kept.vec()),
         h_panels{l.H, kGates * l.H, 1, plan.group},
         x_panels{l.I, kGates * l.H, 1, kMaxVectors} {
     const at::ScalarType dtype = reserve[0].scalar_type();
-    for (const Tensor& w : all_weights) weights.push_back(operand<T>(w));
+    for (const Tensor& w : all_weights) weights.push_back(operand<S>(w));
     for (const auto i : c10::irange(weights.size()))
       grad_weights.push_back(a.needs[kFirstWeight + i] ? empty(weights[i].sizes(), dtype)
                                                        : Tensor());
-    x = operand<T>(input);
+    x = operand<S>(input);
     if (a.grad_output.defined()) grad_output = operand<T>(a.grad_output);
     grad_states = zeros<T>({layer.D, Cell::kStates, layer.B, padded<T>(layer.H)}, dtype);
     if (a.needs[0]) grad_x = empty({layer.D, layer.rows, layer.I}, dtype);
-    carry = zero_scratch<T>(layer.D * 2 * layer.B * gates_stride());
-    packed = Scratch<T>(layer.D * packed_size());
-    gate_gradients = Scratch<T>(layer.D * chunk_rows() * (gates_stride() + h_gates_stride()));
-    copies = Scratch<T>(layer.D * chunk_rows() * copied_columns());
+    carry = zero_scratch<S>(layer.D * 2 * layer.B * gates_stride());
+    packed = Scratch<S>(layer.D * packed_size());
+    gate_gradients = Scratch<S>(layer.D * chunk_rows() * (gates_stride() + h_gates_stride()));
+    copies = Scratch<S>(layer.D * copied_rows() * copied_columns());
   }
 
   int64_t chunk_rows() const { return layer.offset[plan.grad_chunk_steps]; }
-  int64_t gates_stride() const { return padded<T>(kGates * layer.H); }
+  int64_t gates_stride() const { return padded<S>(kGates * layer.H); }
   int64_t h_gates_stride() const {
-    return Cell::kSharedGates < kGates ? padded<T>((kGates - Cell::kSharedGates) * layer.H) : 0;
+    return Cell::kSharedGates < kGates ? padded<S>((kGates - Cell::kSharedGates) * layer.H) : 0;
   }
   bool want_h_0() const { return arguments.needs[1]; }
   bool pack_w_hh() const { return layer.T > 1 || want_h_0(); }
   int64_t packed_size() const {
     return (pack_w_hh() ? h_panels.size() : 0) + (grad_x.defined() ? x_panels.size() : 0);
   }
-  bool copy_x() const { return layer.I % Vec<T>::kWidth != 0; }
-  bool copy_h() const { return layer.H % Vec<T>::kWidth != 0 || !layer.uniform; }
+  bool copy_x() const { return kByTiles<S> || layer.I % Vec<S>::kWidth != 0; }
+  bool copy_h() const { return kByTiles<S> || layer.H % Vec<S>::kWidth != 0 || !layer.uniform; }
+  int64_t copied_rows() const {
+    return kByTiles<S> ? ceil_div(chunk_rows(), kTileDepth) * kTileDepth : chunk_rows();
+  }
   int64_t copied_columns() const {
-    return (copy_x() ? whole_registers<T>(layer.I) : 0) +
-           (copy_h() ? whole_registers<T>(layer.H) : 0);
+    return (copy_x() ? whole_registers<S>(layer.I) : 0) +
+           (copy_h() ? whole_registers<S>(layer.H) : 0);
   }
 
   // The gradient of weight i of a direction, or null.
@@ -69,12 +75,12 @@ struct LayerBackward {
     return grad.defined() ? grad.template mutable_data_ptr<T>() : nullptr;
   }
 
-  bool began_with_zeros(const BackwardDirection<T>& b) const {
+  bool began_with_zeros(const BackwardDirection<S>& b) const {
     const T* h_0 = b.timelines[0] + b.walk.initial(0) * layer.H;
     return layer.T == 1 && std::all_of(h_0, h_0 + layer.B * layer.H, [](T h) { return h == T(0); });
   }
 
-  void set_gradients(BackwardDirection<T>& b, int64_t d) {
+  void set_gradients(BackwardDirection<S>& b, int64_t d) {
     b.grad_w_ih = grad_weight(d, 0), b.grad_w_hh = grad_weight(d, 1);
     b.grad_b_ih = grad_weight(d, 2), b.grad_b_hh = grad_weight(d, 3);
     b.began_with_zeros = began_with_zeros(b);
@@ -82,30 +88,30 @@ struct LayerBackward {
     b.want_h_0 = want_h_0();
   }
 
-  void set_buffers(BackwardDirection<T>& b, int64_t d) {
+  void set_buffers(BackwardDirection<S>& b, int64_t d) {
     const int64_t B = layer.B, stride = gates_stride();
     for (int parity = 0; parity < 2; ++parity)
       b.carry[parity] = carry.data() + (d * 2 + parity) * B * stride;
     b.gates_stride = stride, b.h_gates_stride = h_gates_stride();
     b.grad_x_gates = gate_gradients.data() + d * chunk_rows() * (stride + b.h_gates_stride);
     b.grad_h_gates = b.grad_x_gates + chunk_rows() * stride;
-    T* copy = copies.data() + d * chunk_rows() * copied_columns();
-    if (copy_x()) b.x_rows = copy, copy += chunk_rows() * whole_registers<T>(layer.I);
+    S* copy = copies.data() + d * copied_rows() * copied_columns();
+    if (copy_x()) b.x_rows = copy, copy += copied_rows() * whole_registers<S>(layer.I);
     if (copy_h()) b.h_rows = copy;
-    T* panels = packed.data() + d * packed_size();
+    S* panels = packed.data() + d * packed_size();
     if (pack_w_hh()) b.w_hh.packed = panels, panels += h_panels.size();
     if (grad_x.defined()) b.w_ih.packed = panels;
   }
 
-  BackwardDirection<T> direction(int64_t d) {
+  BackwardDirection<S> direction(int64_t d) {
     const int64_t B = layer.B, H = layer.H;
-    BackwardDirection<T> b{};
+    BackwardDirection<S> b{};
     b.walk = layer.walk(d), b.hidden = H, b.input = layer.I, b.state_stride = padded<T>(H);
     const auto plain = [&](int i) {
-      return weights[d * layer.weights_per_direction() + i].template const_data_ptr<T>();
+      return const_data<S>(weights[d * layer.weights_per_direction() + i]);
     };
     b.w_ih = {x_panels, plain(0), nullptr}, b.w_hh = {h_panels, plain(1), nullptr};
-    b.x = x.const_data_ptr<T>();
+    b.x = const_data<S>(x);
     if (grad_output.defined()) b.grad_output = grad_output.const_data_ptr<T>() + d * H;
     b.grad_output_stride = layer.D * H;
     for (int k = 0; k < Cell::kStates; ++k) {

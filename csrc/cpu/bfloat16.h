@@ -45,6 +45,41 @@ RNNFAST_FN BfloatVec larger(BfloatVec a, BfloatVec b) {
 // 1 / x for positive x, within 2^-14 of it: a 32nd of what rounding to bfloat16 takes.
 RNNFAST_FN BfloatVec reciprocal(BfloatVec x) { return _mm512_maskz_rcp14_ps(0xffff, x.raw); }
 
+}  // namespace rnnfast
+
+#elif defined(RNNFAST_TWIN)
+
+namespace rnnfast {
+
+using BfloatVec = Vec<Bfloat16>;
+
+template <>
+RNNFAST_FN BfloatVec BfloatVec::load(const Bfloat16* p, int64_t n) {
+  Raw result{};
+  for (int64_t i = 0; i < n; ++i) result[i] = p[i];
+  return result;
+}
+template <>
+RNNFAST_FN void BfloatVec::store(Bfloat16* p, int64_t n) const {
+  for (int64_t i = 0; i < n; ++i) {
+    const float number = flush_to_zero(raw[i]);
+    uint32_t bits;
+    std::memcpy(&bits, &number, sizeof bits);
+    bits = number == number ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+    p[i].bits = static_cast<uint16_t>(bits >> 16);
+  }
+}
+
+RNNFAST_FN BfloatVec reciprocal(BfloatVec x) { return BfloatVec(1) / x; }
+
+}  // namespace rnnfast
+
+#endif
+
+#if defined(__AVX512BF16__) || defined(RNNFAST_TWIN)
+
+namespace rnnfast {
+
 // 2^x = scale + scale * excess, for |x| up to `limit` < 127, beyond which it stays as it is there.
 // NaN stays NaN. 2^f is 1 + f P(f) on |f| <= 1/2, within 2.9e-6 of it; near zero `excess` is within
 // 3.4e-5 of itself.
@@ -74,6 +109,19 @@ RNNFAST_FN BfloatVec tanh(BfloatVec x) {
   split_power_of_two(x * BfloatVec(2 * C::kLog2e), 2 * C::kTanhIsOne * C::kLog2e, scale, excess);
   const BfloatVec e = fma(scale, excess, scale - BfloatVec(1));
   return e * reciprocal(e + BfloatVec(2));
+}
+
+// The nearest numbers of bfloat16.
+RNNFAST_FN BfloatVec rounded(BfloatVec x) {
+  Bfloat16 numbers[BfloatVec::kWidth];
+  x.store(numbers, BfloatVec::kWidth);
+  return BfloatVec::load(numbers, BfloatVec::kWidth);
+}
+
+// In each lane a number of `first` beside the one of `second`; both are numbers of bfloat16.
+RNNFAST_FN BfloatVec pairs(BfloatVec first, BfloatVec second) {
+  using Bits = Register<float>::Bits;
+  return (BfloatVec::Raw)((Bits)first.raw >> 16 | (Bits)second.raw);
 }
 
 }  // namespace rnnfast

@@ -12,14 +12,15 @@
 
 namespace rnnfast {
 
-template <class T>
+// S: what is multiplied.
+template <class S>
 Plan plan_for(const Layer& layer) {
   Problem problem{layer.cell.gates, layer.T,
                   layer.B,          layer.I,
                   layer.H,          static_cast<int>(layer.D),
                   layer.uniform,    at::in_parallel_region() ? 1 : at::get_num_threads(),
-                  Vec<T>::kWidth,   static_cast<int>(sizeof(T)),
-                  kLeastHandOver};
+                  Vec<S>::kWidth,   static_cast<int>(sizeof(Compute<S>)),
+                  kLeastHandOver,   kByTiles<S>};
   const Plan best = plan(problem);
   // To ask how far apart the threads are wakes one of them: never for a call that stays on one
   // thread however close they are.
@@ -30,11 +31,12 @@ Plan plan_for(const Layer& layer) {
   return plan(problem);
 }
 
-// Rows padded to whole registers, and off the power of two at which all rows of a tile would fall
-// into one set of the L1 cache.
-template <class T>
+// Rows padded to whole registers of memory, and off the power of two at which all rows of a tile
+// would fall into one set of the L1 cache.
+template <class S>
 int64_t padded(int64_t columns) {
-  return whole_registers<T>(columns) + Vec<T>::kWidth;
+  constexpr int64_t kNumbers = kVectorBytes / sizeof(S);
+  return (ceil_div(columns, kNumbers) + 1) * kNumbers;
 }
 
 // torch's name of S.

@@ -6,8 +6,8 @@
 
 namespace rnnfast {
 
-// S: what the tensors are stored as, or widened to.
-template <class Cell, class S>
+// S: what is multiplied; N: what the other tensors are stored as, or widened to.
+template <class Cell, class S, class N>
 struct LayerForward {
   using T = Compute<S>;
   const Layer& layer;
@@ -20,7 +20,7 @@ struct LayerForward {
   Scratch<S> packed[2][2];                     // then
   Scratch<T> state_memory, x_gates_memory;
   Scratch<S> operand_memory;
-  ForwardDirection<S> directions[2];
+  ForwardDirection<S, N> directions[2];
   Panels<S> x_panels, h_panels;
 
   static constexpr int kGates = Cell::kGates;
@@ -29,29 +29,31 @@ struct LayerForward {
   LayerForward(const Layer& l, const Tensor& input, at::TensorList initial,
                at::TensorList all_weights, bool train)
       : layer(l),
-        plan(plan_for<T>(l)),
+        plan(plan_for<S>(l)),
         weights(all_weights.vec()),
         given_weights(all_weights),
         x_panels{l.H, l.I, kGates, kGates > 1 ? 1 : plan.group},
         h_panels{l.H, l.H, kGates, kGates > 1 ? 1 : plan.group} {
     x = operand<S>(input);
-    for (const Tensor& s : initial) states.push_back(operand<S>(s));
-    const at::ScalarType dtype = x.scalar_type();
+    for (const Tensor& s : initial) states.push_back(operand<N>(s));
+    const at::ScalarType dtype = kScalarType<N>;
     output = empty(layer.shape(layer.D * layer.H), dtype);
     for (int k = 0; k < Cell::kStates; ++k)
       states_n.push_back(empty({layer.D, layer.B, layer.H}, dtype));
     if (train)
-      for (const auto& sizes : reserve_sizes(layer)) reserve.push_back(empty(sizes, dtype));
+      for (const auto& sizes : reserve_sizes(layer))
+        reserve.push_back(empty(sizes, kScalarType<T>));
     state_memory = Scratch<T>(layer.D * states_size<T>(Cell::kStates + 1));
     if (kCopyH) operand_memory = Scratch<S>(layer.D * states_size<S>(2));
     x_gates_memory = Scratch<T>(layer.D * x_gates_size());
   }
 
   int64_t index(int64_t d, int64_t i) const { return d * layer.weights_per_direction() + i; }
-  const S* weight(int64_t d, int64_t i) {
+  template <class As>
+  const As* weight(int64_t d, int64_t i) {
     Tensor& w = weights[index(d, i)];
-    w = operand<S>(w);
-    return const_data<S>(w);
+    w = operand<As>(w);
+    return const_data<As>(w);
   }
   // Matrix i of direction d as this call multiplies with it: with the panels kept of a frozen one,
   // with panels for this call, or as it stands.
@@ -67,7 +69,7 @@ struct LayerForward {
       packed[d][i] = Scratch<S>(panels.size());
       w.packed = packed[d][i].data();
     }
-    if (!w.filled) w.plain = weight(d, i);
+    if (!w.filled) w.plain = weight<S>(d, i);
     return w;
   }
   void keep_frozen() {
@@ -81,31 +83,31 @@ struct LayerForward {
   int64_t x_gates_size() const {
     return chunk_rows() * (kGates * whole_registers<T>(layer.H) + plan.threads * Vec<T>::kWidth);
   }
-  // Of so many buffers [B, H] of numbers of type N, with gaps between the threads' parts.
-  template <class N>
+  // Of so many buffers [B, H] of numbers of one type, with gaps between the threads' parts.
+  template <class As>
   int64_t states_size(int count) const {
-    return count * layer.B * padded<T>(layer.H) + plan.threads * kGapBytes / int64_t{sizeof(N)};
+    return count * layer.B * padded<As>(layer.H) + plan.threads * kGapBytes / int64_t{sizeof(As)};
   }
 
-  ForwardDirection<S> direction(int64_t d) {
+  ForwardDirection<S, N> direction(int64_t d) {
     const int64_t B = layer.B, H = layer.H;
-    ForwardDirection<S> f{};
+    ForwardDirection<S, N> f{};
     f.walk = layer.walk(d), f.hidden = H, f.input = layer.I;
     f.x = const_data<S>(x);
     f.w_ih = matrix(d, 0, x_panels, true);
     f.w_hh = matrix(d, 1, h_panels, layer.T > 1 || !starts_with_zeros());
-    if (layer.has_biases) f.b_ih = weight(d, 2), f.b_hh = weight(d, 3);
+    if (layer.has_biases) f.b_ih = weight<N>(d, 2), f.b_hh = weight<N>(d, 3);
     f.starts_with_zeros = starts_with_zeros();
     f.chunk_rows = chunk_rows();
-    f.state_stride = padded<T>(H);
+    f.state_stride = padded<T>(H), f.operand_stride = padded<S>(H);
     f.x_gates_memory = x_gates_memory.data() + d * x_gates_size();
     f.state_memory = state_memory.data() + d * states_size<T>(Cell::kStates + 1);
     if (kCopyH) f.operand_memory = operand_memory.data() + d * states_size<S>(2);
-    f.output = mutable_data<S>(output) + d * H, f.output_stride = layer.D * H;
+    f.output = mutable_data<N>(output) + d * H, f.output_stride = layer.D * H;
     for (int k = 0; k < Cell::kStates; ++k) {
-      f.states_n[k] = mutable_data<S>(states_n[k]) + d * B * H;
+      f.states_n[k] = mutable_data<N>(states_n[k]) + d * B * H;
       if (!reserve.empty()) f.timelines[k] = mutable_data<T>(reserve[k]) + d * (layer.rows + B) * H;
-      if (!states.empty()) f.initial[k] = const_data<S>(states[k]) + d * B * H;
+      if (!states.empty()) f.initial[k] = const_data<N>(states[k]) + d * B * H;
     }
     if (Cell::kReserve && !reserve.empty())
       f.gates = mutable_data<T>(reserve[Cell::kStates]) + d * layer.rows * Cell::kReserve * H;

@@ -24,7 +24,7 @@ constexpr int64_t whole_registers(int64_t columns) {
 // is `group` of these side by side (the last may be narrower), and for each of the K rows it holds,
 // contiguously, `gates` registers per group: the columns of one unit's gates lie in the same panel,
 // so that one tile sees all a cell needs. Units past H are zero columns. Where a lane of a register
-// holds kPerLane numbers, they are of so many rows of K.
+// holds kPerLane numbers, they are of so many rows of K; rows past K are zeros.
 template <class S>
 struct Panels {
   static constexpr int64_t kWidth = Vec<S>::kWidth, kPerLane = Operands<S>::kPerLane;
@@ -36,7 +36,10 @@ struct Panels {
 
   int64_t groups() const { return (hidden + kWidth - 1) / kWidth; }
   int64_t count() const { return (groups() + group - 1) / group; }
-  int64_t registers() const { return (depth + kPerLane - 1) / kPerLane; }  // of a column
+  int64_t registers() const {  // of a column
+    constexpr int64_t kBlock = Operands<S>::kDepthBlock;
+    return (depth + kBlock - 1) / kBlock * kBlock / kPerLane;
+  }
   int64_t size() const { return groups() * gates * registers() * kRegister; }
   int64_t offset(int64_t panel) const { return panel * group * gates * registers() * kRegister; }
   int groups_in(int64_t panel) const {
@@ -111,20 +114,25 @@ void pack_forward(const S* w, const Panels<S>& panels, int64_t panel, S* dst) {
         for (int i = 0; i < kWidth; ++i)
           square[i] = i < units ? Operands<S>::load(src + i * depth + k, count) : Raw{};
         transpose<Compute<S>>(square);
-        for (int64_t i = 0; i * Panels<S>::kPerLane < count; ++i)
-          Operands<S>::store(dst + (k / Panels<S>::kPerLane + i) * row_size, square[i]);
+        const int64_t first = k / Panels<S>::kPerLane, left = panels.registers() - first;
+        for (int64_t i = 0; i < kWidth && i < left; ++i)
+          Operands<S>::store(dst + (first + i) * row_size, square[i]);
       }
     }
   }
 }
 
 // One panel of w [K, H] for a product with w as it stands: d_gates w_hh and d_gates w_ih.
-template <class T>
-void pack_backward(const T* w, const Panels<T>& panels, int64_t panel, T* dst) {
-  for (int64_t k = 0; k < panels.depth; ++k) {
-    for (int g = 0; g < panels.groups_in(panel); ++g, dst += Panels<T>::kWidth) {
-      const int64_t unit = panels.first_unit(panel, g);
-      Vec<T>::load(w + k * panels.hidden + unit, panels.units_from(unit)).store(dst);
+template <class S>
+void pack_backward(const S* w, const Panels<S>& panels, int64_t panel, S* dst) {
+  constexpr int64_t kPerLane = Panels<S>::kPerLane, kRegister = Panels<S>::kRegister;
+  const int64_t H = panels.hidden, depth = panels.registers() * kPerLane;
+  for (int64_t k = 0; k < depth; k += kPerLane) {
+    for (int g = 0; g < panels.groups_in(panel); ++g, dst += kRegister) {
+      const int64_t unit = panels.first_unit(panel, g), rows = panels.depth - k;
+      Operands<S>::store(
+          dst, rows > 0 ? Operands<S>::load_rows(w + k * H + unit, H, rows, panels.units_from(unit))
+                        : typename Operands<S>::Raw{});
     }
   }
 }
@@ -428,21 +436,23 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
 
 // dst [N] += the sum over the rows of a [rows, N], for columns [columns), in blocks of kBlockDepth
 // rows and kChains sums apart; fresh: dst holds nothing yet.
-template <class T>
-void add_rows(const T* a, int64_t a_stride, Range columns, int64_t rows, T* dst, bool fresh) {
-  constexpr int64_t kWidth = Vec<T>::kWidth, kChains = 4;
+template <class S>
+void add_rows(const S* a, int64_t a_stride, Range columns, int64_t rows, Compute<S>* dst,
+              bool fresh) {
+  using V = Vec<S>;
+  constexpr int64_t kWidth = V::kWidth, kChains = 4;
   for (int64_t n = columns.begin; n < columns.end; n += kWidth) {
     const int64_t lanes = columns.end - n < kWidth ? columns.end - n : kWidth;
-    Vec<T> total = fresh ? Vec<T>(0) : Vec<T>::load(dst + n, lanes);
+    V total = fresh ? V(0) : V::load(dst + n, lanes);
     for (int64_t row = 0; row < rows;) {
       const int64_t end = rows - row < kBlockDepth ? rows : row + kBlockDepth;
-      typename Vec<T>::Raw sums[kChains] = {};
+      typename V::Raw sums[kChains] = {};
       for (; row + kChains <= end; row += kChains)
 #pragma GCC unroll 4
         for (int64_t chain = 0; chain < kChains; ++chain)
-          sums[chain] += Vec<T>::load(a + (row + chain) * a_stride + n, lanes).raw;
-      for (; row < end; ++row) sums[0] += Vec<T>::load(a + row * a_stride + n, lanes).raw;
-      total = total + Vec<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+          sums[chain] += V::load(a + (row + chain) * a_stride + n, lanes).raw;
+      for (; row < end; ++row) sums[0] += V::load(a + row * a_stride + n, lanes).raw;
+      total = total + V((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
     total.store(dst + n, lanes);
   }

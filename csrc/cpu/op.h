@@ -10,13 +10,19 @@
 
 namespace rnnfast {
 
+// Whether a layer trains in bfloat16, too: where there are tiles, and rows to fill them.
+inline bool multiplies_by_tiles(const Layer& layer) {
+  return kTiles && layer.dtype == at::kBFloat16 && fill_tiles(layer.T, layer.B);
+}
+
 // Calls f with the cell, and with what its numbers are multiplied as: half types are widened, but
-// for inference in bfloat16 where this library has products of it.
+// for bfloat16 where this library has products of it.
 template <class F>
 void dispatch_forward(const Layer& layer, bool train, F&& f) {
   dispatch_cell(layer.cell.name, [&](auto cell) {
     if constexpr (kBfloat16Products)
-      if (layer.dtype == at::kBFloat16 && !train) return f(cell, Bfloat16{});
+      if (layer.dtype == at::kBFloat16 && (!train || multiplies_by_tiles(layer)))
+        return f(cell, Bfloat16{});
     if (layer.dtype == at::kDouble) return f(cell, double{});
     f(cell, float{});
   });
@@ -25,6 +31,8 @@ void dispatch_forward(const Layer& layer, bool train, F&& f) {
 template <class F>
 void dispatch_backward(const Layer& layer, F&& f) {
   dispatch_cell(layer.cell.name, [&](auto cell) {
+    if constexpr (kTiles)
+      if (multiplies_by_tiles(layer)) return f(cell, Bfloat16{});
     if (layer.dtype == at::kDouble) return f(cell, double{});
     f(cell, float{});
   });
@@ -39,7 +47,8 @@ inline LayerResult layer_cpu(std::string_view cell, const Tensor& x,
   if (is_empty(layer)) return empty_layer(layer, x, states, train, compute_type(layer.dtype));
   LayerResult result;
   dispatch_forward(layer, train, [&](auto c, auto zero) {
-    LayerForward<decltype(c), decltype(zero)> forward(layer, x, states, weights, train);
+    using S = decltype(zero);
+    LayerForward<decltype(c), S, S> forward(layer, x, states, weights, train);
     forward.run();
     for (Tensor& s : forward.states_n) s = in_dtype(s, layer.dtype);
     result = {in_dtype(forward.output, layer.dtype), std::move(forward.states_n),
@@ -48,10 +57,10 @@ inline LayerResult layer_cpu(std::string_view cell, const Tensor& x,
   return result;
 }
 
-template <class Cell, class T>
+template <class Cell, class S>
 Tensors backward_gradients(const Layer& layer, const Tensor& x, at::TensorList weights,
                            at::TensorList reserve, const BackwardArguments& a) {
-  LayerBackward<Cell, T> backward(layer, x, weights, reserve, a);
+  LayerBackward<Cell, S> backward(layer, x, weights, reserve, a);
   backward.run();
   Tensors result = backward.results();
   for (Tensor& grad : result) grad = in_dtype(grad, layer.dtype);

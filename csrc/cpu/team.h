@@ -11,7 +11,7 @@
 #include <omp.h>
 #endif
 
-#include "cpu/gemm.h"
+#include "cpu/tiles.h"
 #include "plan.h"
 
 namespace rnnfast {
@@ -60,6 +60,7 @@ struct Member {
   int rank, size;
   Split split;
   Barrier* barrier;
+  Tiles* tiles;  // null: the plan multiplies without
   int64_t generation = 0;
 
   bool splits_batch() const { return split == Split::kBatch && size > 1; }
@@ -94,13 +95,15 @@ template <class Work>
 void run_teams(const Plan& plan, int directions, const Work& work) {
   Barrier barriers[2]{Barrier(plan.threads), Barrier(plan.threads)};
   const auto run_thread = [&](int threads, int thread) {
+    Tiles of_thread;
+    Tiles* const tiles = plan.tiles ? &of_thread : nullptr;
     if (threads < directions) {
       for (int d = thread; d < directions; d += threads)
-        work(d, Member{0, 1, plan.split, &barriers[d]});
+        work(d, Member{0, 1, plan.split, &barriers[d], tiles});
     } else {
       const int d = thread % directions;
       work(d, Member{thread / directions, (threads - d + directions - 1) / directions, plan.split,
-                     &barriers[d]});
+                     &barriers[d], tiles});
     }
   };
 #if defined(_OPENMP)

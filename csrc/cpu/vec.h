@@ -14,7 +14,9 @@
 
 namespace rnnfast {
 
-#if defined(__AVX512F__)
+// RNNFAST_TWIN: what the instructions of AVX512-BF16 and AMX do, in plain C++, so that the kernels
+// made of them are tested on any CPU. Never installed.
+#if defined(__AVX512F__) || defined(RNNFAST_TWIN)
 inline constexpr int kVectorBytes = 64, kVectorRegisters = 32;
 #elif defined(__AVX2__)
 inline constexpr int kVectorBytes = 32, kVectorRegisters = 16;
@@ -24,11 +26,17 @@ inline constexpr int kVectorBytes = 16, kVectorRegisters = 32;
 inline constexpr int kVectorBytes = 16, kVectorRegisters = 16;
 #endif
 
-// Whether this library multiplies bfloat16 as it stands; otherwise the binder widens it.
-#if defined(__AVX512BF16__)
+// Whether this library multiplies bfloat16 as it stands, otherwise the binder widens it; and
+// whether it does so by tiles, too.
+#if defined(__AVX512BF16__) || defined(RNNFAST_TWIN)
 inline constexpr bool kBfloat16Products = true;
 #else
 inline constexpr bool kBfloat16Products = false;
+#endif
+#if defined(__AMX_BF16__) || defined(RNNFAST_TWIN)
+inline constexpr bool kTiles = true;
+#else
+inline constexpr bool kTiles = false;
 #endif
 
 // The upper half of a float32.
@@ -42,6 +50,11 @@ struct Bfloat16 {
     return result;
   }
 };
+
+// What the instructions for bfloat16 make of a number below the normal ones.
+inline float flush_to_zero(float x) {
+  return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0, x) : x;
+}
 
 // What numbers stored as S are calculated in.
 template <class S>

@@ -1,0 +1,287 @@
+// What one thread of a team does for a layer, backward: the steps of a chunk, then what their gate
+// gradients add to the gradients of the weights and of x.
+#pragma once
+
+#include "cpu/driver.h"
+
+namespace rnnfast {
+
+// One direction of a layer, backward. S: the type of what is multiplied; all else is T. A gradient
+// that nobody wants is null.
+template <class S>
+struct BackwardDirection {
+  using T = Compute<S>;
+  Walk walk;                       // as in forward; the driver goes through it from its end
+  int64_t hidden, input;           // H, I
+  Weights<S> w_hh, w_ih;           // as they stand: for the gradients of h and of x
+  const S* x;                      // [rows, I]
+  const T* grad_output;            // [rows, grad_output_stride] from the first column of this
+  int64_t grad_output_stride;      // direction, or null: zero. D*H
+  const T* timelines[kMaxStates];  // as written by forward
+  const T* gates;                  // as written by forward
+  bool consecutive;                // dense: the states before rows r, r+1, ... stand side by side
+  S* carry[2];                     // [B, gates_stride] hidden-side gate gradients of the last
+                                   // step, by parity; zeros at first
+  T* grad_states[kMaxStates];      // [B, state_stride] in: gradients of states_n; then those of
+                                   // the running state
+  S* grad_x_gates;                 // [rows of a chunk, gates_stride]
+  S* grad_h_gates;                 // [rows of a chunk, h_gates_stride] of the gates where they
+                                   // differ from those of x
+  int64_t state_stride, gates_stride, h_gates_stride;  // padded to whole registers
+  S *x_rows, *h_rows;        // [rows of a chunk, whole registers] copies of x, of the states
+                             // before, for tiles in pairs of rows; null: these are readable in
+                             // whole registers
+  T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
+  T *grad_b_ih, *grad_b_hh;  // [G*H]
+  T* grad_x;                 // [rows, I]
+  bool began_with_zeros;     // one step, from a state of zeros: the gradient of w_hh is zero
+  bool want_h_0;  // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
+};
+
+// Where the rows of one step stand.
+template <class S>
+struct BackwardStep {
+  using T = Compute<S>;
+  const T *gates, *grad_output, *after[kMaxStates];
+  const T *before[kMaxStates], *initial[kMaxStates];  // of rows that go on, of those that began
+  S *grad_x_gates, *grad_h_gates, *carry;
+  int64_t continued;  // from this row on, rows began here
+};
+
+template <class Cell, class S>
+BackwardStep<S> backward_step(const BackwardDirection<S>& d, int64_t t, S* carry,
+                              int64_t first_row) {
+  const int64_t at = d.walk.steps.offset_at(t), H = d.hidden;
+  BackwardStep<S> step{};
+  if (d.gates) step.gates = d.gates + at * Cell::kReserve * H;
+  if (d.grad_output) step.grad_output = d.grad_output + at * d.grad_output_stride;
+  for (int k = 0; k < Cell::kStates; ++k) {
+    step.after[k] = d.timelines[k] + d.walk.after(t, 0) * H;
+    step.before[k] = d.timelines[k] + d.walk.before(t, 0) * H;
+    step.initial[k] = d.timelines[k] + d.walk.initial(0) * H;
+  }
+  step.grad_x_gates = d.grad_x_gates + (at - first_row) * d.gates_stride;
+  step.grad_h_gates = d.grad_h_gates + (at - first_row) * d.h_gates_stride;
+  step.carry = carry;
+  step.continued = d.walk.continued(t);
+  return step;
+}
+
+// The gate gradients of one step for one register of units of one row: sums are what the step after
+// sent back through W_hh.
+template <class Cell, class S>
+RNNFAST_FN void backward_units(const BackwardDirection<S>& d, const BackwardStep<S>& step,
+                               int64_t row, int64_t unit, const Compute<S>* sums) {
+  using T = Compute<S>;
+  using V = Vec<S>;
+  const int64_t H = d.hidden, units = d.w_hh.panels.units_from(unit),
+                state = row * d.state_stride + unit;
+  V q[kReserveSlots<Cell>], s[Cell::kStates], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates],
+      dh[Cell::kGates];
+  for (int k = 0; k < Cell::kReserve; ++k)
+    q[k] = V::load(step.gates + (row * Cell::kReserve + k) * H + unit, units);
+  for (int k = 0; k < Cell::kStates; ++k) {
+    const T* before = row < step.continued ? step.before[k] : step.initial[k];
+    s[k] = V::load(step.after[k] + row * H + unit, units);
+    p[k] = V::load(before + row * H + unit, units);
+    ds[k] = V::load(d.grad_states[k] + state);
+  }
+  ds[0] = ds[0] + V::load(sums);
+  if (step.grad_output)
+    ds[0] = ds[0] + V::load(step.grad_output + row * d.grad_output_stride + unit, units);
+  Cell::backward(q, p, s, ds, dx, dh);
+  for (int k = 0; k < Cell::kStates; ++k) ds[k].store(d.grad_states[k] + state);
+  const int64_t at = row * d.gates_stride + unit;
+  for (int g = 0; g < Cell::kGates; ++g) {
+    dx[g].store(step.grad_x_gates + at + g * H, units);
+    dh[g].store(step.carry + at + g * H, units);
+  }
+  for (int g = Cell::kSharedGates; g < Cell::kGates; ++g)
+    dh[g].store(step.grad_h_gates + row * d.h_gates_stride + (g - Cell::kSharedGates) * H + unit,
+                units);
+}
+
+// One step of the walk back: the gate gradients of its rows, from those of the step after it.
+template <class Cell, class S>
+void step_back(const BackwardDirection<S>& d, const Walk& back, int64_t i, int64_t first_row,
+               Range panels, Member& member) {
+  const int64_t t = back.time(i), batch = back.steps.batch_at(t), staying = back.staying(i);
+  using T = Compute<S>;
+  S* carry = d.carry[1 - (i & 1)];
+  const BackwardStep<S> step = backward_step<Cell>(d, t, carry, first_row);
+  const Range rows = member.rows(back.batch_size(), 0, batch);
+  const auto consume = [&](int64_t row, int64_t unit, const T* sums) {
+    backward_units<Cell>(d, step, row, unit, sums);
+  };
+  if (i == 0) {
+    multiply_zeros(d.w_hh.panels, rows, panels, consume);
+  } else {
+    multiply(member, d.w_hh, d.carry[i & 1], d.gates_stride, rows, panels, consume);
+  }
+  member.wait_for_step();
+  if (!d.want_h_0 || staying == batch) return;
+  // Rows that began here: what reaches their h_0. The next step reads this carry too and writes the
+  // other one.
+  multiply(member, d.w_hh, carry, d.gates_stride, member.rows(back.batch_size(), staying, batch),
+           panels, [&](int64_t row, int64_t unit, const T* sums) {
+             T* grad = d.grad_states[0] + row * d.state_stride + unit;
+             (Vec<T>::load(grad) + Vec<T>::load(sums)).store(grad);
+           });
+}
+
+// A view of the rows of a chunk that whole registers may be read from.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+};
+
+// For products by tiles: the chunk's rows of x, and of the states before them, in pairs, with zeros
+// up to whole tiles of rows.
+template <class S>
+void pack_operands(const BackwardDirection<S>& d, Range rows, Range steps, const Walk& back,
+                   const Member& member) {
+  const int64_t count = rows.end - rows.begin, whole = ceil_div(count, kTileDepth) * kTileDepth / 2;
+  const auto mine = [&](int64_t pair) { return pair % member.size == member.rank; };
+  const auto pack = [](S* dst, int64_t pair, const auto* first, const auto* second, int64_t n) {
+    pack_pairs(first, second, n, dst + pair * 2 * whole_registers<S>(n));
+  };
+  const auto x = [&](int64_t row) {
+    return row < count ? d.x + (rows.begin + row) * d.input : nullptr;
+  };
+  for (int64_t pair = member.rank; d.grad_w_ih && pair < whole; pair += member.size)
+    pack(d.x_rows, pair, x(2 * pair), x(2 * pair + 1), d.input);
+  if (!d.grad_w_hh || d.began_with_zeros) return;
+  const Compute<S>* const none = nullptr;
+  const auto before = [&](int64_t t, int64_t b) {
+    return d.timelines[0] + d.walk.before(t, b) * d.hidden;
+  };
+  const int64_t first = back.time(back.reverse ? steps.end - 1 : steps.begin);
+  for (int64_t i = 0; i < steps.end - steps.begin; ++i) {
+    const int64_t t = first + i, at = back.steps.offset_at(t) - rows.begin,
+                  batch = back.steps.batch_at(t);
+    for (int64_t b = at % 2; b < batch; b += 2) {
+      if (!mine((at + b) / 2)) continue;
+      const auto* next = b + 1 < batch        ? before(t, b + 1)
+                         : at + b + 1 < count ? before(t + 1, 0)
+                                              : none;
+      pack(d.h_rows, (at + b) / 2, before(t, b), next, d.hidden);
+    }
+  }
+  for (int64_t pair = (count + 1) / 2; pair < whole; ++pair)
+    if (mine(pair)) pack(d.h_rows, pair, none, none, d.hidden);
+}
+
+// Of the chunk's rows of x, and of the states before them, the copies that are needed.
+template <class S>
+void copy_operands(const BackwardDirection<S>& d, Range rows, Range steps, const Walk& back,
+                   const Member& member) {
+  if (d.x_rows && d.grad_w_ih)
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      if (row % member.size != member.rank) continue;
+      std::copy_n(d.x + row * d.input, d.input,
+                  d.x_rows + (row - rows.begin) * whole_registers<S>(d.input));
+    }
+  if (!d.h_rows || !d.grad_w_hh || d.began_with_zeros) return;
+  for (int64_t i = steps.begin + member.rank; i < steps.end; i += member.size) {
+    const int64_t t = back.time(i), at = back.steps.offset_at(t) - rows.begin;
+    for (int64_t b = 0; b < back.steps.batch_at(t); ++b)
+      std::copy_n(d.timelines[0] + d.walk.before(t, b) * d.hidden, d.hidden,
+                  d.h_rows + (at + b) * whole_registers<S>(d.hidden));
+  }
+}
+
+// The states before the rows of a chunk.
+template <class S>
+Rows<S> states_before(const BackwardDirection<S>& d, const Walk& back, Range steps) {
+  if constexpr (std::is_same_v<S, Compute<S>>)
+    if (!d.h_rows) {
+      const int64_t first = back.time(back.reverse ? steps.end - 1 : steps.begin);
+      return {d.timelines[0] + d.walk.before(first, 0) * d.hidden, d.hidden};
+    }
+  return {d.h_rows, whole_registers<S>(d.hidden)};
+}
+
+// Calls add(gate gradients, stride, columns of them, the first's place among all gates) for the
+// hidden-side gate gradients `gates`: first those that are also x's.
+template <class Cell, class S, class Add>
+void for_h_gates(const BackwardDirection<S>& d, Range gates, const Add& add) {
+  const int64_t shared = Cell::kSharedGates * d.hidden;
+  const Range of_x{gates.begin, gates.end < shared ? gates.end : shared};
+  if (of_x.begin < of_x.end) add(d.grad_x_gates, d.gates_stride, of_x, 0);
+  const Range own{gates.begin > shared ? gates.begin - shared : 0, gates.end - shared};
+  if (own.begin < own.end) add(d.grad_h_gates, d.h_gates_stride, own, shared);
+}
+
+// What the gate gradients of a chunk of steps add to the gradients of the weights, each thread to
+// its share of the gates, and what they make of the gradient of x.
+template <class Cell, class S>
+void add_gradients(const BackwardDirection<S>& d, const Walk& back, Range steps, Member& member) {
+  using T = Compute<S>;
+  const Range rows = rows_of(back, steps);
+  if constexpr (kByTiles<S>) {
+    pack_operands(d, rows, steps, back, member);
+  } else {
+    copy_operands(d, rows, steps, back, member);
+  }
+  member.wait();
+  const Range gates = member.share(Cell::kGates * d.hidden, kMaxRows);
+  const int64_t count = rows.end - rows.begin;
+  const bool fresh = steps.begin == 0;
+  const auto add_product = [&](const S* a, int64_t stride, Range columns, const Rows<S>& right,
+                               int64_t K, T* dst) {
+    if constexpr (kByTiles<S>) {
+      add_outer_by_tiles(*member.tiles, a, stride, columns, right.data, K, count, dst, fresh);
+    } else {
+      add_outer(a, stride, columns, right.data, right.stride, K, count, dst, fresh);
+    }
+  };
+  if (d.grad_w_ih) {
+    const Rows<S> x = d.x_rows ? Rows<S>{d.x_rows, whole_registers<S>(d.input)}
+                               : Rows<S>{d.x + rows.begin * d.input, d.input};
+    add_product(d.grad_x_gates, d.gates_stride, gates, x, d.input, d.grad_w_ih);
+  }
+  if (d.grad_w_hh && !d.began_with_zeros) {
+    const Rows<S> h = states_before(d, back, steps);
+    for_h_gates<Cell>(d, gates, [&](const S* a, int64_t stride, Range columns, int64_t at) {
+      add_product(a, stride, columns, h, d.hidden, d.grad_w_hh + at * d.hidden);
+    });
+  }
+  if (d.grad_b_ih) add_rows(d.grad_x_gates, d.gates_stride, gates, count, d.grad_b_ih, fresh);
+  if (d.grad_b_hh)
+    for_h_gates<Cell>(d, gates, [&](const S* a, int64_t stride, Range columns, int64_t at) {
+      add_rows(a, stride, columns, count, d.grad_b_hh + at, fresh);
+    });
+  const bool by_rows = count >= member.size * kRowsForFullTiles;
+  const Range all_panels{0, d.w_ih.panels.count()};
+  if (d.grad_x)
+    multiply(member, d.w_ih, d.grad_x_gates, d.gates_stride,
+             by_rows ? member.share(count) : Range{0, count},
+             by_rows ? all_panels : member.share(all_panels.end),
+             [&](int64_t row, int64_t unit, const T* sums) {
+               Vec<T>::load(sums).store(d.grad_x + (rows.begin + row) * d.input + unit,
+                                        d.w_ih.panels.units_from(unit));
+             });
+  member.wait();
+}
+
+template <class Cell, class S>
+void backward_direction(const BackwardDirection<S>& d, int64_t chunk_steps, Member member) {
+  d.w_hh.pack(member, pack_backward<S>);
+  d.w_ih.pack(member, pack_backward<S>);
+  if (d.grad_w_hh && d.began_with_zeros) {
+    const Range mine = member.share(Cell::kGates * d.hidden * d.hidden);
+    std::fill(d.grad_w_hh + mine.begin, d.grad_w_hh + mine.end, Compute<S>(0));
+  }
+  member.wait();
+  const Walk back{d.walk.steps, !d.walk.reverse};
+  const Range panels = member.panels(d.w_hh.panels.count());
+  for_chunks(back.steps.count, chunk_steps, [&](Range steps) {
+    const int64_t first_row = rows_of(back, steps).begin;
+    for (int64_t i = steps.begin; i < steps.end; ++i)
+      step_back<Cell>(d, back, i, first_row, panels, member);
+    add_gradients<Cell>(d, back, steps, member);
+  });
+}
+
+}  // namespace rnnfast
