@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "caches.h"
 #include "cells.h"
 #include "cuda/plan.h"
 #include "eager.h"
@@ -74,6 +75,12 @@ bool has_bfloat16_tiles() {
 #endif
 }
 
+py::dict caches() {
+  py::dict result;
+  result["l1"] = kCaches.l1, result["l2"] = kCaches.l2;
+  return result;
+}
+
 py::list cells() {
   py::list result;
   for (const CellFacts& cell : kCells) {
@@ -97,15 +104,26 @@ CellFacts find_cell(const std::string& name) {
 
 py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
                   int64_t I, int64_t H, int directions, int threads, bool uniform, double hand_over,
-                  bool tiles) {
+                  bool tiles, int64_t l1, int64_t l2) {
   const CellFacts facts = find_cell(cell);
   if (T < 0 || B < 0 || I < 0 || H < 0 || directions < 1 || directions > 2 || threads < 1)
     throw py::value_error(
         "plan: sizes must not be negative, directions 1 or 2, threads at least 1");
   const int element = dtype == "float64" ? 8 : 4,
             width = vector_bytes(at::get_cpu_capability()) / element;
-  const Plan p = plan({facts.gates, T, B, I, H, directions, uniform, threads, width, element,
-                       hand_over, tiles && dtype == "bfloat16"});
+  const Plan p = plan({facts.gates,
+                       T,
+                       B,
+                       I,
+                       H,
+                       directions,
+                       uniform,
+                       threads,
+                       width,
+                       element,
+                       hand_over,
+                       tiles && dtype == "bfloat16",
+                       {l1, l2}});
   py::dict result;
   result["kernel"] = p.tiles ? "tiles" : p.packed ? "packed" : "rows";
   result["split"] = p.threads == 1             ? "none"
@@ -114,6 +132,7 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
                                                : "hidden";
   result["threads"] = p.threads, result["chunk_steps"] = p.chunk_steps,
   result["grad_chunk_steps"] = p.grad_chunk_steps, result["panel_groups"] = p.group;
+  result["block_rows"] = p.block_rows, result["outer_rows"] = p.outer_rows,
   result["vector_width"] = width;
   return result;
 }
@@ -174,10 +193,12 @@ PYBIND11_MODULE(_C, m) {
         "Whether this CPU has the dot products of AVX512-BF16.");
   m.def("has_bfloat16_tiles", &rnnfast::has_bfloat16_tiles,
         "Whether this CPU has products of tiles (AMX), and the system gives them to this process.");
+  m.def("caches", &rnnfast::caches, "Bytes of the caches that a core has for itself.");
   m.def("cells", &rnnfast::cells, "The table of cells.");
   m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
         py::arg("uniform") = true, py::arg("hand_over") = 100.0, py::arg("tiles") = false,
+        py::arg("l1") = rnnfast::kSmallCaches.l1, py::arg("l2") = rnnfast::kSmallCaches.l2,
         "How the CPU kernels would run a layer.");
   m.def("cuda_kernels", &rnnfast::cuda_kernels,
         "The names that RNNFAST_CUDA_KERNEL knows, beside auto.");

@@ -6,6 +6,13 @@
 
 namespace rnnfast {
 
+// Bytes of the caches that a core has for itself; where the system does not say, as if they were
+// small.
+struct Caches {
+  int64_t l1, l2;
+};
+inline constexpr Caches kSmallCaches{int64_t{32} << 10, int64_t{512} << 10};
+
 struct Problem {
   int gates;           // G of the cell
   int64_t T, B, I, H;  // B = batch_sizes[0] when packed
@@ -16,6 +23,7 @@ struct Problem {
   int element_bytes;   // of the compute type
   double hand_over;    // nanoseconds from one thread's store to another's sight of it
   bool tiles;          // there are products by tiles of bfloat16 for it
+  Caches caches;
 };
 
 enum class Split {
@@ -31,6 +39,9 @@ struct Plan {
   int threads;  // over all directions
   int group;    // register groups per panel of cells with one gate, and of every backward product;
                 // no result depends on it
+  int block_rows;            // rows of a product that go through K together, block by block, where
+                             // they are more than a register tile's; no result depends on it
+  int outer_rows;            // rows that are summed before they are added to a gradient of weights
   int64_t chunk_steps;       // steps whose x_gates are projected at once
   int64_t grad_chunk_steps;  // steps whose gate gradients become gradients of the weights at once
 };
@@ -49,6 +60,10 @@ inline constexpr double kLeastHandOver = 40;
 // Rows per thread from which register tiles run at full speed, so that splitting the batch costs
 // nothing.
 inline constexpr int64_t kRowsForFullTiles = 8, kRowsForFullBfloat16Tiles = 32;
+// A core with so large an L2 sees an L3 hardly faster than memory (Emerald Rapids: 2 MB; Zen has
+// 1 MB at most and reads its L3 fast). There the batch is split where each core's L2 holds w_hh, or
+// for so many rows a thread that reading it counts for little; else each thread has its part of it.
+inline constexpr int64_t kLargeL2 = int64_t{3} << 19, kRowsForFarWeights = 128;
 // With fewer rows, register tiles are as fast as those of bfloat16.
 inline constexpr int64_t kLeastTileRows = 8;
 // Up to so many rows in the whole call, packing the weights costs more than it saves.
@@ -60,6 +75,32 @@ inline constexpr int64_t kShortRows = 64;
 // rows enough for a product that reads all of w_ih: I / 2 of them are written and read again for as
 // many bytes. The rows of a chunk backward: a pass over the gradients of the weights for so many.
 inline constexpr int64_t kChunkBytes = int64_t{1} << 20, kChunkRows = 64, kGradChunkRows = 256;
+
+// Longer sums are made of blocks of this depth: their rounding error grows with the square root of
+// the block and of the number of blocks, not of the whole.
+inline constexpr int64_t kBlockDepth = 128;
+// Registers of the widest panel, and rows that go through its blocks together at most.
+inline constexpr int kMaxVectors = 4, kMaxBlockRows = 66;
+
+// As many rows as have their sums in L1 beside a block; where these are few, none: each tile then
+// reads all of K. For registers of 64 bytes alone: with these a core asks L2 for more than half of
+// what it gives (Emerald Rapids: 1.2 to 1.3 times faster in blocks; Zen 3, of 32: the same).
+inline int block_rows_of(const Problem& p) {
+  if (p.vector_width * p.element_bytes < 64) return 0;
+  const int64_t width = int64_t{kMaxVectors} * p.vector_width * p.element_bytes,
+                rows = (p.caches.l1 - kBlockDepth * width) / width;
+  return static_cast<int>(rows < kMaxBlockRows / 2 ? 0
+                          : rows < kMaxBlockRows   ? rows
+                                                   : kMaxBlockRows);
+}
+
+// A gradient of weights may be as large as memory: it is read and written for as many rows as L1
+// holds of a tile's columns, three registers at most.
+inline int outer_rows_of(const Problem& p) {
+  const int64_t block = int64_t{3} * p.vector_width * p.element_bytes * kBlockDepth,
+                blocks = p.caches.l1 / block, most = kGradChunkRows / kBlockDepth;
+  return static_cast<int>(kBlockDepth * (blocks < 1 ? 1 : blocks < most ? blocks : most));
+}
 
 // Steps of B rows that come to `rows` at least.
 constexpr int64_t steps_of(int64_t rows, int64_t B, int64_t T) {
@@ -78,8 +119,11 @@ inline Split split_of(const Problem& p, int threads) {
   const bool even = rows * threads <= p.B + p.B / 8;
   const int64_t groups = ceil_div(p.H, p.vector_width);
   if (p.T * p.B <= kShortRows && groups % threads == 0) return Split::kHidden;
-  const int64_t full = by_tiles(p) ? kRowsForFullBfloat16Tiles : kRowsForFullTiles;
-  return p.uniform && even && rows >= full ? Split::kBatch : Split::kHidden;
+  const bool tiles = by_tiles(p);
+  const int64_t full = tiles ? kRowsForFullBfloat16Tiles : kRowsForFullTiles;
+  const bool near = p.caches.l2 < kLargeL2 || rows > kRowsForFarWeights ||
+                    p.gates * p.H * p.H * (tiles ? 2 : p.element_bytes) <= p.caches.l2 / 2;
+  return p.uniform && even && rows >= full && near ? Split::kBatch : Split::kHidden;
 }
 
 // Nanoseconds of one direction on one thread.
@@ -111,6 +155,7 @@ inline Plan plan(const Problem& p) {
 
   const int64_t groups = ceil_div(p.H, p.vector_width),
                 mine = result.split == Split::kHidden ? groups / per_direction : groups;
+  result.block_rows = block_rows_of(p), result.outer_rows = outer_rows_of(p);
   result.group = static_cast<int>(mine < 1 ? 1 : mine > 4 ? 4 : mine);
 
   const int64_t step_bytes = p.B * p.gates * p.H * p.element_bytes,

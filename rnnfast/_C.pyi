@@ -21,7 +21,13 @@ class Plan(TypedDict):
     threads: int
     chunk_steps: int
     panel_groups: int
+    block_rows: int
+    outer_rows: int
     vector_width: int
+
+class Caches(TypedDict):
+    l1: int
+    l2: int
 
 class CudaPlan(TypedDict):
     kernel: str
@@ -34,6 +40,7 @@ class CudaPlan(TypedDict):
 def build_info() -> BuildInfo: ...
 def has_bfloat16_products() -> bool: ...
 def has_bfloat16_tiles() -> bool: ...
+def caches() -> Caches: ...
 def cells() -> list[CellFacts]: ...
 def plan(
     cell: str,
@@ -47,6 +54,8 @@ def plan(
     uniform: bool = True,
     hand_over: float = 100.0,
     tiles: bool = False,
+    l1: int = 32768,
+    l2: int = 524288,
 ) -> Plan: ...
 def cuda_kernels() -> list[str]: ...
 def cuda_plan(

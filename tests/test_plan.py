@@ -25,6 +25,8 @@ SIZES = st.sampled_from([1, 2, 3, 5, 16, 31, 64, 128, 500, 1024])
     threads=st.sampled_from([1, 2, 3, 4, 16]),
     uniform=st.booleans(),
     tiles=st.booleans(),
+    l1=st.sampled_from([1, 32 << 10, 48 << 10, 128 << 10]),
+    l2=st.sampled_from([1, 512 << 10, 1 << 20, 2 << 20]),
 )
 def test_plan_is_sound(
     cell: str,
@@ -37,15 +39,19 @@ def test_plan_is_sound(
     threads: int,
     uniform: bool,
     tiles: bool,
+    l1: int,
+    l2: int,
 ) -> None:
     problem = (cell, dtype, T, B, I, H, directions, threads, uniform)
-    plan = _C.plan(*problem, tiles=tiles)
-    assert plan == _C.plan(*problem, tiles=tiles)
+    plan = _C.plan(*problem, tiles=tiles, l1=l1, l2=l2)
+    assert plan == _C.plan(*problem, tiles=tiles, l1=l1, l2=l2)
     assert 1 <= plan["threads"] <= threads
     assert plan["threads"] == 1 or plan["threads"] % directions == 0
     assert 1 <= plan["chunk_steps"] <= T
     assert 1 <= plan["panel_groups"] <= 4
     assert 1 <= plan["grad_chunk_steps"] <= T
+    assert 0 <= plan["block_rows"] <= 66
+    assert plan["outer_rows"] in (128, 256)
     by_tiles = tiles and dtype == "bfloat16" and B >= 8 and T * B > 20
     assert plan["kernel"] == ("tiles" if by_tiles else "packed" if T * B > 20 else "rows")
     per_direction = plan["threads"] // directions
@@ -70,6 +76,27 @@ def test_plan_of_known_problems() -> None:
     assert split(1, 32, 128, 128, 1, 2) == "hidden", "each thread packs the weights that it reads"
     assert split(100, 32, 128, 128, 2, 2) == "direction", "each thread takes a direction"
     assert split(20, 3, 5, 6, 1, 2) == "none", "too little work to wake a thread"
+
+
+def test_plan_follows_the_caches() -> None:
+    def split(*problem: object, l2: int) -> str:
+        return str(_C.plan("lstm", "float32", *problem, l2=l2)["split"])
+
+    large, small = 2 << 20, 1 << 20
+    assert split(256, 16, 1024, 1024, 1, 2, l2=small) == "batch"
+    assert split(256, 16, 1024, 1024, 1, 2, l2=large) == "hidden", "each core reads half of w_hh"
+    assert split(128, 32, 128, 128, 1, 2, l2=large) == "batch", "w_hh is near to both cores"
+    assert split(128, 300, 512, 512, 1, 2, l2=large) == "batch", "so many rows hide how far it is"
+
+    def rows(l1: int) -> tuple[int, int, int]:
+        plan = _C.plan("lstm", "float32", 9, 99, 99, 99, 1, 2, l1=l1)
+        return plan["block_rows"], plan["outer_rows"], plan["vector_width"]
+
+    blocks = rows(48 << 10)[2] == 16
+    assert rows(32 << 10)[0] == 0, "nothing beside the block, or narrow registers"
+    assert rows(48 << 10)[:2] == (64 * blocks, 256)
+    assert rows(1 << 20)[:2] == (66 * blocks, 256)
+    assert rows(1)[:2] == (0, 128)
 
 
 def test_plan_of_tiles() -> None:

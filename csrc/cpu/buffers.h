@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "binder.h"
+#include "caches.h"
 #include "cpu/driver.h"
 #include "cpu/memory.h"
 
@@ -20,7 +21,8 @@ Plan plan_for(const Layer& layer) {
                   layer.H,          static_cast<int>(layer.D),
                   layer.uniform,    at::in_parallel_region() ? 1 : at::get_num_threads(),
                   Vec<S>::kWidth,   static_cast<int>(sizeof(Compute<S>)),
-                  kLeastHandOver,   kByTiles<S>};
+                  kLeastHandOver,   kByTiles<S>,
+                  kCaches};
   const Plan best = plan(problem);
   // To ask how far apart the threads are wakes one of them: never for a call that stays on one
   // thread however close they are.

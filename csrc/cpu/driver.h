@@ -38,7 +38,7 @@ RNNFAST_FN void multiply(const Member& member, const Weights<S>& w, const S* a, 
       return multiply_by_tiles(*member.tiles, w.panels, w.packed, a, a_stride, rows, panel_range,
                                consume);
   if (w.packed) {
-    multiply(w.panels, w.packed, a, a_stride, rows, panel_range, consume);
+    multiply(w.panels, w.packed, a, a_stride, rows, panel_range, member.block_rows, consume);
   } else {
     multiply_unpacked(w.panels, w.plain, a, a_stride, rows, panel_range, consume);
   }

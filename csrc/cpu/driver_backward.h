@@ -233,7 +233,8 @@ void add_gradients(const BackwardDirection<S>& d, const Walk& back, Range steps,
     if constexpr (kByTiles<S>) {
       add_outer_by_tiles(*member.tiles, a, stride, columns, right.data, K, count, dst, fresh);
     } else {
-      add_outer(a, stride, columns, right.data, right.stride, K, count, dst, fresh);
+      add_outer(a, stride, columns, right.data, right.stride, K, count, member.outer_rows, dst,
+                fresh);
     }
   };
   if (d.grad_w_ih) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cpu/operands.h"
+#include "plan.h"
 
 namespace rnnfast {
 
@@ -137,7 +138,7 @@ void pack_backward(const S* w, const Panels<S>& panels, int64_t panel, S* dst) {
   }
 }
 
-inline constexpr int kMaxVectors = 4, kMaxRows = 8;
+inline constexpr int kMaxRows = 8;
 
 // Rows of a tile that is `vectors` registers wide: as many as leave registers for the sums, the
 // smaller side of the product and one number of the other.
@@ -148,17 +149,14 @@ constexpr int tile_rows(int vectors) {
   return rows;
 }
 
-// Longer sums are made of blocks of this depth: their rounding error grows with the square root of
-// the block and of the number of blocks, not of the whole.
-inline constexpr int64_t kBlockDepth = 128;
-
 // How a tile reads its left operand: a [rows, K] row by row, or a [K, rows] column by column.
 enum class Left { kRows, kColumns };
 
 // sums[m][v] = sum over k of a[m, k] * w[k][v], for MR rows of a and NV registers of columns; the
-// rows of w are w_stride apart.
-template <class S, Left left, int MR, int NV>
-void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t depth,
+// rows of w are w_stride apart. go_on: the sums hold blocks of this depth before; then it is a
+// whole number of blocks from there on.
+template <class S, Left left, bool fetch, int MR, int NV>
+void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t depth, bool go_on,
           Compute<S>* sums) {
   using Raw = typename Operands<S>::Raw;
   using Unaligned = typename Vec<S>::Unaligned;
@@ -167,14 +165,14 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
   // multiply-add. No plan makes a single row of one among several, and the chains are as many at
   // every width, so that no result depends on the number of threads.
   constexpr int kChains = left == Left::kRows && MR == 1 ? 2 : 1;
-  // The panel after this one, into L2: a tile of many rows leaves the time. Past the last panel the
-  // address means nothing, and does no harm.
-  constexpr bool kFetchAhead = left == Left::kRows && MR >= 4;
+  // What comes after this part of w, into L2: a tile of many rows leaves the time. Past the last
+  // panel the address means nothing, and does no harm.
+  constexpr bool kFetchAhead = fetch && MR >= 4;
   const int64_t lanes = depth / kPerLane, w_size = lanes * w_stride;
   int64_t k = 0;
   do {
     const int64_t end = lanes - k < kBlockDepth ? lanes : k + kBlockDepth;
-    const bool first = k == 0;
+    const bool first = k == 0 && !go_on;
     Raw sum[kChains][MR][NV] = {};
     const auto step = [&](int chain, int64_t k, const auto& broadcast)
                           __attribute__((always_inline)) {
@@ -233,19 +231,20 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
 }
 
 template <class S>
-using TileFunction = void (*)(const S*, int64_t, const S*, int64_t, int64_t, Compute<S>*);
+using TileFunction = void (*)(const S*, int64_t, const S*, int64_t, int64_t, bool, Compute<S>*);
 
-template <class S, Left left, int NV, int... M>
+template <class S, Left left, bool fetch, int NV, int... M>
 constexpr std::array<TileFunction<S>, kMaxRows> tiles_of_width(std::integer_sequence<int, M...>) {
-  return {(M < tile_rows(NV) ? tile<S, left, (M < tile_rows(NV) ? M + 1 : 1), NV> : nullptr)...};
+  return {(M < tile_rows(NV) ? tile < S, left, fetch && (M >= 3), (M < tile_rows(NV) ? M + 1 : 1),
+           NV >              : nullptr)...};
 }
 
-template <class S, Left left>
+template <class S, Left left, bool fetch>
 TileFunction<S> tile_function(int rows, int vectors) {
   using Rows = std::make_integer_sequence<int, kMaxRows>;
   static constexpr std::array<TileFunction<S>, kMaxRows> kTiles[kMaxVectors] = {
-      tiles_of_width<S, left, 1>(Rows{}), tiles_of_width<S, left, 2>(Rows{}),
-      tiles_of_width<S, left, 3>(Rows{}), tiles_of_width<S, left, 4>(Rows{})};
+      tiles_of_width<S, left, fetch, 1>(Rows{}), tiles_of_width<S, left, fetch, 2>(Rows{}),
+      tiles_of_width<S, left, fetch, 3>(Rows{}), tiles_of_width<S, left, fetch, 4>(Rows{})};
   return kTiles[vectors - 1][rows - 1];
 }
 
@@ -257,28 +256,48 @@ struct alignas(kVectorBytes) TileSums {
 
 // The first of tiles of at most `most` rows, as even as can be, rather than leave a thin last one.
 inline int even_tile(int64_t rows, int most) {
+  if (rows <= most) return static_cast<int>(rows);  // for the divisions take a while
   const int64_t tiles = (rows + most - 1) / most;
   return static_cast<int>((rows + tiles - 1) / tiles);
 }
 
 // Multiplies rows of a [*, K] by panels [panel_range) of w and hands every row and group of units
-// to consume(row, first unit, sums): gate by gate a register of sums.
+// to consume(row, first unit, sums): gate by gate a register of sums. Of block_rows rows at most a
+// block of K comes after another, so that they all read it from L1; a single tile reads all of K
+// at once. Neither the blocks nor their rows change a bit.
 template <class S, class Consume>
 RNNFAST_FN void multiply(const Panels<S>& panels, const S* w, const S* a, int64_t a_stride,
-                         Range rows, Range panel_range, Consume&& consume) {
-  TileSums<Compute<S>> sums;
+                         Range rows, Range panel_range, int block_rows, Consume&& consume) {
+  constexpr int64_t kWidth = Vec<S>::kWidth, kPerLane = Operands<S>::kPerLane,
+                    kDepth = kBlockDepth * kPerLane;
+  alignas(kVectorBytes) Compute<S> sums[kMaxBlockRows * kMaxVectors * kWidth];
   for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
-    const int groups = panels.groups_in(panel), vectors = groups * panels.gates;
-    for (int64_t row = rows.begin; row < rows.end;) {
-      const int count = even_tile(rows.end - row, tile_rows(vectors));
-      tile_function<S, Left::kRows>(count, vectors)(
-          a + row * a_stride, a_stride, w + panels.offset(panel), vectors * Panels<S>::kRegister,
-          panels.depth, sums.values);
-      for (int m = 0; m < count; ++m)
+    const int groups = panels.groups_in(panel), vectors = groups * panels.gates,
+              most = tile_rows(vectors);
+    const int64_t stride = vectors * kWidth, w_stride = stride * kPerLane;
+    for (int64_t begin = rows.begin; begin < rows.end;) {
+      const int count = even_tile(rows.end - begin, block_rows > most ? block_rows : most);
+      const int64_t end = begin + count, step = count > most ? kDepth : panels.depth;
+      int64_t k = 0;
+      do {
+        const int64_t depth = panels.depth - k < step ? panels.depth - k : step;
+        for (int64_t row = begin; row < end;) {
+          const int size = even_tile(end - row, most);
+          const auto multiply_tile = row == begin
+                                         ? tile_function<S, Left::kRows, true>(size, vectors)
+                                         : tile_function<S, Left::kRows, false>(size, vectors);
+          multiply_tile(a + row * a_stride + k, a_stride,
+                        w + panels.offset(panel) + k / kPerLane * w_stride, w_stride, depth, k > 0,
+                        sums + (row - begin) * stride);
+          row += size;
+        }
+        k += step;
+      } while (k < panels.depth);
+      for (int64_t row = begin; row < end; ++row)
         for (int g = 0; g < groups; ++g)
-          consume(row + m, panels.first_unit(panel, g),
-                  sums.values + (m * vectors + g * panels.gates) * Vec<S>::kWidth);
-      row += count;
+          consume(row, panels.first_unit(panel, g),
+                  sums + (row - begin) * stride + g * panels.gates * kWidth);
+      begin = end;
     }
   }
 }
@@ -402,15 +421,16 @@ RNNFAST_FN void multiply_zeros(const Panels<S>& panels, Range rows, Range panel_
 inline constexpr int kOuterVectors = kVectorRegisters >= 32 ? 3 : 2;
 
 // dst [N, K] += a [rows, N] transposed times x [rows, K], for columns [columns) of a, in blocks of
-// kBlockDepth rows; fresh: dst holds nothing yet. The rows of x are readable up to whole registers.
+// kBlockDepth rows, of which outer_rows are summed before dst is read and written; fresh: dst holds
+// nothing yet. The rows of x are readable up to whole registers.
 template <class T>
 void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t x_stride, int64_t K,
-               int64_t rows, T* dst, bool fresh) {
+               int64_t rows, int64_t outer_rows, T* dst, bool fresh) {
   constexpr int64_t kWidth = Vec<T>::kWidth;
   TileSums<T> sums;
-  for (int64_t row = 0; row < rows; row += kBlockDepth) {
+  for (int64_t row = 0; row < rows; row += outer_rows) {
     const bool first = fresh && row == 0;
-    const int64_t depth = rows - row < kBlockDepth ? rows - row : kBlockDepth;
+    const int64_t depth = rows - row < outer_rows ? rows - row : outer_rows;
     for (int64_t k = 0; k < K; k += kOuterVectors * kWidth) {
       const int64_t width = K - k < kOuterVectors * kWidth ? K - k : kOuterVectors * kWidth;
       const int vectors = static_cast<int>((width + kWidth - 1) / kWidth);
@@ -419,8 +439,9 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
         for (int m = 0; m < count; ++m)  // what the sums are added to, into L2 meanwhile
           for (int v = 0; v < vectors; ++v)
             __builtin_prefetch(dst + (n + m) * K + k + v * kWidth, 0, 2);
-        tile_function<T, Left::kColumns>(count, vectors)(
-            a + row * a_stride + n, a_stride, x + row * x_stride + k, x_stride, depth, sums.values);
+        tile_function<T, Left::kColumns, false>(count, vectors)(a + row * a_stride + n, a_stride,
+                                                                x + row * x_stride + k, x_stride,
+                                                                depth, false, sums.values);
         for (int m = 0; m < count; ++m)
           for (int v = 0; v < vectors; ++v) {
             const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;

@@ -60,7 +60,8 @@ struct Member {
   int rank, size;
   Split split;
   Barrier* barrier;
-  Tiles* tiles;  // null: the plan multiplies without
+  Tiles* tiles;                // null: the plan multiplies without
+  int block_rows, outer_rows;  // see Plan
   int64_t generation = 0;
 
   bool splits_batch() const { return split == Split::kBatch && size > 1; }
@@ -99,11 +100,11 @@ void run_teams(const Plan& plan, int directions, const Work& work) {
     Tiles* const tiles = plan.tiles ? &of_thread : nullptr;
     if (threads < directions) {
       for (int d = thread; d < directions; d += threads)
-        work(d, Member{0, 1, plan.split, &barriers[d], tiles});
+        work(d, Member{0, 1, plan.split, &barriers[d], tiles, plan.block_rows, plan.outer_rows});
     } else {
       const int d = thread % directions;
       work(d, Member{thread / directions, (threads - d + directions - 1) / directions, plan.split,
-                     &barriers[d], tiles});
+                     &barriers[d], tiles, plan.block_rows, plan.outer_rows});
     }
   };
 #if defined(_OPENMP)

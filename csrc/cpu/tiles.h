@@ -5,7 +5,6 @@
 
 #include "cpu/gemm.h"
 #include "cpu/tile_unit.h"
-#include "plan.h"
 
 #if defined(__AMX_BF16__) || defined(RNNFAST_TWIN)
 

@@ -1,5 +1,6 @@
 // The products by tiles beside the same sums one by one, bit for bit: rows from 1 to 33, every
 // depth around that of a tile, NaN wherever nothing should be read, numbers below the normal ones.
+// And those by register tiles, in blocks of K beside whole columns.
 // Exits with the number of wrong ones.
 #include "cpu/tiles.h"
 
@@ -145,6 +146,31 @@ static void test_nan_stays_in_its_row() {
                     });
 }
 
+// Products of register tiles, by blocks of K and not.
+template <class S>
+static void test_blocks(int64_t rows, int64_t depth, int gates, const S* numbers) {
+  const Panels<S> panels{20, depth, gates, gates > 1 ? 1 : 2};
+  std::vector<S> packed(panels.size() + 4096);
+  for (int64_t panel = 0; panel < panels.count(); ++panel)
+    pack_forward(numbers, panels, panel, packed.data() + panels.offset(panel));
+  const auto run = [&](int block_rows) {
+    std::vector<Compute<S>> result;
+    multiply(panels, packed.data(), numbers + 7, depth, {0, rows}, {0, panels.count()}, block_rows,
+             [&](int64_t, int64_t, const Compute<S>* sums) {
+               result.insert(result.end(), sums, sums + gates * Vec<S>::kWidth);
+             });
+    return result;
+  };
+  const std::vector<Compute<S>> wanted = run(0);
+  for (int block_rows : {2, 10, 33, 66}) {
+    const std::vector<Compute<S>> found = run(block_rows);
+    expect("size", rows, depth, static_cast<float>(found.size()),
+           static_cast<float>(wanted.size()));
+    for (size_t i = 0; i < found.size(); ++i)
+      expect("in blocks", rows, depth, static_cast<float>(found[i]), static_cast<float>(wanted[i]));
+  }
+}
+
 int main() {
 #if defined(__AMX_BF16__)
   if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return std::puts("no tiles for this process"), 1;
@@ -161,5 +187,17 @@ int main() {
     for (int64_t gates : {1, 16, 31, 70})
       for (int64_t columns : {1, 15, 16, 17, 40}) test_outer(rows, gates, columns);
   test_nan_stays_in_its_row();
+  std::vector<float> numbers(81 * 1000);
+  std::vector<Bfloat16> halves(numbers.size());
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const Bfloat16 drawn[] = {random_number(), random_number()};
+    numbers[i] = drawn[0] + drawn[1] / 1000, halves[i] = drawn[0];
+  }
+  for (int64_t rows : {1, 2, 5, 7, 13, 34, 67, 70})
+    for (int64_t depth : {0, 1, 127, 128, 129, 255, 256, 257, 300, 1000})
+      for (int gates : {1, 3, 4}) {
+        test_blocks(rows, depth, gates, numbers.data());
+        test_blocks(rows, depth, gates, halves.data());
+      }
   return failures > 255 ? 255 : failures;
 }
