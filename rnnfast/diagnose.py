@@ -172,7 +172,10 @@ def _explain_layer(
     if x.device.type != "cpu":
         return LayerExplanation(name, route.kind, x.device.type, route.reason)
     threads = torch.get_num_threads()
-    plan = _C.plan(mode.lower(), dtype, threads=threads, tiles=HAS_TILES, **problem)
+    backend: Any = torch.backends.mkldnn
+    if x.dtype == torch.float32 and backend.rnn.fp32_precision == "bf16":
+        dtype = "bfloat16"  # where there are tiles for it, which the plan looks at
+    plan = _C.plan(mode.lower(), dtype, threads=threads, tiles=HAS_TILES, **_C.caches(), **problem)
     return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
 
 

@@ -16,6 +16,7 @@ from rnnfast.routes import (
     FUSED,
     Route,
     autocast_dtype,
+    autocast_products,
     casts,
     route,
     route_cell,
@@ -158,13 +159,14 @@ def stack(
         return output, tuple(states_n)
     if chosen is not FUSED and casts((input, *states, *weights)):
         dtype = autocast_dtype(mode, input, states, onednn=batch_sizes is None and not proj_size)
+        products = autocast_products(input, dtype)
         with without_autocast(input):
-            return stack(
+            output, states_n = stack(
                 mode,
-                input.to(dtype),
+                input.to(products),
                 batch_sizes,
-                [s.to(dtype) for s in states],
-                [w.to(dtype) for w in weights],
+                [s.to(products) for s in states],
+                [w.to(products) for w in weights],
                 has_biases=has_biases,
                 num_layers=num_layers,
                 dropout=dropout,
@@ -173,6 +175,7 @@ def stack(
                 batch_first=batch_first,
                 proj_size=proj_size,
             )
+            return output.to(dtype), tuple(s.to(dtype) for s in states_n)
     layer = _fused_layer if chosen.kind == "fused" else _reference_layer
     name = _CELLS[mode]
     if batch_first:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from rnnfast._library import _C, KERNEL_DEVICES
+from rnnfast._library import _C, HAS_TILES, KERNEL_DEVICES
 
 _KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _AUTOCAST_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -150,6 +150,17 @@ def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: b
         return low
     result: torch.dtype = torch.promote_types(low, states[-1].dtype if states else input.dtype)
     return result
+
+
+def autocast_products(input: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The dtype to run in under autocast, where torch.nn returns in `dtype`.
+
+    There torch multiplies in the lower type whatever it returns in; so do we where that is faster.
+    """
+    device = input.device.type
+    low: torch.dtype = torch.get_autocast_dtype(device)
+    tiles = HAS_TILES and device == "cpu" and low == torch.bfloat16 and dtype == torch.float32
+    return low if tiles else dtype
 
 
 def route_cell(

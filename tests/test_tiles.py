@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import twin
+from precision import assert_no_less_precise, relative_errors
 from problems import MODES, Problem, cotangents
 from torch import Tensor, nn
 
@@ -51,15 +54,22 @@ def test_products_bit_by_bit(instructions: str, tmp_path: Path) -> None:
 @needs_compiler
 @pytest.mark.xdist_group("twin")
 @pytest.mark.skipif(_library.HAS_TILES, reason="runs all of it with the CPU's own tiles")
-@pytest.mark.parametrize("part", ["test_bfloat16.py", "test_tiles.py"])
-def test_with_the_twin(part: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("test_bfloat16.py", ""),
+        ("test_tiles.py", ""),
+        ("test_compile.py", "autocast_is or autocast_gives"),
+    ],
+)
+def test_with_the_twin(part: str, names: str, tmp_path: Path) -> None:
     """The tests of bfloat16 in a process that takes this CPU for one with tiles."""
     twin.package(tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "twin", "-p", "no:cacheprovider"]
     command += ["-c", str(twin.ROOT / "pyproject.toml"), f"--rootdir={twin.ROOT}"]
     # Errors are those of training, whose forward pass is inference's, see below.
     left_out = "bit_by_bit or with_the_twin or error_is_at_most or refused"
-    command += ["-k", f"not ({left_out})", str(TESTS / part)]
+    command += ["-k", names or f"not ({left_out})", str(TESTS / part)]
     result = subprocess.run(
         command, env=twin.environment(tmp_path), cwd=tmp_path, capture_output=True, text=True
     )
@@ -154,6 +164,65 @@ def test_frozen_weights_serve_products_with_and_without_tiles(name: str) -> None
         found = [layer(x)[0] for x in inputs]
         assert same(found[:2], wanted[:2])
         torch.testing.assert_close(found[2], wanted[2], rtol=2e-2, atol=2e-2)
+
+
+@contextmanager
+def float32_in_bfloat16() -> Iterator[None]:
+    """With torch's switch for recurrent layers in float32 on."""
+    before = torch.backends.mkldnn.rnn.fp32_precision
+    torch.backends.mkldnn.rnn.fp32_precision = "bf16"
+    yield
+    torch.backends.mkldnn.rnn.fp32_precision = before
+
+
+@needs_tiles
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [{}, {"lengths": (12, 9, *[7] * 20, 1)}], ids=str)
+def test_torchs_switch_lets_float32_be_multiplied_as_bfloat16(
+    mode: str, shape: dict[str, Any]
+) -> None:
+    """In both passes; all else stays float32, so no error is above that of torch.nn's layer in
+    bfloat16. Without the switch nothing changes.
+    """
+    shape = {"T": 12, "B": 23, "I": 65, "H": 80, "bidirectional": True, **shape}
+    problem = Problem(mode, dtype=torch.float32, **shape)
+    half = Problem(mode, dtype=torch.bfloat16, **shape)
+    with torch.no_grad():
+        for a, b in zip(half.leaves, problem.leaves, strict=True):
+            a.copy_(b)
+    plain = trained(problem)
+    with float32_in_bfloat16():
+        found = trained(problem)
+        with torch.inference_mode():
+            inference = problem.rnnfast()
+        (layer,) = rnnfast.explain(rnnfast.GRU(65, 80), torch.zeros(12, 23, 65)).layers
+    assert layer.plan["kernel"] == "tiles"
+    assert same(inference, found[: len(inference)])
+    assert same(trained(problem), plain)
+    assert all(t.dtype == torch.float32 for t in found)
+    assert not torch.equal(found[0], found[0].bfloat16().float())
+    values = half.torch()
+    grads = [g.to(torch.bfloat16) for g in cotangents(values)]
+    theirs = [*values, *torch.autograd.grad(values, half.leaves, grads)]
+    errors = [[relative_errors(side, plain)] for side in (found, theirs)]
+    assert errors[0][0].max() > 1e-4
+    assert_no_less_precise(*errors, factor=1.25, floor=0.0)
+
+
+@needs_tiles
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_multiplies_bfloat16(mode: str) -> None:
+    """Whatever dtype the results have, as in torch.nn."""
+    problem = Problem(mode, dtype=torch.float32, T=12, B=23, I=65, H=80)
+    half = Problem(mode, dtype=torch.bfloat16, T=12, B=23, I=65, H=80)
+    with torch.no_grad():
+        for a, b in zip(half.leaves, problem.leaves, strict=True):
+            a.copy_(b)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        found = problem.rnnfast()
+    with torch.no_grad():
+        wanted = half.rnnfast()
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(found, wanted, strict=True))
 
 
 # 8 KB for the handlers of signals: less than the state of the tiles takes.

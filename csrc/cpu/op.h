@@ -2,6 +2,7 @@
 // instruction set.
 #pragma once
 
+#include <ATen/Context.h>
 #include <torch/library.h>
 
 #include "cpu/backward.h"
@@ -10,21 +11,33 @@
 
 namespace rnnfast {
 
-// Whether a layer trains in bfloat16, too: where there are tiles, and rows to fill them.
-inline bool multiplies_by_tiles(const Layer& layer) {
-  return kTiles && layer.dtype == at::kBFloat16 && fill_tiles(layer.T, layer.B);
+// torch.backends.mkldnn.rnn.fp32_precision, torch's switch for recurrent layers in float32.
+inline bool bfloat16_is_precise_enough() {
+  return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::RNN) ==
+         at::Float32Precision::BF16;
 }
 
-// Calls f with the cell, and with what its numbers are multiplied as: half types are widened, but
-// for bfloat16 where this library has products of it.
+// Whether a layer trains in bfloat16, too: where there are tiles, and rows to fill them.
+inline bool multiplies_by_tiles(const Layer& layer) {
+  return kTiles && fill_tiles(layer.T, layer.B) &&
+         (layer.dtype == at::kBFloat16 ||
+          (layer.dtype == at::kFloat && bfloat16_is_precise_enough()));
+}
+
+// Calls f with the cell, with what its numbers are multiplied as, and with what the other tensors
+// are read and written as: half types are widened, but for bfloat16 where this library has products
+// of it.
 template <class F>
 void dispatch_forward(const Layer& layer, bool train, F&& f) {
   dispatch_cell(layer.cell.name, [&](auto cell) {
     if constexpr (kBfloat16Products)
       if (layer.dtype == at::kBFloat16 && (!train || multiplies_by_tiles(layer)))
-        return f(cell, Bfloat16{});
-    if (layer.dtype == at::kDouble) return f(cell, double{});
-    f(cell, float{});
+        return f(cell, Bfloat16{}, Bfloat16{});
+    if constexpr (kTiles)
+      if (layer.dtype == at::kFloat && multiplies_by_tiles(layer))
+        return f(cell, Bfloat16{}, float{});
+    if (layer.dtype == at::kDouble) return f(cell, double{}, double{});
+    f(cell, float{}, float{});
   });
 }
 
@@ -46,9 +59,9 @@ inline LayerResult layer_cpu(std::string_view cell, const Tensor& x,
   check_states("rnnfast::layer", x, states, layer);
   if (is_empty(layer)) return empty_layer(layer, x, states, train, compute_type(layer.dtype));
   LayerResult result;
-  dispatch_forward(layer, train, [&](auto c, auto zero) {
-    using S = decltype(zero);
-    LayerForward<decltype(c), S, S> forward(layer, x, states, weights, train);
+  dispatch_forward(layer, train, [&](auto c, auto factor, auto number) {
+    LayerForward<decltype(c), decltype(factor), decltype(number)> forward(layer, x, states, weights,
+                                                                          train);
     forward.run();
     for (Tensor& s : forward.states_n) s = in_dtype(s, layer.dtype);
     result = {in_dtype(forward.output, layer.dtype), std::move(forward.states_n),
