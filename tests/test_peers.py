@@ -128,8 +128,8 @@ def test_a_process_is_pinned_to_as_many_processors_as_threads() -> None:
 # ---- who is timed ----
 
 
-def workload(cell: str = "gru") -> Workload:
-    return make_workload(SMALL, cell, torch.float32, nn, rnnfast)
+def workload(cell: str = "gru", dtype: torch.dtype = torch.float32) -> Workload:
+    return make_workload(SMALL, cell, dtype, nn, rnnfast)
 
 
 def wrong(workload: Workload, name: str) -> Side:
@@ -156,6 +156,16 @@ def test_who_is_wrong_or_missing_is_left_out_with_the_reason(
     assert left_out["wrong"].startswith("WrongValuesError: gru t5b3i4h6 training: error of output")
     assert left_out["missing"].startswith("ModuleNotFoundError: No module named 'a_module")
     assert left_out["unable"] == "no training"
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("cell", bound.CELLS)
+def test_in_bfloat16_those_run_that_have_it(cell: str, name: str) -> None:
+    sides, _, left_out = peers.prepare(workload(cell, torch.bfloat16), name)
+    assert {"rnnfast", "torch.nn"} <= set(sides) <= set(peers.IN_BFLOAT16)
+    assert all(left_out[peer] == "float32 only" for peer in set(peers.PEERS) - {*peers.IN_BFLOAT16})
+    for side in sides.values():
+        side.run()
 
 
 def test_ours_must_be_right(monkeypatch: pytest.MonkeyPatch) -> None:

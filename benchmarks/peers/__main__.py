@@ -1,6 +1,7 @@
 """Times rnnfast beside every other implementation that this environment has: `make bench-peers`.
 
     python -m benchmarks.peers --quick --cells gru --problems t50b32i128h128
+    python -m benchmarks.peers --dtype bfloat16
     python -m benchmarks.peers.report benchmarks/results/peers/MACHINE.json
 
 All sides of a problem take turns in one process, on the same processors, with as many threads each.
@@ -10,8 +11,8 @@ them, oneDNN's, ONNX Runtime's, OpenVINO's and JAX's times were within 12 % of t
 process, most within 5 % (GRU, t100b1i64h64 and t20b3i5h6, on a machine that was not quite idle).
 
 Values, in training gradients too, are compared with torch.nn in float64 before anything is timed.
-An implementation that is missing, has no such pass or computes something else is left out, and the
-report says why.
+An implementation that is missing, has no such pass or dtype, or computes something else is left
+out, and the report says why. What the machine could do is known for float32 alone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from benchmarks.peers import (
     report,
     torch_peers,
 )
-from benchmarks.peers.bound import CELLS, Figures, bound
+from benchmarks.peers.bound import CELLS, UNKNOWN, Figures, bound
 from benchmarks.peers.side import Peer, Side, Unavailable
 from benchmarks.timing import FULL, QUICK, Budget, take_turns
 from benchmarks.workloads import PASSES, Workload, compare, make_workload
@@ -61,6 +62,9 @@ PEERS: dict[str, Peer] = {
     "JAX": jax_peer.jax_scan,
     "JAX, unroll 8": partial(jax_peer.jax_scan, unroll=8),
 }
+IN_BFLOAT16 = (record.OURS, record.FROZEN, record.BASELINE, "torch.compile", "oneDNN")
+"""Those that have layers in it; the others are float32 throughout."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("onnxruntime", "openvino", "onnx", "jax", "jaxlib", "numpy")
 
 
@@ -70,6 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="only these; see problems.py")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=tuple(CELLS))
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
     parser.add_argument("--output", type=Path, help="JSON file; default: named after the machine")
@@ -95,8 +100,8 @@ def pin(threads: int) -> list[int]:
     return chosen
 
 
-def environment(cores: Sequence[int]) -> dict[str, Any]:
-    facts = results.environment(torch.float32, record.OURS)
+def environment(cores: Sequence[int], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    facts = results.environment(dtype, record.OURS)
     versions = {}
     for package in PACKAGES:
         try:
@@ -120,6 +125,8 @@ def prepare(
     expected = torch_peers.torch_nn(workload, name).values()
     for peer, make in PEERS.items():
         try:
+            if workload.grad_output.dtype != torch.float32 and peer not in IN_BFLOAT16:
+                raise Unavailable("float32 only")
             side = make(workload, name)
             errors[peer] = compare(workload, name, side.values(), expected).candidate
             sides[peer] = side
@@ -135,6 +142,7 @@ def measure(options: argparse.Namespace, figures: Figures, budget: Budget) -> li
     """Checks, then times, every problem, cell and pass that was asked for."""
     jobs = [(p, cell, name) for p in options.chosen for cell in options.cells for name in PASSES]
     jobs = [job for job in jobs if job[2] in options.passes]
+    dtype = DTYPES[options.dtype]
     entries = []
     text = TextColumn("{task.description}")
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text)
@@ -142,12 +150,12 @@ def measure(options: argparse.Namespace, figures: Figures, budget: Budget) -> li
         bar = progress.add_task("", total=len(jobs))
         for problem, cell, name in jobs:
             progress.update(bar, description=f"{problem.name} {cell} {name}")
-            workload = make_workload(problem, cell, torch.float32, torch.nn, rnnfast)
+            workload = make_workload(problem, cell, dtype, torch.nn, rnnfast)
             sides, errors, left_out = prepare(workload, name)
             gc.collect()
             samples = take_turns([side.run for side in sides.values()], budget)
             taken = dict(zip(sides, samples, strict=True))
-            limit = bound(problem, cell, name, figures)
+            limit = bound(problem, cell, name, figures) if dtype == torch.float32 else UNKNOWN
             entries.append(record.Entry(problem, cell, name, taken, errors, left_out, limit))
             progress.advance(bar)
     return entries
@@ -157,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     cores = pin(options.threads)
     torch.set_num_threads(options.threads)
-    facts = environment(cores)
+    facts = environment(cores, DTYPES[options.dtype])
     here = machine.Machine(options.threads)
     figures = here.figures()
     facts["machine"] = here.described(figures)

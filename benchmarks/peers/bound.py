@@ -17,6 +17,7 @@ recurrence backward, dW_ih and dW_hh; there is no gradient of x.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,6 +77,9 @@ class Bound:
 
     lower: float
     practical: float
+
+
+UNKNOWN = Bound(math.nan, math.nan)
 
 
 def bound(problem: Problem, cell: str, pass_name: str, figures: Figures) -> Bound:

@@ -20,7 +20,7 @@ extern "C" {
 // One layer, one direction, initial states zero. Gates and biases in oneDNN's order.
 struct Problem {
   int cell;  // 0: RNN with tanh, 1: GRU whose reset gate acts after the product, 2: LSTM
-  int training;
+  int training, bfloat16;  // of the tensors, which are float32 here; gradients are float32
   int T, B, I, H;
   float* x;            // [T, B, I]
   float* w_ih;         // [G*H, I]
@@ -56,7 +56,8 @@ class Layer {
   // Copies an argument of the last step to `to`, weights in torch's layout.
   void read(int argument, float* to) {
     memory& from = steps_.back().arguments.at(argument);
-    memory::desc plain = from.get_desc();
+    const memory::dims sizes = from.get_desc().get_dims();
+    memory::desc plain = desc(sizes, sizes.size() == 3 ? Tag::abc : Tag::abcd);
     if (argument == DNNL_ARG_DIFF_WEIGHTS_LAYER) plain = weights(p_.I, Tag::ldgoi);
     if (argument == DNNL_ARG_DIFF_WEIGHTS_ITER) plain = weights(p_.H, Tag::ldgoi);
     memory target = user_memory(plain, to);
@@ -67,6 +68,10 @@ class Layer {
   static memory::desc desc(const memory::dims& sizes, Tag tag) {
     return {sizes, memory::data_type::f32, tag};
   }
+  // As the primitives take it.
+  memory::desc in_dtype(const memory::desc& of, Tag tag) const {
+    return {of.get_dims(), p_.bfloat16 ? memory::data_type::bf16 : memory::data_type::f32, tag};
+  }
   memory::desc sequence(int width) const { return desc({p_.T, p_.B, width}, Tag::tnc); }
   memory::desc state() const { return desc({1, 1, p_.B, p_.H}, Tag::ldnc); }
   memory::desc weights(int width, Tag tag) const {
@@ -75,35 +80,38 @@ class Layer {
   memory::desc bias() const { return desc({1, 1, p_.cell == 0 ? 1 : 4, p_.H}, Tag::ldgo); }
   memory user_memory(const memory::desc& of, float* data) const { return {of, engine_, data}; }
 
-  // The gradients have the descriptors of what they are gradients of.
+  // The gradients have the descriptors of what they are gradients of, in float32.
   void prepare() {
     using namespace dnnl;
     const auto forward = p_.training ? prop_kind::forward_training : prop_kind::forward_inference;
     const auto backward = prop_kind::backward;
     const auto tanh = algorithm::eltwise_tanh;
     const auto direction = rnn_direction::unidirectional_left2right;
-    const auto x = sequence(p_.I), y = sequence(p_.H), h = state(), b = bias();
-    const auto w = weights(p_.I, Tag::any), u = weights(p_.H, Tag::any);
+    const auto dx = sequence(p_.I), dy = sequence(p_.H), dh = state(), b = bias();
+    const auto dw = weights(p_.I, Tag::any), du = weights(p_.H, Tag::any), &c = dh;
+    const auto x = in_dtype(dx, Tag::tnc), y = in_dtype(dy, Tag::tnc), h = in_dtype(dh, Tag::ldnc);
+    const auto w = in_dtype(weights(p_.I, Tag::ldgoi), Tag::any),
+               u = in_dtype(weights(p_.H, Tag::ldgoi), Tag::any);
     if (p_.cell == 0) {
       const vanilla_rnn_forward::primitive_desc pass(engine_, forward, tanh, direction, x, h, w, u,
                                                      b, y, h);
       add<vanilla_rnn_forward>(pass);
       if (p_.training)
-        add<vanilla_rnn_backward>(
-            {engine_, backward, tanh, direction, x, h, w, u, b, y, h, x, h, w, u, b, y, h, pass});
+        add<vanilla_rnn_backward>({engine_, backward, tanh, direction, x, h, w, u, b, y, h, dx, dh,
+                                   dw, du, b, dy, dh, pass});
     } else if (p_.cell == 1) {
       const lbr_gru_forward::primitive_desc pass(engine_, forward, direction, x, h, w, u, b, y, h);
       add<lbr_gru_forward>(pass);
       if (p_.training)
         add<lbr_gru_backward>(
-            {engine_, backward, direction, x, h, w, u, b, y, h, x, h, w, u, b, y, h, pass});
+            {engine_, backward, direction, x, h, w, u, b, y, h, dx, dh, dw, du, b, dy, dh, pass});
     } else {
-      const lstm_forward::primitive_desc pass(engine_, forward, direction, x, h, h, w, u, b, y, h,
-                                              h);
+      const lstm_forward::primitive_desc pass(engine_, forward, direction, x, h, c, w, u, b, y, h,
+                                              c);
       add<lstm_forward>(pass);
       if (p_.training)
-        add<lstm_backward>({engine_, backward, direction, x, h, h, w, u, b, y, h,
-                            h,       x,        h,         h, w, u, b, y, h, h, pass});
+        add<lstm_backward>({engine_, backward, direction, x, h,  c,  w, u,  b,  y, h,
+                            c,       dx,       dh,        c, dw, du, b, dy, dh, c, pass});
     }
   }
 

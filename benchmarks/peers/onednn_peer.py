@@ -33,7 +33,7 @@ class Problem(ctypes.Structure):
     """As in onednn.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("cell", "training", "T", "B", "I", "H")),
+        *((name, ctypes.c_int) for name in ("cell", "training", "bfloat16", "T", "B", "I", "H")),
         *((name, ctypes.c_void_p) for name in ("x", "w_ih", "w_hh", "bias", "grad_output")),
     ]
 
@@ -71,10 +71,12 @@ class Layer:
         bias = given["b_ih"] + given["b_hh"]
         if workload.cell == "gru":  # the new gate has two, one on each side of the reset gate
             bias = torch.cat((bias[: 2 * H], given["b_ih"][2 * H :], given["b_hh"][2 * H :]))
-        self.tensors = [workload.x, given["w_ih"], given["w_hh"], bias, workload.grad_output]
-        p = workload.problem
+        tensors = (workload.x, given["w_ih"], given["w_hh"], bias, workload.grad_output)
+        self.tensors = [tensor.float() for tensor in tensors]
+        self.dtype = workload.grad_output.dtype
+        p, half = workload.problem, self.dtype == torch.bfloat16
         pointers = (tensor.data_ptr() for tensor in self.tensors)
-        problem = Problem(number, training, p.T, p.B, p.I, p.H, *pointers)
+        problem = Problem(number, training, half, p.T, p.B, p.I, p.H, *pointers)
         self.pointer = self.library.rnn_prepare(ctypes.byref(problem))
         if self.pointer is None:
             raise Unavailable(self.library.rnn_error().decode())
@@ -85,11 +87,11 @@ class Layer:
             self.library.rnn_free(ctypes.c_void_p(self.pointer))
 
     def read(self, argument: int, *shape: int) -> Tensor:
-        """What the last run left in `argument`."""
+        """What the last run left in `argument`, brought to float32 and to the layer's dtype."""
         made = torch.empty(shape)
         pointers = (ctypes.c_void_p(self.pointer), argument, ctypes.c_void_p(made.data_ptr()))
         self.library.rnn_read(*pointers)
-        return made
+        return made.to(self.dtype)
 
     def values(self) -> dict[str, Tensor]:
         """Of the first run: the gradients of later ones are sums."""

@@ -50,8 +50,8 @@ def headline(record: Record) -> str:
     facts = record.environment
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
-        f"float32, {facts['threads']} threads, {facts['cpu']}, {facts['isa']}, rnnfast at commit "
-        f"{facts['commit']}, torch {facts['torch']}, Python {facts['python']}; {versions}"
+        f"{facts['dtype']}, {facts['threads']} threads, {facts['cpu']}, {facts['isa']}, rnnfast at "
+        f"commit {facts['commit']}, torch {facts['torch']}, Python {facts['python']}; {versions}"
     )
 
 
@@ -81,7 +81,7 @@ def rows(record: Record, pass_name: str) -> Iterator[list[str]]:
             f"{entry.lead:.2f}",
             f"{entry.speed_up(OURS):.2f}",
             f"{ours / entry.bound.lower:.2f}" if entry.bound.lower > 0 else "-",
-            f"{ours / entry.bound.practical:.2f}",
+            _ratio(ours / entry.bound.practical),
         ]
 
 
@@ -191,8 +191,8 @@ def plot(record: Record, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8.5)
     facts = record.environment
     figure.suptitle(
-        f"Times as fast as torch.nn {facts['torch']}: float32, {facts['threads']} threads, "
-        f"{facts['cpu']}",
+        f"Times as fast as torch.nn {facts['torch']}: {facts['dtype']}, {facts['threads']} "
+        f"threads, {facts['cpu']}",
         fontsize=11,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,8 @@ def _draw(axes: Axes, entries: Sequence[Entry], names: Sequence[str]) -> None:
             axes.scatter(xs, ys, size, colour, marker=mark, label=name, zorder=3)
     torch_times = [entry.seconds(BASELINE) for entry in entries]
     practical = [t / e.bound.practical for t, e in zip(torch_times, entries, strict=True)]
-    most = 1.6 * max(*practical, *(e.speed_up(n) for e in entries for n in e.samples))
+    known = [ratio for ratio in practical if not math.isnan(ratio)]
+    most = 1.6 * max([*known, *(e.speed_up(n) for e in entries for n in e.samples)])
     for y, (entry, time) in enumerate(zip(entries, torch_times, strict=True)):
         lower = time / entry.bound.lower if entry.bound.lower > 0 else math.inf
         if lower < most:
