@@ -15,6 +15,10 @@ SHELL := bash
 PYTHON ?= python3
 PINNED := torch==2.13.0
 TORCH ?= $(PINNED)
+# cpu, cu130, ...: of that build, auto: of the one for this machine; empty: of the one on PyPI.
+TORCH_BACKEND ?= auto
+# What is installed beside the package, of the extras in pyproject.toml.
+EXTRAS ?= dev
 TORCH_NAME := $(shell echo '$(TORCH)' | tr -cs 'A-Za-z0-9.\n' '-')
 # In place, in rnnfast/, lie the libraries for the pinned torch. For another one the package is
 # installed into that torch's folder, so that the two never mix.
@@ -42,7 +46,7 @@ demo: build
 
 # A process for each core, eight at most. TESTS="-n 0 -k gru" runs a part, in one process.
 test: build
-	@echo "testing: on two free cores it takes about 20 minutes"
+	@echo "testing: on two free cores it takes about 15 minutes"
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 bench: build
@@ -90,7 +94,7 @@ $(VENV)/built: $(VENV)/$(TORCH_NAME) $(wildcard $(VENV)/lib/python3*/site-packag
 	@echo "building rnnfast into $(VENV)"
 	@set -o pipefail; $(BIN)/python setup.py --quiet $(BUILD) 2>&1 | \
 		grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
-	@$(INSTALL) --no-build-isolation $(EDITABLE) '.[dev]'
+	@$(INSTALL) --no-build-isolation $(EDITABLE) '.[$(EXTRAS)]'
 	@touch $@
 
 # uv picks the torch that fits this machine: the CPU build where there is no GPU. Where uv cannot
@@ -101,7 +105,7 @@ $(VENV)/$(TORCH_NAME):
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) --upgrade pip uv 'setuptools>=77' ninja numpy
 	@UV_HTTP_RETRIES=0 $(BIN)/uv pip install --quiet --python $(BIN)/python \
-		--torch-backend=auto '$(TORCH)' 2>/dev/null || $(INSTALL) '$(TORCH)'
+		$(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) '$(TORCH)' 2>/dev/null || $(INSTALL) '$(TORCH)'
 	@touch $@
 
 .venv-peers/peers: .venv-peers/$(TORCH_NAME)

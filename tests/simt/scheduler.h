@@ -127,10 +127,20 @@ inline bool Machine::land(bool search, bool late) {
     *first->to = first->value;
     words.erase(first);
     idle_rounds_ = 0, news_ = true;
-    if (random(256) == 0) wake(paused_);
+    if (random(std::max<size_t>(256, paused_.size())) == 0) wake(paused_);
     return true;
   }
   return false;
+}
+
+// Lands a random number of words, of those that nothing but late ones is left of. One at a time
+// would be as many rounds of all that wait.
+inline bool Machine::land_late() {
+  const size_t most = word_owners_.size();
+  if (most == 0) return false;
+  bool any = false;
+  for (size_t n = 1 + random(most); n > 0 && land(false, true); --n) any = true;
+  return any;
 }
 
 inline void Machine::release_hold() {
@@ -184,7 +194,7 @@ inline void Machine::run() {
       release_hold();
       continue;
     }
-    if (!news_ && land(false, true)) continue;
+    if (!news_ && land_late()) continue;
     news_ = false;
     if (paused_.empty() || ++idle_rounds_ > kPatience) report_deadlock();
     wake(paused_);
