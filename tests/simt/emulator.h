@@ -296,4 +296,5 @@ inline StackPool stacks;
 
 }  // namespace rnnfast::emu
 
+#include "launch.h"
 #include "scheduler.h"
