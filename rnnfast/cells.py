@@ -7,10 +7,10 @@ checks of torch.nn in its words, then :func:`rnnfast.functional.cell`.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 
 from rnnfast._interop import Interop
-from rnnfast.functional import cell
+from rnnfast.functional import cell, is_pair
 
 _is_tracing = torch._C._get_tracing_state
 
@@ -128,6 +128,9 @@ class LSTMCell(_Cell, nn.LSTMCell):
         if hx is not None:
             for index, state in enumerate(hx):
                 _check_dim("LSTMCell", f"hx[{index}]", state)
+            if input.dim() == 2 and not is_pair(hx):  # torch's operator says what it is not
+                weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+                return _VF.lstm_cell(input, hx, *weights)
             states = (hx[0], hx[1])
         h, c = self._step("LSTM", input, states)
         return h, c

@@ -11,13 +11,13 @@ from __future__ import annotations
 from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._interop import Interop
 from rnnfast._isinstance import Disguised
 from rnnfast._library import _C
-from rnnfast.functional import stack
+from rnnfast.functional import is_pair, stack
 
 _is_tracing = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
@@ -100,6 +100,11 @@ class _Layers(Disguised, Interop, nn.RNNBase):
         else:
             self.check_forward_args(input, hx, batch_sizes)
         states = () if hx is None else self._states(hx)
+        if len(states) == 2 and not is_pair(hx):  # torch's operator says what it is not
+            order = (self.batch_first,) if batch_sizes is None else ()
+            data: Any = (input,) if batch_sizes is None else (input, batch_sizes)
+            flags = (self.bias, self.num_layers, 0.0, False, bool(self.bidirectional), *order)
+            return _VF.lstm(*data, hx, weights, *flags)  # type: ignore[no-any-return, call-overload]
         batch_first = self.batch_first and batch_sizes is None
         if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
             _check_length(input, batch_sizes, batch_first)
@@ -379,10 +384,7 @@ class LSTM(_Layers):
         return hx if dim == 3 else (h.unsqueeze(1), c.unsqueeze(1))
 
     def _states(self, hx: Any) -> tuple[Tensor, ...]:
-        states = (hx[0], hx[1])  # a number or one state alone fails here, as in torch.nn
-        if len(hx) != 2:
-            raise RuntimeError("lstm expects two hidden states")
-        return states
+        return (hx[0], hx[1])  # a number or one state alone fails here, as in torch.nn
 
     def _hidden(self, states: Any) -> Any:
         return (states[0], states[1])
