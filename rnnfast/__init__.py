@@ -14,9 +14,10 @@ __file__ = str(Path(__path__[0], "__init__.py"))
 
 from rnnfast import functional, ops
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
-from rnnfast.convert import convert, patched, revert
+from rnnfast.convert import convert, revert
 from rnnfast.diagnose import explain
 from rnnfast.freeze import freeze, unfreeze
+from rnnfast.patching import patch, patched, unpatch
 
 if TYPE_CHECKING:
     from rnnfast._typed import GRU, LSTM, RNN
@@ -39,7 +40,9 @@ __all__ = [
     "freeze",
     "functional",
     "ops",
+    "patch",
     "patched",
     "revert",
     "unfreeze",
+    "unpatch",
 ]
