@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from rnnfast._isinstance import real_class
-
 
 class Interop:
     """Mix-in of a module class that stands for `torch_class`, with that class's attributes."""
@@ -22,7 +20,7 @@ class Interop:
     @classmethod
     def _is_exact(cls) -> bool:
         """Whether `cls` is one of ours, and no class that a user (or torch) derived from it."""
-        return "torch_class" in real_class(cls).__dict__
+        return "torch_class" in cls.__dict__
 
     def _call_as_leaf(self: Any, input: Any, hx: Any) -> Any:
         """Record this call in the FX graph that is traced, as for a module of torch.nn.

@@ -79,5 +79,5 @@ def _like(cls: type, original: type, target: type) -> type:
     """`target`, or what parametrize would make of it where it made `cls` of `original`."""
     if cls is original:
         return target
-    own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__", "_view")}
+    own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
     return type(cls.__name__, (target,), own)

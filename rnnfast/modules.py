@@ -1,6 +1,6 @@
 """``RNN``, ``GRU``, ``LSTM``: drop-in replacements of the layers of ``torch.nn``.
 
-They are torch's own ``RNNBase`` (parameters, initialisation, ``state_dict``, pickles, checks) with
+They are torch's own classes (parameters, initialisation, ``state_dict``, pickles, checks) with
 another ``forward``: the checks of torch.nn, then the kernels (see layers.py). They keep no
 attribute that torch's do not, so an object may change from one class to the other: that is how
 :func:`rnnfast.convert` works. The formulas, gate orders and parameter names are those of torch.nn.
@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from rnnfast._interop import Interop
-from rnnfast._isinstance import Disguised
 from rnnfast.layers import has_checks_of, run
 
 
-class _Layers(Disguised, Interop, nn.RNNBase):
+class _Layers(Interop, nn.RNNBase):
     """What the three classes share."""
 
     torch_class: ClassVar[type[nn.RNNBase]]
@@ -47,7 +46,7 @@ def _refuse_proj_size(torch_args: tuple[Any, ...], torch_kwargs: dict[str, Any])
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
-class RNN(_Layers):
+class RNN(_Layers, nn.RNN):
     r"""Elman network: :math:`h_t = f(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})`.
 
     Arguments, parameters, results and errors are those of :class:`torch.nn.RNN`.
@@ -102,7 +101,7 @@ class RNN(_Layers):
         return self._forward(input, hx)
 
 
-class GRU(_Layers):
+class GRU(_Layers, nn.GRU):
     r"""Gated recurrent units (Cho et al. 2014, arXiv 1406.1078v1: reset after the product).
 
     .. math::
@@ -154,7 +153,7 @@ class GRU(_Layers):
         return self._forward(input, hx)
 
 
-class LSTM(_Layers):
+class LSTM(_Layers, nn.LSTM):
     r"""Long short-term memory.
 
     .. math::
@@ -198,8 +197,3 @@ class LSTM(_Layers):
         ``(output, (h_n, c_n))``, and `output` has ``D*P`` or ``D*H`` features.
         """
         return self._forward(input, hx)
-
-    # The helpers of torch.nn.LSTM do what is wanted; it is no ancestor of ours (see _isinstance).
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]

@@ -42,10 +42,12 @@ _TORCHS_FILE = nn.RNNBase.__init__.__code__.co_filename
 
 _logger = logging.getLogger("rnnfast")
 _lock = threading.RLock()
+_unrolls: bool | None = None  # whether someone else lets Dynamo unroll layers; None: not known yet
 _depth = 0  # of patched() blocks
 _made_some = False  # a block has made objects, which go on running our kernels after it
 _forwards: dict[Any, Any] = {}  # what we have put into torch's classes
 _inits: dict[Any, Any] = {}  # what a block has put aside
+_DYNAMOS_CONFIG = "torch._dynamo.config"
 _is_tracing = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
 
@@ -60,19 +62,17 @@ def patch() -> None:
     does called once.
     """
     with _lock:
-        _install()
         for base in _BASES:
             setattr(base, _FLAG, True)
+        _settle(warn=True)
 
 
 def unpatch() -> None:
     """Undo :func:`patch`. Objects that were made in a block of :func:`patched` stay as they are."""
     with _lock:
         for base in _BASES:
-            if getattr(base, _FLAG, False):
-                setattr(base, _FLAG, False)
-        if not (_made_some or _depth):
-            _uninstall()
+            setattr(base, _FLAG, False)
+        _settle()
 
 
 @contextmanager
@@ -86,8 +86,8 @@ def patched() -> Iterator[None]:
     """
     global _depth
     with _lock:
-        _install()
         _depth += 1
+        _settle(warn=_depth == 1)
         if _depth == 1:
             for cls in (*_LAYERS, *_CELLS):
                 _inits[cls] = cls.__init__
@@ -101,6 +101,7 @@ def patched() -> Iterator[None]:
                 for cls, init in _inits.items():
                     if hasattr(cls.__init__, "_marks"):  # nobody else's by now
                         cls.__init__ = init
+                _settle()
 
 
 def _marking(init: Callable[..., None]) -> Callable[..., None]:
@@ -125,11 +126,28 @@ def unmark(module: nn.Module) -> None:
     module.__dict__.pop(_FLAG, None)
 
 
-def _install() -> None:
-    """Put our ``forward`` into torch's classes, for nobody yet."""
-    for base in _BASES:
-        if not hasattr(base, _FLAG):
-            setattr(base, _FLAG, False)
+def _settle(warn: bool = False) -> None:
+    """Put our ``forward`` into torch's classes where it is wanted, else take it out.
+
+    Dynamo wants it, too. It refuses objects of torch's three classes, so of ours, which are derived
+    from them, unless its configuration allows all. What torch runs is then kept from being
+    unrolled, which takes minutes to compile, by our ``forward``: as if Dynamo had refused it.
+    """
+    global _unrolls
+    config: Any = sys.modules.get(_DYNAMOS_CONFIG)
+    if config is None:
+        if _import not in sys.meta_path:
+            sys.meta_path.insert(0, _import)
+    elif _unrolls is None:  # an earlier import of this package has allowed it, too
+        _unrolls = config.allow_rnn and not hasattr(nn.GRU.forward, "_torchs")
+        config.allow_rnn = True
+    if config is not None or _depth or _made_some or getattr(nn.RNNBase, _FLAG):
+        _install(warn)
+    else:
+        _uninstall()
+
+
+def _install(warn: bool) -> None:
     for cls in (*_LAYERS, *_CELLS):
         if cls.forward is _forwards.get(cls):
             continue
@@ -138,22 +156,19 @@ def _install() -> None:
         code = getattr(original, "__code__", None)
         if getattr(code, "co_filename", None) == _TORCHS_FILE:
             _forwards[cls] = cls.forward = _forward_of(cls, original)
-        else:
+        elif warn:
             _logger.warning(
                 "torch.nn.%s stays as it is: someone else has replaced its forward, by %r",
                 cls.__name__,
                 original,
             )
-    _allow_rnn()
 
 
 def _uninstall() -> None:
-    """Take it out again, where nobody has replaced it."""
     for cls, forward in _forwards.items():
-        if cls.forward is forward:
+        if cls.forward is forward:  # nobody else's by now
             cls.forward = forward._torchs
     _forwards.clear()
-    _disallow_rnn()
 
 
 def _forward_of(cls: Any, original: Any) -> Any:
@@ -182,7 +197,7 @@ def _layer_forward(cls: type[nn.RNNBase], original: Callable[..., Any]) -> Any:
         ours = self._runs_rnnfast and not _is_tracing()
         if ours and (not compiling or _serves(self, input, hx)):
             return run(self, input, hx, plain=has_checks_of(type(self), cls))
-        if compiling and not exporting():
+        if compiling and not exporting() and not _unrolls:
             return layer_of_torch_is_not_compiled(self, input, hx)
         return original(self, input, hx)
 
@@ -209,15 +224,8 @@ def _serves(module: nn.RNNBase, input: Any, hx: Any) -> bool:
     return route(data, (*states, *weights), module.proj_size, module.training).kind != "torch"
 
 
-# Dynamo refuses objects of torch.nn.RNN, GRU and LSTM unless its configuration allows them. It
-# takes a second or two to import, so its configuration is changed when someone imports it.
-
-_DYNAMOS_CONFIG = "torch._dynamo.config"
-_allowed_before: bool | None = None  # None: not changed by us
-
-
 class _Import(MetaPathFinder):
-    """Waits for the import of Dynamo's configuration."""
+    """Waits for the import of Dynamo, which takes a second or two, so that we do not import it."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != _DYNAMOS_CONFIG:
@@ -227,34 +235,16 @@ class _Import(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_allow(module: Any) -> None:
+            def execute_and_settle(module: Any) -> None:
                 execute(module)
                 with _lock:
-                    if _forwards:
-                        _allow_rnn()
+                    _settle()
 
-            spec.loader.exec_module = execute_and_allow  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_settle  # type: ignore[method-assign]
         return spec
 
 
 _import = _Import()
-
-
-def _allow_rnn() -> None:
-    global _allowed_before
-    config: Any = sys.modules.get(_DYNAMOS_CONFIG)
-    if config is None:
-        if _import not in sys.meta_path:
-            sys.meta_path.insert(0, _import)
-    elif _allowed_before is None:
-        _allowed_before = config.allow_rnn
-        config.allow_rnn = True
-
-
-def _disallow_rnn() -> None:
-    global _allowed_before
-    if _import in sys.meta_path:
-        sys.meta_path.remove(_import)
-    if _allowed_before is not None:
-        config: Any = sys.modules[_DYNAMOS_CONFIG]
-        config.allow_rnn, _allowed_before = _allowed_before, None
+for _base in _BASES:
+    setattr(_base, _FLAG, getattr(_base, _FLAG, False))
+_settle()

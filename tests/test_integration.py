@@ -76,11 +76,19 @@ def test_compiled_code_gets_eagers_answer_from_isinstance(name: str) -> None:
                 out = out + 1
             if self.rnn.__class__.__name__ == name:
                 out = out * 3
+            if isinstance(self.rnn, (nn.Linear, getattr(nn, name))):
+                out = out + 5
+            if isinstance(self.rnn, nn.Linear | getattr(nn, name)):
+                out = out * 7
+            if issubclass(self.rnn.__class__, getattr(nn, name)):
+                out = out + 11
+            if type(self.rnn) is getattr(nn, name):
+                out = out * 13
             return out
 
     model = Asks()
     x = torch.randn(4, 7, 5)
-    expected = (model.rnn(x)[0] * 2 + 1) * 3
+    expected = ((model.rnn(x)[0] * 2 + 1) * 3 + 5) * 7 + 11
     assert_same(expected, model(x))
     assert_same(expected, torch.compile(model, fullgraph=True, backend="eager")(x))
 
