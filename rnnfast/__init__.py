@@ -18,6 +18,7 @@ from rnnfast.convert import convert, revert
 from rnnfast.diagnose import explain
 from rnnfast.freeze import freeze, unfreeze
 from rnnfast.patching import patch, patched, unpatch
+from rnnfast.routes import export_fused
 
 if TYPE_CHECKING:
     from rnnfast._typed import GRU, LSTM, RNN
@@ -37,6 +38,7 @@ __all__ = [
     "RNNCell",
     "convert",
     "explain",
+    "export_fused",
     "freeze",
     "functional",
     "ops",

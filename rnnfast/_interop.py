@@ -57,8 +57,11 @@ class Interop:
 
     @property
     def qconfig(self) -> Any:
-        """Set by ``torch.ao.quantization`` on every module of a model, to quantise it."""
-        try:
+        """Set by ``torch.ao.quantization`` on every module of a model, to quantise it.
+
+        TorchScript compiles properties, ends at this one's `try`, and shows the line.
+        """
+        try:  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
             return self.__dict__["qconfig"]
         except KeyError:
             raise AttributeError(f"'{type(self).__name__}' object has no 'qconfig'") from None

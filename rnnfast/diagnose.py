@@ -121,7 +121,7 @@ def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any)
         first, second, _ = x.shape
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
-    route = functional.route(x, (*_states(hx), *weights), module.proj_size, module.training)
+    route = functional.route(x, (*_states(hx), *weights), module.proj_size)
     directions = 2 if module.bidirectional else 1
     layers = []
     for i in range(module.num_layers):

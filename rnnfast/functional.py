@@ -17,6 +17,7 @@ from rnnfast.routes import (
     Route,
     autocast_dtype,
     casts,
+    exporting,
     route,
     route_cell,
     without_autocast,
@@ -148,7 +149,7 @@ def stack(
     Returns:
         ``(output, states_n)`` in the layouts of ``input`` and ``states``.
     """
-    chosen = route(input, (*states, *weights), proj_size, training)
+    chosen = route(input, (*states, *weights), proj_size)
     per_direction = (4 if has_biases else 2) + (proj_size > 0)
     directions = 1 + bidirectional
     if len(weights) != num_layers * directions * per_direction:
@@ -156,13 +157,11 @@ def stack(
         if mode == "LSTM" and num_layers * directions > 1 and not has_biases:
             # torch.nn reads past the end of biases, taken for matrices
             raise RuntimeError("Expected more weights in stacked_rnn")
+    # AOTInductor's runtime takes an empty list of tensors for None, and fails.
+    if not states and (chosen.kind == "torch" or exporting()):
+        batch_size = input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
+        states = _zero_states(mode, input, batch_size, num_layers * directions, weights, proj_size)
     if chosen.kind == "torch":
-        if not states:
-            batch_size = (
-                input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
-            )
-            count = num_layers * (1 + bidirectional)
-            states = _zero_states(mode, input, batch_size, count, weights, proj_size)
         hx = tuple(states) if mode == "LSTM" else states[0]
         data = (input, hx) if batch_sizes is None else (input, batch_sizes, hx)
         options = (has_biases, num_layers, dropout, training, bidirectional)

@@ -209,6 +209,34 @@ def _products(weights: Sequence[Sequence[int]], bidirectional: bool) -> tuple[in
     return sum(map(prod, weights[0::per_direction])), sum(map(prod, weights[1::per_direction]))
 
 
+def decomposed(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    train: bool,
+) -> Any:
+    """:func:`layer` by torch's operator, without a reserve: for tools that know torch's alone.
+
+    ``ExportedProgram.run_decompositions`` takes it in its table. It is not in torch's global one,
+    from which fake tensors of symbolic sizes would take it.
+    """
+    if train:
+        return NotImplemented
+    directions = 1 + bidirectional
+    if not states:
+        sizes = (directions, _batch_size(x, batch_sizes, states), weights[1].shape[1])
+        states = [x.new_zeros(sizes) for _ in range(CELLS[cell]["states"])]
+    hx = tuple(states) if len(states) > 1 else states[0]
+    data = (x, hx) if batch_sizes is None else (x, batch_sizes, hx)
+    flags = (len(weights) == 4 * directions, 1, 0.0, False, bidirectional)
+    order = (False,) if batch_sizes is None else ()
+    output, *states_n = getattr(torch._VF, cell)(*data, list(weights), *flags, *order)
+    return output, states_n, []
+
+
 for _op in (torch.ops.rnnfast.layer, torch.ops.rnnfast.layer_backward):
     flop_registry.pop(_op, None)
 

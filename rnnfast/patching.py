@@ -221,7 +221,7 @@ def _serves(module: nn.RNNBase, input: Any, hx: Any) -> bool:
     data = input.data if isinstance(input, PackedSequence) else input
     states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
     weights = [getattr(module, name) for name in module._flat_weights_names]
-    return route(data, (*states, *weights), module.proj_size, module.training).kind != "torch"
+    return route(data, (*states, *weights), module.proj_size).kind != "torch"
 
 
 class _Import(MetaPathFinder):

@@ -172,6 +172,29 @@ def test_torchscript_compiles_torchs_class_with_our_parameters(name: str) -> Non
     assert type(rnnfast.convert(model).rnn) is getattr(rnnfast, name)
 
 
+class Scripted(torch.jit.ScriptModule):
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    @torch.jit.script_method
+    def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
+        return self.rnn(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@layers
+def test_script_module_subclasses_say_what_to_call(name: str) -> None:
+    module = getattr(rnnfast, name)(5, 6)
+    x = torch.randn(4, 3, 5)
+    expected = module(x)[0]
+    with pytest.raises(
+        Exception, match=r"torch.nn's layers only: give it rnnfast.revert\(module\)"
+    ):
+        Scripted(module)
+    assert_same(expected, Scripted(rnnfast.revert(module))(x))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.*")
 @every_class
