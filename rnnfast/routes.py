@@ -124,6 +124,8 @@ def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
     for t in tensors:
         if type(t) not in _PLAIN_TYPES:
             return Route("torch", f"a tensor is a {type(t).__name__}, not a plain tensor")
+        if t.layout is not torch.strided:
+            return Route("torch", f"no kernels for {t.layout} tensors")
         if t.device != device:
             return Route("torch", f"tensors on {device} and on {t.device}")
         if t.dtype != dtype:
