@@ -6,6 +6,8 @@
 # make gpu-pack: builds here what gpu-check needs there, into .gpu; needs nvcc, no GPU. PYTHONS="python3.12"
 # names more Pythons, ARCH="9.0" the GPU. PARTS="correct compare tune" of gpu-check: see tools/gpu_check.py.
 # make test TORCH=torch==2.11.0: the same with another torch, in a folder of its own, .venv-torch-2.11.0.
+# make asan: the CPU kernels under AddressSanitizer and UBSan, in .asan, run the tests of the ops and a fuzzer.
+# make drop-in: other people's libraries on our layers, in .venv-drop-in.
 # make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest;
 # TESTS=--exhaustive: more of them, see CONTRIBUTING.md.
 # Needed: Python 3.10+ with venv and headers, g++, make; Debian: apt install python3-venv python3-dev g++ make.
@@ -37,9 +39,11 @@ OTHER_SOURCES := benchmarks/micro/micro.cu $(wildcard benchmarks/peers/*.cpp) to
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
+DROP_IN := thop ptflops opacus dill cloudpickle pytorch-forecasting onnxscript
+SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 
-.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
+.PHONY: demo test bench bench-peers asan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -56,6 +60,25 @@ bench: build
 bench-peers:
 	@$(MAKE) --no-print-directory VENV=.venv-peers build .venv-peers/peers
 	.venv-peers/bin/python -m benchmarks.peers $(OPTIONS)
+
+# CPU="avx2 avx512" names the instruction sets, FUZZ the number of hostile calls, TESTS other tests. PyTorch itself
+# is not built so: what it leaks or overruns is not seen.
+asan: $(VENV)/$(TORCH_NAME)
+	RNNFAST_CUDA=0 RNNFAST_CPU="$(or $(CPU),avx2)" RNNFAST_OPTIMIZE="$(SANITIZE)" \
+		$(BIN)/python setup.py --quiet build --build-lib .asan/lib --build-temp .asan/temp
+	LD_PRELOAD="$$($(or $(CXX),g++) -print-file-name=libasan.so) $$($(or $(CXX),g++) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.asan/lib $(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),2000) \
+		$(or $(TESTS),tests/test_ops.py tests/test_fuzz.py tests/test_values.py)
+
+# Each by itself, without what it would install in the place of our torch.
+drop-in: .venv-drop-in/peers
+	.venv-drop-in/bin/python -m tools.drop_in $(OPTIONS)
+
+.venv-drop-in/peers:
+	@$(MAKE) --no-print-directory VENV=.venv-drop-in build
+	@for peer in $(DROP_IN); do .venv-drop-in/bin/python -m pip install --quiet $$peer 'torch=='$$( \
+		.venv-drop-in/bin/python -c 'import torch; print(torch.__version__)') || echo "$$peer cannot be installed"; done
+	@touch $@
 
 # ARCH="80 90" compiles for these only, FILES="csrc/cuda/*_gru.cu" these only.
 cuda-compile:

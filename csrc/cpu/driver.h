@@ -41,6 +41,17 @@ RNNFAST_FN void multiply(const Weights<S>& w, const S* a, int64_t a_stride, Rang
   }
 }
 
+// The same where all rows of a are zeros: one product for all, which is zero but where a weight is
+// NaN or infinite.
+template <class S, class Consume>
+RNNFAST_FN void multiply_first(const Weights<S>& w, const S* a, int64_t a_stride, Range rows,
+                               Range panel_range, Consume&& consume) {
+  const Range one{rows.begin, rows.begin < rows.end ? rows.begin + 1 : rows.end};
+  multiply(w, a, a_stride, one, panel_range, [&](int64_t, int64_t unit, const Compute<S>* sums) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) consume(row, unit, sums);
+  });
+}
+
 // Rows [begin, end) of the sequence that steps [steps) of a walk visit.
 inline Range rows_of(const Walk& walk, Range steps) {
   const int64_t first = walk.time(walk.reverse ? steps.end - 1 : steps.begin),
@@ -69,7 +80,7 @@ struct ForwardDirection {
   const S* x;             // [rows, I]
   Weights<S> w_ih, w_hh;
   const S *b_ih, *b_hh;              // [G*H] or null
-  bool starts_with_zeros;            // h_0 is zero: the first step needs no product
+  bool starts_with_zeros;            // h_0 is zero: the first step is alike for all rows
   const S* initial[kMaxStates];      // [B, H] or null: zeros
   int64_t chunk_rows;                // rows of the longest chunk
   T *state_memory, *x_gates_memory;  // of all threads: for the running states, and for a chunk
@@ -261,8 +272,7 @@ void forward_direction(ForwardDirection<S> d, int64_t chunk_steps, Member member
   d.w_ih.pack(member, pack_forward<S>);
   d.w_hh.pack(member, pack_forward<S>);
   fill_initial<Cell>(d, member);
-  // For what the others have packed or filled; where each has its units, only for h_0.
-  if (member.splits_batch() || !d.starts_with_zeros) member.wait();
+  member.wait();  // for what the others have packed or filled
   const Range panels = member.panels(d.w_hh.panels.count());
   for_chunks(d.walk.steps.count, chunk_steps, [&](Range steps) {
     project<Cell>(d, steps, member);
@@ -273,7 +283,7 @@ void forward_direction(ForwardDirection<S> d, int64_t chunk_steps, Member member
         forward_units<Cell>(d, step, row, unit, sums);
       };
       if (i == 0 && d.starts_with_zeros) {
-        multiply_zeros(d.w_hh.panels, rows, panels, consume);
+        multiply_first(d.w_hh, step.operand_in, d.state_stride, rows, panels, consume);
       } else {
         multiply(d.w_hh, step.operand_in, d.state_stride, rows, panels, consume);
       }
@@ -307,7 +317,7 @@ struct BackwardDirection {
   T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
   T *grad_b_ih, *grad_b_hh;  // [G*H]
   T* grad_x;                 // [rows, I]
-  bool began_with_zeros;     // one step, from a state of zeros: the gradient of w_hh is zero
+  bool began_with_zeros;     // one step, from a state of zeros
   bool want_h_0;  // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
 };
 
@@ -452,7 +462,11 @@ void add_gradients(const BackwardDirection<T>& d, const Walk& back, Range steps,
     add_outer(d.grad_x_gates, d.gates_stride, gates, x.data, x.stride, d.input, count, d.grad_w_ih,
               fresh);
   }
-  if (d.grad_w_hh && !d.began_with_zeros) {
+  if (d.grad_w_hh && d.began_with_zeros) {
+    for_h_gates<Cell>(d, gates, [&](const T* a, int64_t stride, Range columns, int64_t at) {
+      outer_with_zeros(a, stride, columns, d.hidden, count, d.grad_w_hh + at * d.hidden);
+    });
+  } else if (d.grad_w_hh) {
     const int64_t first = back.time(back.reverse ? steps.end - 1 : steps.begin);
     const Rows<T> h = d.h_rows
                           ? Rows<T>{d.h_rows, whole_registers<T>(d.hidden)}
@@ -484,10 +498,6 @@ template <class Cell, class T>
 void backward_direction(const BackwardDirection<T>& d, int64_t chunk_steps, Member member) {
   d.w_hh.pack(member, pack_backward<T>);
   d.w_ih.pack(member, pack_backward<T>);
-  if (d.grad_w_hh && d.began_with_zeros) {
-    const Range mine = member.share(Cell::kGates * d.hidden * d.hidden);
-    std::fill(d.grad_w_hh + mine.begin, d.grad_w_hh + mine.end, T(0));
-  }
   member.wait();
   const Walk back{d.walk.steps, !d.walk.reverse};
   const Range panels = member.panels(d.w_hh.panels.count());

@@ -2,6 +2,7 @@
 // them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
@@ -423,6 +424,23 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
         n += count;
       }
     }
+  }
+}
+
+// dst [N, K] = a [rows, N] transposed times zeros [rows, K], for columns [columns) of a: zeros but
+// where a is NaN or infinite.
+template <class T>
+void outer_with_zeros(const T* a, int64_t a_stride, Range columns, int64_t K, int64_t rows,
+                      T* dst) {
+  constexpr int64_t kWidth = Vec<T>::kWidth;
+  T sums[kWidth];
+  for (int64_t n = columns.begin; n < columns.end; n += kWidth) {
+    const int64_t lanes = columns.end - n < kWidth ? columns.end - n : kWidth;
+    Vec<T> total(0);
+    for (int64_t row = 0; row < rows; ++row)
+      total = fma(Vec<T>::load(a + row * a_stride + n, lanes), Vec<T>(0), total);
+    total.store(sums);
+    for (int64_t lane = 0; lane < lanes; ++lane) std::fill_n(dst + (n + lane) * K, K, sums[lane]);
   }
 }
 
