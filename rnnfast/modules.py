@@ -8,7 +8,7 @@ attribute that torch's do not, so an object may change from one class to the oth
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -68,7 +68,8 @@ class RNN(_Layers, nn.RNN):
 
     torch_class = nn.RNN
 
-    nonlinearity: str
+    if TYPE_CHECKING:  # TorchScript reads what a class declares, and cannot read this
+        nonlinearity: str
 
     def __init__(
         self,
