@@ -39,9 +39,9 @@ OTHER_SOURCES := benchmarks/micro/micro.cu $(wildcard benchmarks/peers/*.cpp) to
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
+PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 DROP_IN := thop ptflops opacus dill cloudpickle pytorch-forecasting onnxscript
 SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
-PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 
 .PHONY: demo test bench bench-peers asan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
 
