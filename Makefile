@@ -6,6 +6,8 @@
 # make gpu-pack: builds here what gpu-check needs there, into .gpu; needs nvcc, no GPU. PYTHONS="python3.12"
 # names more Pythons, ARCH="9.0" the GPU. PARTS="correct compare tune" of gpu-check: see tools/gpu_check.py.
 # make test TORCH=torch==2.11.0: the same with another torch, in a folder of its own, .venv-torch-2.11.0.
+# make asan: the CPU kernels under AddressSanitizer and UBSan, in .asan, run the tests of the ops and a fuzzer.
+# make drop-in: other people's libraries on our layers, in .venv-drop-in.
 # make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest;
 # TESTS=--exhaustive: more of them, see CONTRIBUTING.md.
 # Needed: Python 3.10+ with venv and headers, g++, make; Debian: apt install python3-venv python3-dev g++ make.
@@ -15,6 +17,10 @@ SHELL := bash
 PYTHON ?= python3
 PINNED := torch==2.13.0
 TORCH ?= $(PINNED)
+# cpu, cu130, ...: of that build, auto: of the one for this machine; empty: of the one on PyPI.
+TORCH_BACKEND ?= auto
+# What is installed beside the package, of the extras in pyproject.toml.
+EXTRAS ?= dev
 TORCH_NAME := $(shell echo '$(TORCH)' | tr -cs 'A-Za-z0-9.\n' '-')
 # In place, in rnnfast/, lie the libraries for the pinned torch. For another one the package is
 # installed into that torch's folder, so that the two never mix.
@@ -34,15 +40,17 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
+DROP_IN := thop ptflops opacus dill cloudpickle pytorch-forecasting onnxscript
+SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
 
-.PHONY: demo test bench bench-peers lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
+.PHONY: demo test bench bench-peers asan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
 
 # A process for each core, eight at most. TESTS="-n 0 -k gru" runs a part, in one process.
 test: build
-	@echo "testing: on two free cores it takes about 20 minutes"
+	@echo "testing: on two free cores it takes about 15 minutes"
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 bench: build
@@ -52,6 +60,27 @@ bench: build
 bench-peers:
 	@$(MAKE) --no-print-directory VENV=.venv-peers build .venv-peers/peers
 	.venv-peers/bin/python -m benchmarks.peers $(OPTIONS)
+
+# CPU="avx2 avx512" names the instruction sets, FUZZ the number of hostile calls, TESTS other tests. PyTorch itself
+# is not built so: what it leaks or overruns is not seen. What is freed is kept for a while, so a process grows;
+# sizes beyond all memory are refused to torch as ever.
+asan: $(VENV)/$(TORCH_NAME)
+	RNNFAST_CUDA=0 RNNFAST_CPU="$(or $(CPU),avx2)" RNNFAST_OPTIMIZE="$(SANITIZE)" \
+		$(BIN)/python setup.py --quiet build --build-lib .asan/lib --build-temp .asan/temp
+	LD_PRELOAD="$$($(or $(CXX),g++) -print-file-name=libasan.so) $$($(or $(CXX),g++) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=.asan/lib \
+		$(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),2000) -k 'not does_not_grow' \
+		$(or $(TESTS),tests/test_ops.py tests/test_fuzz.py tests/test_values.py)
+
+# Each by itself, without what it would install in the place of our torch.
+drop-in: .venv-drop-in/peers
+	.venv-drop-in/bin/python -m tools.drop_in $(OPTIONS)
+
+.venv-drop-in/peers:
+	@$(MAKE) --no-print-directory VENV=.venv-drop-in build
+	@for peer in $(DROP_IN); do .venv-drop-in/bin/python -m pip install --quiet $$peer 'torch=='$$( \
+		.venv-drop-in/bin/python -c 'import torch; print(torch.__version__)') || echo "$$peer cannot be installed"; done
+	@touch $@
 
 # ARCH="80 90" compiles for these only, FILES="csrc/cuda/*_gru.cu" these only.
 cuda-compile:
@@ -90,7 +119,7 @@ $(VENV)/built: $(VENV)/$(TORCH_NAME) $(wildcard $(VENV)/lib/python3*/site-packag
 	@echo "building rnnfast into $(VENV)"
 	@set -o pipefail; $(BIN)/python setup.py --quiet $(BUILD) 2>&1 | \
 		grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
-	@$(INSTALL) --no-build-isolation $(EDITABLE) '.[dev]'
+	@$(INSTALL) --no-build-isolation $(EDITABLE) '.[$(EXTRAS)]'
 	@touch $@
 
 # uv picks the torch that fits this machine: the CPU build where there is no GPU. Where uv cannot
@@ -101,7 +130,7 @@ $(VENV)/$(TORCH_NAME):
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(INSTALL) --upgrade pip uv 'setuptools>=77' ninja numpy
 	@UV_HTTP_RETRIES=0 $(BIN)/uv pip install --quiet --python $(BIN)/python \
-		--torch-backend=auto '$(TORCH)' 2>/dev/null || $(INSTALL) '$(TORCH)'
+		$(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND)) '$(TORCH)' 2>/dev/null || $(INSTALL) '$(TORCH)'
 	@touch $@
 
 .venv-peers/peers: .venv-peers/$(TORCH_NAME)

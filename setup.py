@@ -30,8 +30,8 @@ from tools import building  # noqa: E402
 MAJOR, MINOR = torch.__version__.split(".")[:2]
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True))
 # One C++ for every torch: of themselves, 2.11 takes 17 and 2.13 takes 20.
-OPTIMIZE = os.environ.get("RNNFAST_OPTIMIZE", "-O3")
-CXX = ["-std=c++20", OPTIMIZE, "-g0", "-fopenmp", "-Wall", "-Wextra"]
+OPTIMIZE = os.environ.get("RNNFAST_OPTIMIZE", "-O3").split()
+CXX = ["-std=c++20", *OPTIMIZE, "-g0", "-fopenmp", "-Wall", "-Wextra"]
 CXX += ["-ffp-contract=fast", "-fvisibility=hidden"]
 CXX += [f"-isystem{path}" for path in cpp_extension.include_paths()]  # no warnings from torch
 OPTIONS = {"include_dirs": [os.path.abspath("csrc")], "depends": HEADERS}
@@ -59,7 +59,7 @@ def cpu_extension(name: str, sources: list[str], flags: list[str]) -> CppExtensi
         name,
         sources,
         extra_compile_args=CXX + flags,
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-fopenmp", *OPTIMIZE],
         **OPTIONS,
     )
 

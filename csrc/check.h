@@ -54,6 +54,9 @@ inline void check_tensor(const char* op, const char* name, const at::Tensor& t,
               t.layout());
 }
 
+// Steps of a tensor whose memory holds them only because they all lie in one place.
+inline constexpr int64_t kMostSteps = int64_t{1} << 36;
+
 // Fills T, B, rows, batch and offset.
 inline void check_steps(const char* op, const at::Tensor& x,
                         const std::optional<at::Tensor>& batch_sizes, Layer& layer) {
@@ -64,6 +67,9 @@ inline void check_steps(const char* op, const at::Tensor& x,
   layer.I = x.size(-1);
   if (!layer.packed) {
     layer.T = x.size(0), layer.B = x.size(1);
+    layer.uniform = true;
+    if (layer.B == 0) return;  // there may be more steps than memory, and nothing to do in them
+    TORCH_CHECK(layer.T < kMostSteps, op, ": no memory for ", layer.T, " steps");
     layer.batch.assign(layer.T, layer.B);
   } else {
     const at::Tensor& b = *batch_sizes;
@@ -72,6 +78,8 @@ inline void check_steps(const char* op, const at::Tensor& x,
                 op, ": batch_sizes must be a one-dimensional int64 tensor on the CPU, got ",
                 b.dim(), " dimensions of ", b.scalar_type(), " on ", b.device());
     layer.T = b.size(0);
+    TORCH_CHECK(layer.T <= x.size(0) && layer.T < kMostSteps, op, ": batch_sizes must be positive",
+                " and sum up to the ", x.size(0), " rows of x; got ", layer.T, " of them");
     const int64_t* sizes = b.const_data_ptr<int64_t>();
     for (const auto t : c10::irange(layer.T)) layer.batch.push_back(sizes[t * b.stride(0)]);
     layer.B = layer.T ? layer.batch[0] : 0;

@@ -242,7 +242,10 @@ Results run(const Call& call) {
     output = std::move(above);
     for (const auto k : c10::irange(finals.size())) states_n[k].push_back(std::move(finals[k]));
   }
-  Results results{transposes ? output.transpose(0, 1) : std::move(output), {}};
+  // As torch's operators: only that of the LSTM gives a view, which may not be written in all ways.
+  if (transposes)
+    output = call.cell->states == 2 ? output.transpose(0, 1) : output.transpose_(0, 1);
+  Results results{std::move(output), {}};
   for (int k = 0; k < call.cell->states; ++k)
     results.states_n.push_back(call.num_layers == 1 ? std::move(states_n[k][0])
                                                     : at::cat(states_n[k]));

@@ -135,12 +135,13 @@ RNNFAST_FN V exp(V x) {
 }
 
 // 1 / (1 + e^-x). Max error: 2.5 ULP, and in absolute terms 9e-8 in float32, 1.7e-16 in float64;
-// below -kLargestExp the result stays at that of -kLargestExp (1.6e-38 in float32). Any x; NaN
-// stays NaN. Measured by tests/test_benchmarks.py.
+// below -kLargestExp the result is 0 (1.6e-38 at most in float32), as then a gate is closed to
+// gradients without end, too. Any x; NaN stays NaN. Measured by tests/test_benchmarks.py.
 template <class V>
 RNNFAST_FN V sigmoid(V x) {
   using C = MathConstants<typename ScalarOf<V>::type>;
-  return V(1) / (V(1) + exp(V(0) - clamp(x, C::kLargestExp)));
+  const V y = V(1) / (V(1) + exp(V(0) - clamp(x, C::kLargestExp)));
+  return select(x < V(-C::kLargestExp), V(0), y);
 }
 
 // A polynomial up to |x| = 0.7; from there 1 - 2 / (e^2|x| + 1) with the sign of x, whose error

@@ -14,9 +14,11 @@ __file__ = str(Path(__path__[0], "__init__.py"))
 
 from rnnfast import functional, ops
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
-from rnnfast.convert import convert, patched, revert
+from rnnfast.convert import convert, revert
 from rnnfast.diagnose import explain
 from rnnfast.freeze import freeze, unfreeze
+from rnnfast.patching import patch, patched, unpatch
+from rnnfast.routes import export_fused
 
 if TYPE_CHECKING:
     from rnnfast._typed import GRU, LSTM, RNN
@@ -36,10 +38,13 @@ __all__ = [
     "RNNCell",
     "convert",
     "explain",
+    "export_fused",
     "freeze",
     "functional",
     "ops",
+    "patch",
     "patched",
     "revert",
     "unfreeze",
+    "unpatch",
 ]

@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from rnnfast._isinstance import real_class
-
 
 class Interop:
     """Mix-in of a module class that stands for `torch_class`, with that class's attributes."""
@@ -22,7 +20,7 @@ class Interop:
     @classmethod
     def _is_exact(cls) -> bool:
         """Whether `cls` is one of ours, and no class that a user (or torch) derived from it."""
-        return "torch_class" in real_class(cls).__dict__
+        return "torch_class" in cls.__dict__
 
     def _call_as_leaf(self: Any, input: Any, hx: Any) -> Any:
         """Record this call in the FX graph that is traced, as for a module of torch.nn.
@@ -59,8 +57,11 @@ class Interop:
 
     @property
     def qconfig(self) -> Any:
-        """Set by ``torch.ao.quantization`` on every module of a model, to quantise it."""
-        try:
+        """Set by ``torch.ao.quantization`` on every module of a model, to quantise it.
+
+        TorchScript compiles properties, ends at this one's `try`, and shows the line.
+        """
+        try:  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
             return self.__dict__["qconfig"]
         except KeyError:
             raise AttributeError(f"'{type(self).__name__}' object has no 'qconfig'") from None

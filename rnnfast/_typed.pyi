@@ -1,7 +1,7 @@
 """``rnnfast.RNN``, ``GRU`` and ``LSTM`` as type checkers see them.
 
-``isinstance`` says that they are torch's, and torch's is what a type checker must take them for;
-it cannot follow how (see _isinstance.py). A test holds the signatures to those of modules.py.
+With the results of a call, which torch.nn leaves open. A test holds the signatures to those of
+modules.py.
 """
 
 from typing import overload

@@ -7,28 +7,63 @@ checks of torch.nn in its words, then :func:`rnnfast.functional.cell`.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
 
 from rnnfast._interop import Interop
-from rnnfast.functional import cell
+from rnnfast.functional import cell, is_pair
 
 _is_tracing = torch._C._get_tracing_state
 
 
-class _Cell(Interop, nn.RNNCellBase):
-    """What the three classes share: forms of the arguments, and one step through `mode`."""
+def rnn_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor:
+    """A call of an RNNCell, ours or torch.nn's."""
+    _check_dim("RNNCell", "input", input)
+    if hx is not None:
+        _check_dim("RNNCell", "hidden", hx)
+    if module.nonlinearity not in ("tanh", "relu"):
+        raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
+    mode = "RNN_TANH" if module.nonlinearity == "tanh" else "RNN_RELU"
+    return _step(module, mode, input, () if hx is None else (hx,))[0]
 
-    def _step(self, mode: str, input: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One step for ``[B, I]``, or for ``[I]`` without a batch; no `states`: zeros."""
-        batched = input.dim() == 2
-        if not batched:
-            input = input.unsqueeze(0)
-            states = tuple(state.unsqueeze(0) for state in states)
-        w_ih, w_hh = self.weight_ih, self.weight_hh
-        if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
-            _check_sizes(input, states, w_ih.size(1), w_hh.size(1))
-        states = cell(mode, input, states, w_ih, w_hh, self.bias_ih, self.bias_hh)
-        return states if batched else tuple(state.squeeze(0) for state in states)
+
+def gru_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor:
+    """A call of a GRUCell, ours or torch.nn's."""
+    _check_dim("GRUCell", "input", input)
+    if hx is not None:
+        _check_dim("GRUCell", "hidden", hx)
+    return _step(module, "GRU", input, () if hx is None else (hx,))[0]
+
+
+def lstm_cell(
+    module: nn.RNNCellBase, input: Tensor, hx: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """A call of an LSTMCell, ours or torch.nn's."""
+    _check_dim("LSTMCell", "input", input)
+    states: tuple[Tensor, ...] = ()
+    if hx is not None:
+        for index, state in enumerate(hx):
+            _check_dim("LSTMCell", f"hx[{index}]", state)
+        if input.dim() == 2 and not is_pair(hx):  # torch's operator says what it is not
+            weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
+            return _VF.lstm_cell(input, hx, *weights)
+        states = (hx[0], hx[1])
+    h, c = _step(module, "LSTM", input, states)
+    return h, c
+
+
+def _step(
+    module: nn.RNNCellBase, mode: str, input: Tensor, states: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """One step for ``[B, I]``, or for ``[I]`` without a batch; no `states`: zeros."""
+    batched = input.dim() == 2
+    if not batched:
+        input = input.unsqueeze(0)
+        states = tuple(state.unsqueeze(0) for state in states)
+    w_ih, w_hh = module.weight_ih, module.weight_hh
+    if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
+        _check_sizes(input, states, w_ih.size(1), w_hh.size(1))
+    states = cell(mode, input, states, w_ih, w_hh, module.bias_ih, module.bias_hh)
+    return states if batched else tuple(state.squeeze(0) for state in states)
 
 
 def check_cell(cell: nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...]) -> None:
@@ -68,7 +103,7 @@ def _check_sizes(
             )
 
 
-class RNNCell(_Cell, nn.RNNCell):
+class RNNCell(Interop, nn.RNNCell):
     """One step of :class:`rnnfast.RNN`; arguments, errors as :class:`torch.nn.RNNCell`."""
 
     torch_class = nn.RNNCell
@@ -77,16 +112,10 @@ class RNNCell(_Cell, nn.RNNCell):
         """One step: see :meth:`GRUCell.forward`."""
         if (leaf := self._call_as_leaf(input, hx)) is not None:
             return leaf  # type: ignore[no-any-return]
-        _check_dim("RNNCell", "input", input)
-        if hx is not None:
-            _check_dim("RNNCell", "hidden", hx)
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        mode = "RNN_TANH" if self.nonlinearity == "tanh" else "RNN_RELU"
-        return self._step(mode, input, () if hx is None else (hx,))[0]
+        return rnn_cell(self, input, hx)
 
 
-class GRUCell(_Cell, nn.GRUCell):
+class GRUCell(Interop, nn.GRUCell):
     """One step of :class:`rnnfast.GRU`; arguments, errors as :class:`torch.nn.GRUCell`."""
 
     torch_class = nn.GRUCell
@@ -106,13 +135,10 @@ class GRUCell(_Cell, nn.GRUCell):
         """
         if (leaf := self._call_as_leaf(input, hx)) is not None:
             return leaf  # type: ignore[no-any-return]
-        _check_dim("GRUCell", "input", input)
-        if hx is not None:
-            _check_dim("GRUCell", "hidden", hx)
-        return self._step("GRU", input, () if hx is None else (hx,))[0]
+        return gru_cell(self, input, hx)
 
 
-class LSTMCell(_Cell, nn.LSTMCell):
+class LSTMCell(Interop, nn.LSTMCell):
     """One step of :class:`rnnfast.LSTM`; arguments, errors as :class:`torch.nn.LSTMCell`."""
 
     torch_class = nn.LSTMCell
@@ -123,11 +149,4 @@ class LSTMCell(_Cell, nn.LSTMCell):
         """One step: :meth:`GRUCell.forward` with two states, ``(h, c)`` in and out."""
         if (leaf := self._call_as_leaf(input, hx)) is not None:
             return leaf  # type: ignore[no-any-return]
-        _check_dim("LSTMCell", "input", input)
-        states: tuple[Tensor, ...] = ()
-        if hx is not None:
-            for index, state in enumerate(hx):
-                _check_dim("LSTMCell", f"hx[{index}]", state)
-            states = (hx[0], hx[1])
-        h, c = self._step("LSTM", input, states)
-        return h, c
+        return lstm_cell(self, input, hx)

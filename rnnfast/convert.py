@@ -1,4 +1,4 @@
-"""``convert``, ``revert``, ``patched``: rnnfast in models that were written with torch.nn.
+"""``convert``, ``revert``: rnnfast in models that were written with torch.nn.
 
 A module of torch.nn and its namesake here hold the same attributes, so converting a module means
 to give the object its other class. The object itself, its parameters, hooks, buffers, flags, and
@@ -7,19 +7,16 @@ all who refer to it (optimizers, containers, attributes) stay.
 
 from __future__ import annotations
 
-import functools
 import logging
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
 from rnnfast.modules import GRU, LSTM, RNN
+from rnnfast.patching import unmark
 
 _logger = logging.getLogger("rnnfast")
 _OURS: tuple[type[nn.Module], ...] = (RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell)
@@ -53,6 +50,8 @@ def convert(model: _Model) -> _Model:
 def revert(model: _Model) -> _Model:
     """Undo :func:`convert`: every module of rnnfast in `model` becomes torch.nn's again, in place.
 
+    So do those that were made in a block of :func:`rnnfast.patched`.
+
     Returns:
         `model`
     """
@@ -61,6 +60,7 @@ def revert(model: _Model) -> _Model:
 
 def _change_classes(model: _Model, target: dict[type[nn.Module], type[nn.Module]]) -> _Model:
     for name, module in model.named_modules():
+        unmark(module)
         original = parametrize.type_before_parametrizations(module)
         if original in target:
             module.__class__ = _like(type(module), original, target[original])
@@ -79,49 +79,5 @@ def _like(cls: type, original: type, target: type) -> type:
     """`target`, or what parametrize would make of it where it made `cls` of `original`."""
     if cls is original:
         return target
-    own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__", "_view")}
+    own = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
     return type(cls.__name__, (target,), own)
-
-
-_patch_lock = threading.Lock()
-_patch_depth = 0
-_unpatched = {theirs: theirs.__init__ for theirs in _TO_OURS}
-
-
-@contextmanager
-def patched() -> Iterator[None]:
-    """While the block runs, ``torch.nn.GRU(...)`` (and RNN, LSTM, the cells) makes rnnfast's.
-
-    For models built by code that one does not own. Holds for every thread, and for every name of
-    the class, such as one imported earlier; subclasses, and modules that exist already, stay as
-    they are. Blocks may be nested; an exception ends a block as its end does.
-    """
-    global _patch_depth
-    with _patch_lock:
-        _patch_depth += 1
-        if _patch_depth == 1:
-            for theirs, ours in _TO_OURS.items():
-                theirs.__init__ = _init_as(theirs, ours)
-    try:
-        yield
-    finally:
-        with _patch_lock:
-            _patch_depth -= 1
-            if _patch_depth == 0:
-                for theirs, original in _unpatched.items():
-                    theirs.__init__ = original
-
-
-def _init_as(theirs: type[nn.Module], ours: type[nn.Module]) -> Callable[..., None]:
-    """Torch's ``__init__``, which first makes a bare object of `theirs` one of `ours`."""
-    original = _unpatched[theirs]
-
-    @functools.wraps(original)
-    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        if type(self) is theirs:
-            self.__class__ = ours
-            ours.__init__(self, *args, **kwargs)
-        else:
-            original(self, *args, **kwargs)
-
-    return init

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast import functional, ops
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
+from rnnfast.layers import check_sizes
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.routes import cuda_plan
 
@@ -105,7 +106,7 @@ def _check_layers(module: nn.RNNBase, x: Tensor, batch_sizes: Tensor | None, hx:
     ours = _LAYERS[module.mode]
     twin = ours.__new__(ours)
     twin.__dict__.update(module.__dict__, _flat_weights=[sizes])
-    twin._check_sizes(sizes, batch_sizes, hx)
+    check_sizes(twin, sizes, batch_sizes, hx)
 
 
 def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any) -> Explanation:
@@ -120,7 +121,7 @@ def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any)
         first, second, _ = x.shape
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
-    route = functional.route(x, (*_states(hx), *weights), module.proj_size, module.training)
+    route = functional.route(x, (*_states(hx), *weights), module.proj_size)
     directions = 2 if module.bidirectional else 1
     layers = []
     for i in range(module.num_layers):

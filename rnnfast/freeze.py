@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rnnfast import ops
 from rnnfast.modules import GRU, LSTM, RNN
+from rnnfast.patching import is_patched
 
 _logger = logging.getLogger("rnnfast")
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -52,7 +53,9 @@ def unfreeze(model: _Model) -> _Model:
 
 
 def _set(model: _Model, *, frozen: bool) -> _Model:
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (RNN, GRU, LSTM))}
+    layers = {
+        n: m for n, m in model.named_modules() if isinstance(m, (RNN, GRU, LSTM)) or is_patched(m)
+    }
     if not layers:
         raise ValueError(
             f"{'freeze' if frozen else 'unfreeze'}: no RNN, GRU or LSTM of rnnfast in the model;"

@@ -18,6 +18,7 @@ from rnnfast.routes import (
     autocast_dtype,
     autocast_products,
     casts,
+    exporting,
     route,
     route_cell,
     without_autocast,
@@ -25,6 +26,7 @@ from rnnfast.routes import (
 
 __all__ = ["Route", "cell", "route", "route_cell", "stack"]
 
+_OTHER_WEIGHTS = Route("torch", "more or fewer weights than the options want: torch's to judge")
 _CELLS = {mode: mode.lower() for mode in ("RNN_TANH", "RNN_RELU", "GRU", "LSTM")}
 _TORCH_LAYERS = {mode: getattr(_VF, name) for mode, name in _CELLS.items()}
 _TORCH_CELLS = {mode: getattr(_VF, f"{name}_cell") for mode, name in _CELLS.items()}
@@ -81,6 +83,11 @@ def differentiable_gradients(
                 values, wanted, value_grads, create_graph=create_graph, allow_unused=True
             )
         )
+
+
+def is_pair(hx: Any) -> bool:
+    """Whether torch's operators of LSTMs take `hx` for their two states."""
+    return isinstance(hx, (tuple, list)) and len(hx) == 2
 
 
 def _fused_layer(
@@ -143,14 +150,19 @@ def stack(
     Returns:
         ``(output, states_n)`` in the layouts of ``input`` and ``states``.
     """
-    chosen = route(input, (*states, *weights), proj_size, training)
+    chosen = route(input, (*states, *weights), proj_size)
+    per_direction = (4 if has_biases else 2) + (proj_size > 0)
+    directions = 1 + bidirectional
+    if len(weights) != num_layers * directions * per_direction:
+        chosen = _OTHER_WEIGHTS
+        if mode == "LSTM" and num_layers * directions > 1 and not has_biases:
+            # torch.nn reads past the end of biases, taken for matrices
+            raise RuntimeError("Expected more weights in stacked_rnn")
+    # AOTInductor's runtime takes an empty list of tensors for None, and fails.
+    if not states and (chosen.kind == "torch" or exporting()):
+        batch_size = input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
+        states = _zero_states(mode, input, batch_size, num_layers * directions, weights, proj_size)
     if chosen.kind == "torch":
-        if not states:
-            batch_size = (
-                input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
-            )
-            count = num_layers * (1 + bidirectional)
-            states = _zero_states(mode, input, batch_size, count, weights, proj_size)
         hx = tuple(states) if mode == "LSTM" else states[0]
         data = (input, hx) if batch_sizes is None else (input, batch_sizes, hx)
         options = (has_biases, num_layers, dropout, training, bidirectional)
@@ -184,7 +196,7 @@ def stack(
         output, states_n = layer(name, input, batch_sizes, states, weights, bidirectional)
     else:
         output, finals = input, []
-        directions, per_layer = 1 + bidirectional, len(weights) // num_layers
+        per_layer = len(weights) // num_layers
         for i in range(num_layers):
             own = [s[i * directions : (i + 1) * directions] for s in states]
             own_weights = weights[i * per_layer : (i + 1) * per_layer]
@@ -193,7 +205,10 @@ def stack(
             if dropout and training and i + 1 < num_layers:
                 output = F.dropout(output, dropout, training=True)
         states_n = [torch.cat(parts) for parts in zip(*finals, strict=True)]
-    return output.transpose(0, 1) if batch_first else output, tuple(states_n)
+    if batch_first:  # as torch's operators: the LSTM's alone gives a view
+        in_place = chosen.kind == "fused" and mode != "LSTM"
+        output = output.transpose_(0, 1) if in_place else output.transpose(0, 1)
+    return output, tuple(states_n)
 
 
 def _zero_states(

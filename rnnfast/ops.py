@@ -6,6 +6,7 @@ Every argument is checked; a bad one raises RuntimeError or ValueError that name
 argument, what was wanted and what was given.
 """
 
+import functools
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from rnnfast._library import _C
 
@@ -152,7 +153,11 @@ def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor])
     return int(batch_sizes[0]) if len(batch_sizes) else 0
 
 
-@torch.library.register_fake("rnnfast::layer")  # type: ignore[untyped-decorator]
+# This module may be imported again, after a `del sys.modules[...]`.
+_register_fake = functools.partial(torch.library.register_fake, allow_override=True)
+
+
+@_register_fake("rnnfast::layer")  # type: ignore[untyped-decorator]
 def _layer_fake(
     cell: str,
     x: Tensor,
@@ -178,7 +183,7 @@ def _layer_fake(
     return output, states_n, reserve
 
 
-@torch.library.register_fake("rnnfast::layer_backward")  # type: ignore[untyped-decorator]
+@_register_fake("rnnfast::layer_backward")  # type: ignore[untyped-decorator]
 def _layer_backward_fake(
     cell: str,
     grad_output: Tensor | None,
@@ -202,6 +207,38 @@ def _products(weights: Sequence[Sequence[int]], bidirectional: bool) -> tuple[in
     """Elements of all w_ih and of all w_hh, from the shapes of the weights."""
     per_direction = len(weights) // (1 + bidirectional)
     return sum(map(prod, weights[0::per_direction])), sum(map(prod, weights[1::per_direction]))
+
+
+def decomposed(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    train: bool,
+) -> Any:
+    """:func:`layer` by torch's operator, without a reserve: for tools that know torch's alone.
+
+    ``ExportedProgram.run_decompositions`` takes it in its table. It is not in torch's global one,
+    from which fake tensors of symbolic sizes would take it.
+    """
+    if train:
+        return NotImplemented
+    directions = 1 + bidirectional
+    if not states:
+        sizes = (directions, _batch_size(x, batch_sizes, states), weights[1].shape[1])
+        states = [x.new_zeros(sizes) for _ in range(CELLS[cell]["states"])]
+    hx = tuple(states) if len(states) > 1 else states[0]
+    data = (x, hx) if batch_sizes is None else (x, batch_sizes, hx)
+    flags = (len(weights) == 4 * directions, 1, 0.0, False, bidirectional)
+    order = (False,) if batch_sizes is None else ()
+    output, *states_n = getattr(torch._VF, cell)(*data, list(weights), *flags, *order)
+    return output, states_n, []
+
+
+for _op in (torch.ops.rnnfast.layer, torch.ops.rnnfast.layer_backward):
+    flop_registry.pop(_op, None)
 
 
 @register_flop_formula(torch.ops.rnnfast.layer)

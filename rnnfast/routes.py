@@ -5,8 +5,8 @@
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class Route(NamedTuple):
 
 
 FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
-_EXPORTED = Route("torch", "torch.export of what trains: torch's operator, which all tools know")
+_EXPORTED = Route("torch", "torch.export: torch's operator, which all tools know")
 _ONE_STEP = Route("torch", "one step: torch's operator is one fused kernel already, and lighter")
 _GRADIENTS = Route("torch", "one step whose gradients are asked for: torch's operator keeps less")
 _ONE_LAUNCH = Route("fused", "one step on a GPU: products and gates in one launch")
@@ -72,21 +72,38 @@ def exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
+_fused_exports = 0  # blocks of export_fused
+
+
+@contextmanager
+def export_fused() -> Iterator[None]:
+    """In the block, ``torch.export`` records our operator in the place of torch's.
+
+    For programs that run where rnnfast is, or the libraries of its operators, as with AOTInductor:
+    each layer is one node, of any length and batch. What reads exported programs and knows torch's
+    operators alone (ONNX, other runtimes) needs them without this, or decomposed:
+    ``program.run_decompositions({torch.ops.rnnfast.layer.default: rnnfast.ops.decomposed})``.
+    """
+    global _fused_exports
+    _fused_exports += 1
+    try:
+        yield
+    finally:
+        _fused_exports -= 1
+
+
 def needs_gradients(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd is to record a call with these tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def route(
-    input: Tensor, others: Sequence[Tensor], proj_size: int = 0, training: bool = True
-) -> Route:
+def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
     """Says which implementation serves a call with these tensors, here and now.
 
     Args:
         input: the sequence, or the step of a cell.
         others: all initial states and weights.
         proj_size: of an LSTM with a projection.
-        training: False for a layer in evaluation mode.
     """
     tensors = (input, *others)
     transform = transformed(tensors)
@@ -97,7 +114,7 @@ def route(
             return _TRACED
     elif torch.onnx.is_in_onnx_export():
         return _TRACED
-    elif training and exporting() and needs_gradients(tensors):
+    elif _fused_exports == 0 and exporting():
         return _EXPORTED
     if proj_size:
         return Route("torch", f"proj_size={proj_size} has no kernel")
@@ -107,6 +124,8 @@ def route(
     for t in tensors:
         if type(t) not in _PLAIN_TYPES:
             return Route("torch", f"a tensor is a {type(t).__name__}, not a plain tensor")
+        if t.layout is not torch.strided:
+            return Route("torch", f"no kernels for {t.layout} tensors")
         if t.device != device:
             return Route("torch", f"tensors on {device} and on {t.device}")
         if t.dtype != dtype:

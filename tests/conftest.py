@@ -5,6 +5,7 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -20,6 +21,11 @@ hypothesis.settings.register_profile(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("rnnfast")
+
+# Inductor's cache does not know ATEN_CPU_CAPABILITY: what it wrote for one instruction set would be
+# compiled for another, and fail.
+_CACHE = Path(__file__).parents[1] / "build" / f"inductor-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_CACHE))
 
 _NO_CUDA = not (HAS_CUDA and torch.cuda.is_available())
 
@@ -40,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="all combinations of the parameters, not those alone in which every two values meet",
     )
+    parser.addoption("--fuzz", type=int, default=3_000, help="so many hostile calls of the raw ops")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

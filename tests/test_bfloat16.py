@@ -95,7 +95,8 @@ TRAINED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("shape", TRAINED, ids=str)
 def test_the_error_of_training_is_at_most_torchs(mode: str, shape: dict[str, Any]) -> None:
     errors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    for seed in range(6):
+    few = shape.get("T", 9) * shape.get("B", 25) * shape["H"] < 10_000
+    for seed in range(6 if few else 2):
         problem = Problem(mode, dtype=torch.bfloat16, seed=seed, **shape)
         wide = widened(problem, {**shape, "seed": seed})
         results = [problem.rnnfast(), problem.torch(), wide.torch()]

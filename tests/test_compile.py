@@ -4,7 +4,11 @@ Catches a graph break, a fake kernel with other sizes than the real one, a gradi
 an autocast dtype that is not torch.nn's.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import rnnfast
-from rnnfast import functional, routes
+from rnnfast import _library, functional, routes
 
 SHAPES: list[dict[str, Any]] = [
     {"layers": 2, "bidirectional": True, "states_given": False},
@@ -109,18 +113,101 @@ def operators(program: torch.export.ExportedProgram) -> list[Any]:
     return [node.target for node in program.graph.nodes if node.op == "call_function"]
 
 
+LAYER = torch.ops.rnnfast.layer.default
+exported = pytest.mark.parametrize("strict", [True, False])
+
+
+def inference_model(name: str) -> nn.Module:
+    return nn.Sequential(getattr(rnnfast, name)(4, 5, 2, bidirectional=True)).eval()
+
+
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
-@pytest.mark.parametrize("strict", [True, False])
-def test_export_for_inference_holds_our_operator(name: str, strict: bool) -> None:
-    module = getattr(rnnfast, name)(4, 5, 2, bidirectional=True).eval()
-    x = torch.randn(5, 3, 4)
+@exported
+def test_an_exported_program_holds_torchs_operators(name: str, strict: bool) -> None:
+    model, x = inference_model(name), torch.randn(5, 3, 4)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), strict=strict)
+        assert not any("rnnfast" in str(op) for op in operators(program))
+        for one in (program, program.run_decompositions()):
+            assert_close([one.module()(x)[0]], [model(x)[0]], 1e-6)
+
+
+LOAD_PROGRAM = """
+import sys, torch
+program = torch.export.load("program.pt2")
+x, expected = torch.load("values.pt")
+torch.testing.assert_close(program.module()(x)[0], expected)
+assert "rnnfast" not in sys.modules
+"""
+
+
+def test_an_exported_program_loads_without_rnnfast(tmp_path: Path) -> None:
+    model, x = inference_model("GRU"), torch.randn(5, 3, 4)
+    with torch.no_grad():
+        torch.export.save(torch.export.export(model, (x,)), tmp_path / "program.pt2")
+        torch.save((x, model(x)[0]), tmp_path / "values.pt")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", LOAD_PROGRAM]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+@exported
+def test_export_fused_holds_our_operator(name: str, strict: bool) -> None:
+    model, x = inference_model(name), torch.randn(5, 3, 4)
     dynamic = {"input": {0: torch.export.Dim("T"), 1: torch.export.Dim("B")}}
-    program = torch.export.export(module, (x,), dynamic_shapes=dynamic, strict=strict)
-    assert operators(program).count(torch.ops.rnnfast.layer.default) == 2
+    with rnnfast.export_fused():
+        program = torch.export.export(model[0], (x,), dynamic_shapes=dynamic, strict=strict)
+    assert operators(program).count(LAYER) == 2
     longer = torch.cat([x, -x])[:, :2]
     with torch.no_grad():
-        ours, expected = program.module()(longer), module(longer)
+        ours, expected = program.module()(longer), model(longer)
     assert_close([ours[0]], [expected[0]], 1e-6)
+    program = torch.export.export(model, (x,), strict=strict)
+    assert LAYER not in operators(program)
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_our_operator_in_a_program_decomposes(name: str) -> None:
+    model, x = inference_model(name), torch.randn(5, 3, 4)
+    with rnnfast.export_fused(), torch.no_grad():
+        program = torch.export.export(model, (x,))
+        plain = program.run_decompositions({LAYER: rnnfast.ops.decomposed})
+        assert not any("rnnfast" in str(op) for op in operators(plain))
+        assert_close([plain.module()(x)[0]], [model(x)[0]], 1e-6)
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_an_exported_program_becomes_onnx(name: str) -> None:
+    pytest.importorskip("onnxscript")
+    model, x = inference_model(name), torch.randn(5, 3, 4)
+    program = torch.export.export(model, (x,))
+    assert torch.onnx.export(program, dynamo=True, verbose=False) is not None
+
+
+LOAD_LIBRARIES = """
+import sys, torch
+for path in sys.argv[1:]:
+    torch.ops.load_library(path)
+run = torch._inductor.aoti_load_package("model.pt2")
+x, expected = torch.load("values.pt")
+torch.testing.assert_close(run(x)[0], expected)
+assert "rnnfast" not in sys.modules
+"""
+
+
+def test_aot_inductor_runs_our_operator_where_our_libraries_are(tmp_path: Path) -> None:
+    model, x = inference_model("GRU"), torch.randn(5, 3, 4)
+    with rnnfast.export_fused(), torch.no_grad():
+        program = torch.export.export(model, (x,))
+        path = str(tmp_path / "model.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        torch.save((x, model(x)[0]), tmp_path / "values.pt")
+    names = ("_C", f"_cpu_{_library.INSTRUCTION_SET}")
+    libraries = [str(_library._find(name)) for name in names]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [sys.executable, "-c", LOAD_LIBRARIES, *libraries]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
 
 
 @pytest.mark.parametrize("strict", [True, False])

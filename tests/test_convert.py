@@ -1,15 +1,14 @@
-"""convert, revert and patched: other classes for the same objects, and nothing else changes."""
+"""convert and revert: other classes for the same objects, and nothing else changes."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import threading
 from typing import Any
 
 import pytest
 import torch
-from side_by_side import CELLS, LAYERS, assert_same, states
+from side_by_side import CELLS, LAYERS, assert_same
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -192,91 +191,6 @@ def test_weight_norm_and_pruning_survive() -> None:
     assert not torch.allclose(doubled[0], expected[0])
     rnnfast.revert(module)
     assert_same(module(x), doubled)
-
-
-# patched
-
-
-@names
-def test_torchs_name_builds_ours_inside_the_block(name: str) -> None:
-    cls = theirs(name)
-    original = cls.__init__
-    with rnnfast.patched():
-        inside = cls(5, 6)
-        by_another_name = getattr(nn.modules.rnn, name)(5, 6)
-    assert type(inside) is type(by_another_name) is ours(name)
-    assert isinstance(inside, cls)
-    assert cls.__init__ is original
-    assert type(cls(5, 6)) is cls
-
-
-@names
-def test_patched_draws_as_torch(name: str) -> None:
-    torch.manual_seed(0)
-    expected, their_next = theirs(name)(5, 6), torch.rand(1)
-    torch.manual_seed(0)
-    with rnnfast.patched():
-        module = theirs(name)(5, 6)
-    assert torch.equal(torch.rand(1), their_next)
-    assert all(
-        torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True)
-    )
-    x = batch(name)
-    hx = states(name, *x.shape[:-1][-1:], 6) if name in CELLS else None
-    assert_same(expected(x, hx), module(x, hx))
-
-
-def test_isinstance_pickles_and_subclasses_inside_the_block() -> None:
-    before = nn.GRU(5, 6)
-    with rnnfast.patched():
-        assert isinstance(before, nn.GRU)
-        assert isinstance(nn.GRU(5, 6), nn.GRU)
-        assert not isinstance(nn.LSTM(5, 6), nn.GRU)
-        assert type(copy.deepcopy(before)) is nn.GRU
-        assert type(OwnForward(5, 6)) is OwnForward
-        assert type(nn.RNN(5, 6, 2, "relu")) is rnnfast.RNN
-        assert type(rnnfast.LSTM(5, 6)) is rnnfast.LSTM
-        layer = nn.TransformerEncoderLayer(4, 2)
-    assert not any(isinstance(m, nn.RNNBase) for m in layer.modules())
-
-
-def test_blocks_nest_and_end_on_exceptions() -> None:
-    with rnnfast.patched():
-        with pytest.raises(ZeroDivisionError), rnnfast.patched():
-            raise ZeroDivisionError
-        assert type(nn.GRU(5, 6)) is rnnfast.GRU
-        with pytest.raises(ValueError, match="num_layers must be greater than zero"):
-            nn.GRU(5, 6, 0)
-    assert type(nn.GRU(5, 6)) is nn.GRU
-
-
-def test_blocks_of_several_threads_overlap() -> None:
-    first_in, second_out = threading.Event(), threading.Event()
-    built: list[type] = []
-
-    def hold() -> None:
-        with rnnfast.patched():
-            first_in.set()
-            second_out.wait(10)
-            built.append(type(nn.GRU(5, 6)))
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    first_in.wait(10)
-    with rnnfast.patched():
-        pass
-    second_out.set()
-    thread.join()
-    assert built == [rnnfast.GRU]
-    assert type(nn.GRU(5, 6)) is nn.GRU
-
-
-def test_patched_as_a_decorator() -> None:
-    @rnnfast.patched()
-    def make() -> nn.Module:
-        return nn.Sequential(nn.GRU(5, 6))
-
-    assert type(make()[0]) is type(make()[0]) is rnnfast.GRU
 
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 4), nn.Sequential(), nn.Conv1d(1, 1, 1)])

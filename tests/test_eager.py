@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnfast
 from rnnfast import _C
+from rnnfast import layers as layers_module
 
 I, H, T, B = 4, 5, 3, 2  # noqa: E741
 OPTIONS: list[dict[str, Any]] = [
@@ -110,7 +111,7 @@ def test_a_sequence_without_a_batch_takes_one_step_too(
     alone = tuple(h[:, 0] for h in tensors(hx))
     arguments = (x[:, 0], alone if name == "LSTM" else alone[0])
     expected = long_way(module, *arguments)
-    monkeypatch.setattr(type(module), "_run", None)
+    monkeypatch.setattr(layers_module, "_run", None)
     for one, other in zip(tensors(module(*arguments)), tensors(expected), strict=True):
         assert torch.equal(one, other)
 

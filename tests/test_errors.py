@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from side_by_side import CELLS, LAYERS, assert_same_error, build, error, states
+from side_by_side import CELLS, LAYERS, assert_same, assert_same_error, build, error, states
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -159,6 +159,8 @@ def test_lstm_refuses_what_is_no_pair_of_states() -> None:
     assert_same_error(lambda: theirs(X, (h, h[..., :4])), lambda: ours(X, (h, h[..., :4])))
     with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
         ours(X, (h, h, h))
+    for one_tensor in (torch.zeros(2, 1, 3, 6), {0: h, 1: h}):
+        assert_same_error(lambda hx=one_tensor: theirs(X, hx), lambda hx=one_tensor: ours(X, hx))
 
 
 def packed(data: torch.Tensor, *batch_sizes: int) -> PackedSequence:
@@ -269,6 +271,33 @@ def test_lstm_cell_names_the_state_that_is_wrong() -> None:
     assert_same_error(lambda: theirs(X[0], (h, h[None])), lambda: ours(X[0], (h, h[None])))
     assert_same_error(lambda: theirs(X[0], (h, h[:, :5])), lambda: ours(X[0], (h, h[:, :5])))
     assert_same_error(lambda: theirs(X[0], (h, h[:2])), lambda: ours(X[0], (h, h[:2])))
+
+
+H = torch.zeros(3, 6)
+NO_PAIRS = {
+    "h alone": H,
+    "h alone, of as many rows as states": H[:2],
+    "h and c stacked": torch.stack([H, H]),
+    "h alone in a tuple": (H,),
+    "three": (H, H, H),
+    "none": (),
+    "an iterator": None,
+    "a number": 1.0,
+}
+
+
+@pytest.mark.parametrize("case", NO_PAIRS)
+def test_lstm_cell_refuses_one_tensor_in_place_of_the_pair(case: str) -> None:
+    theirs, ours = build("LSTMCell", 5, 6)
+    x = torch.zeros(3, 5)
+
+    def call(cell: nn.Module) -> Any:
+        return cell(x, iter((H, H)) if case == "an iterator" else NO_PAIRS[case])
+
+    assert_same_error(lambda: call(theirs), lambda: call(ours))
+    stacked = torch.randn(2, 6)  # which torch takes for a step without a batch
+    assert_same(theirs(x[0], stacked), ours(x[0], stacked))
+    assert_same(theirs(x, [H, H]), ours(x, [H, H]))
 
 
 def test_rnn_cell_refuses_an_unknown_nonlinearity_when_called() -> None:

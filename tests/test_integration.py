@@ -76,11 +76,19 @@ def test_compiled_code_gets_eagers_answer_from_isinstance(name: str) -> None:
                 out = out + 1
             if self.rnn.__class__.__name__ == name:
                 out = out * 3
+            if isinstance(self.rnn, (nn.Linear, getattr(nn, name))):
+                out = out + 5
+            if isinstance(self.rnn, nn.Linear | getattr(nn, name)):
+                out = out * 7
+            if issubclass(self.rnn.__class__, getattr(nn, name)):
+                out = out + 11
+            if type(self.rnn) is getattr(nn, name):
+                out = out * 13
             return out
 
     model = Asks()
     x = torch.randn(4, 7, 5)
-    expected = (model.rnn(x)[0] * 2 + 1) * 3
+    expected = ((model.rnn(x)[0] * 2 + 1) * 3 + 5) * 7 + 11
     assert_same(expected, model(x))
     assert_same(expected, torch.compile(model, fullgraph=True, backend="eager")(x))
 
@@ -162,6 +170,29 @@ def test_torchscript_compiles_torchs_class_with_our_parameters(name: str) -> Non
         model.rnn.state_dict()[next(iter(model.rnn.state_dict()))].zero_()
     assert_same(scripted(x), model(x))
     assert type(rnnfast.convert(model).rnn) is getattr(rnnfast, name)
+
+
+class Scripted(torch.jit.ScriptModule):
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    @torch.jit.script_method
+    def forward(self, x: Tensor):  # type: ignore[no-untyped-def]
+        return self.rnn(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@layers
+def test_script_module_subclasses_say_what_to_call(name: str) -> None:
+    module = getattr(rnnfast, name)(5, 6)
+    x = torch.randn(4, 3, 5)
+    expected = module(x)[0]
+    with pytest.raises(
+        Exception, match=r"torch.nn's layers only: give it rnnfast.revert\(module\)"
+    ):
+        Scripted(module)
+    assert_same(expected, Scripted(rnnfast.revert(module))(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

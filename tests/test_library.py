@@ -211,3 +211,26 @@ def test_no_kernels_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match="holds no CPU kernels"):
         _library._load_cpu()
     assert _library._load_cuda() is False
+
+
+IMPORT_AGAIN = """
+import sys, torch
+import rnnfast
+first = rnnfast.GRU(5, 6)
+for name in [name for name in sys.modules if name.partition(".")[0] == "rnnfast"]:
+    del sys.modules[name]
+import rnnfast
+second = rnnfast.GRU(5, 6)
+second.load_state_dict(first.state_dict())
+x = torch.randn(4, 3, 5)
+assert torch.equal(first(x)[0], second(x)[0])
+second(x)[0].sum().backward(create_graph=True)
+with torch.device("meta"):
+    assert rnnfast.GRU(5, 6)(torch.empty(4, 3, 5))[0].shape == (4, 3, 6)
+"""
+
+
+def test_a_second_import_registers_nothing_twice(tmp_path: Path) -> None:
+    """Test runners and notebooks take modules out of sys.modules."""
+    ran = run_in(tmp_path, "-c", IMPORT_AGAIN, path=Path(rnnfast.__file__).parents[1])
+    assert ran.returncode == 0, ran.stderr

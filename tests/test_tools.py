@@ -179,7 +179,7 @@ def test_a_pack_holds_all_but_results_and_knows_its_commit(tmp_path: Path) -> No
     assert (tmp_path / "commit").read_text().strip() == results.git_commit()
     (facts,) = tmp_path.glob("rnnfast-*.dist-info/METADATA")
     assert "Name: rnnfast\n" in facts.read_text()
-    for path in ("tests/test_cuda.py", "tools/gpu_check.py", "csrc/library.cpp", "rnnfast/ops.py"):
+    for path in ("tests/gpu/on_gpu.py", "tools/gpu_check.py", "csrc/library.cpp", "rnnfast/ops.py"):
         assert (tmp_path / path).read_text() == (ROOT / path).read_text()
     assert not (tmp_path / "benchmarks" / "results").exists()
 

@@ -4,7 +4,7 @@
     bash tools/gpu-check.sh correct compare      some of them: correct compare tune users ...
     bash tools/gpu-check.sh --dry                a rehearsal on a machine without a GPU
 
-correct    tests/test_cuda.py on the kernels that the plan chooses, or on RNNFAST_TEST_KERNELS
+correct    tests/gpu on the kernels that the plan chooses, or on RNNFAST_TEST_KERNELS
 compare    the layers of benchmarks.cuda --grid beside cuDNN: GPU.json
 tune       every kernel that could run a layer, one after the other: GPU-tune.json
 users      layers of models in use beside cuDNN: GPU-users.json
@@ -139,10 +139,10 @@ def correct(machine: Machine) -> list[Stage]:
     environment = {"OMP_NUM_THREADS": "1"}  # of the oracle on the CPU, in every worker
     if machine.dry:
         environment |= {"RNNFAST_TEST_DEVICE": "cpu"}
-        tests = pytest("tests/test_cuda.py", "-k", "odd and GRU or converted")
+        tests = pytest("tests/gpu", "-k", "odd and GRU or converted")
         return [Stage("correct", tests, 100, environment, COUNTS)]
     environment |= {"RNNFAST_TEST_KERNELS": os.environ.get("RNNFAST_TEST_KERNELS", "auto")}
-    return [Stage("correct", pytest("tests/test_cuda.py"), 110, environment, COUNTS)]
+    return [Stage("correct", pytest("tests/gpu"), 110, environment, COUNTS)]
 
 
 def compare(machine: Machine) -> list[Stage]:

@@ -34,7 +34,7 @@ template <class S, class Consume>
 RNNFAST_FN void multiply(const Member& member, const Weights<S>& w, const S* a, int64_t a_stride,
                          Range rows, Range panel_range, Consume&& consume) {
   if constexpr (kByTiles<S>)
-    if (member.tiles)
+    if (member.tiles && w.packed)
       return multiply_by_tiles(*member.tiles, w.panels, w.packed, a, a_stride, rows, panel_range,
                                consume);
   if (w.packed) {
@@ -42,6 +42,18 @@ RNNFAST_FN void multiply(const Member& member, const Weights<S>& w, const S* a, 
   } else {
     multiply_unpacked(w.panels, w.plain, a, a_stride, rows, panel_range, consume);
   }
+}
+
+// The same where all rows of a are zeros: one product for all, which is zero but where a weight is
+// NaN or infinite.
+template <class S, class Consume>
+RNNFAST_FN void multiply_first(const Member& member, const Weights<S>& w, const S* a,
+                               int64_t a_stride, Range rows, Range panel_range, Consume&& consume) {
+  const Range one{rows.begin, rows.begin < rows.end ? rows.begin + 1 : rows.end};
+  const auto for_all = [&](int64_t, int64_t unit, const Compute<S>* sums) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) consume(row, unit, sums);
+  };
+  multiply(member, w, a, a_stride, one, panel_range, for_all);
 }
 
 // Rows [begin, end) of the sequence that steps [steps) of a walk visit.
@@ -72,7 +84,7 @@ struct ForwardDirection {
   const S* x;             // [rows, I]
   Weights<S> w_ih, w_hh;
   const N *b_ih, *b_hh;                  // [G*H] or null
-  bool starts_with_zeros;                // h_0 is zero: the first step needs no product
+  bool starts_with_zeros;                // h_0 is zero: the first step is alike for all rows
   const N* initial[kMaxStates];          // [B, H] or null: zeros
   int64_t chunk_rows;                    // rows of the longest chunk
   T *state_memory, *x_gates_memory;      // of all threads: for the running states, and for a chunk
@@ -271,8 +283,7 @@ void forward_direction(ForwardDirection<S, N> d, int64_t chunk_steps, Member mem
   d.w_ih.pack(member, pack_forward<S>);
   d.w_hh.pack(member, pack_forward<S>);
   fill_initial<Cell>(d, member);
-  // For what the others have packed or filled; where each has its units, only for h_0.
-  if (member.splits_batch() || !d.starts_with_zeros) member.wait();
+  member.wait();  // for what the others have packed or filled
   const Range panels = member.panels(d.w_hh.panels.count());
   for_chunks(d.walk.steps.count, chunk_steps, [&](Range steps) {
     project<Cell>(d, steps, member);
@@ -284,7 +295,7 @@ void forward_direction(ForwardDirection<S, N> d, int64_t chunk_steps, Member mem
         forward_units<Cell>(d, step, row, unit, sums);
       };
       if (i == 0 && d.starts_with_zeros) {
-        multiply_zeros(d.w_hh.panels, rows, panels, consume);
+        multiply_first(member, d.w_hh, step.operand_in, d.operand_stride, rows, panels, consume);
       } else {
         multiply(member, d.w_hh, step.operand_in, d.operand_stride, rows, panels, consume);
       }

@@ -34,7 +34,7 @@ struct BackwardDirection {
   T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
   T *grad_b_ih, *grad_b_hh;  // [G*H]
   T* grad_x;                 // [rows, I]
-  bool began_with_zeros;     // one step, from a state of zeros: the gradient of w_hh is zero
+  bool began_with_zeros;     // one step, from a state of zeros
   bool want_h_0;  // add what reaches h_0 through w_hh; otherwise grad_states[0] ends without it
 };
 
@@ -242,7 +242,11 @@ void add_gradients(const BackwardDirection<S>& d, const Walk& back, Range steps,
                                : Rows<S>{d.x + rows.begin * d.input, d.input};
     add_product(d.grad_x_gates, d.gates_stride, gates, x, d.input, d.grad_w_ih);
   }
-  if (d.grad_w_hh && !d.began_with_zeros) {
+  if (d.grad_w_hh && d.began_with_zeros) {
+    for_h_gates<Cell>(d, gates, [&](const S* a, int64_t stride, Range columns, int64_t at) {
+      outer_with_zeros(a, stride, columns, d.hidden, count, d.grad_w_hh + at * d.hidden);
+    });
+  } else if (d.grad_w_hh) {
     const Rows<S> h = states_before(d, back, steps);
     for_h_gates<Cell>(d, gates, [&](const S* a, int64_t stride, Range columns, int64_t at) {
       add_product(a, stride, columns, h, d.hidden, d.grad_w_hh + at * d.hidden);
@@ -270,10 +274,6 @@ template <class Cell, class S>
 void backward_direction(const BackwardDirection<S>& d, int64_t chunk_steps, Member member) {
   d.w_hh.pack(member, pack_backward<S>);
   d.w_ih.pack(member, pack_backward<S>);
-  if (d.grad_w_hh && d.began_with_zeros) {
-    const Range mine = member.share(Cell::kGates * d.hidden * d.hidden);
-    std::fill(d.grad_w_hh + mine.begin, d.grad_w_hh + mine.end, Compute<S>(0));
-  }
   member.wait();
   const Walk back{d.walk.steps, !d.walk.reverse};
   const Range panels = member.panels(d.w_hh.panels.count());

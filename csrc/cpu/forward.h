@@ -56,16 +56,15 @@ struct LayerForward {
     return const_data<As>(w);
   }
   // Matrix i of direction d as this call multiplies with it: with the panels kept of a frozen one,
-  // with panels for this call, or as it stands.
-  Weights<S> matrix(int64_t d, int64_t i, const Panels<S>& panels, bool used) {
+  // with panels for this call if it `packs`, or as it stands.
+  Weights<S> matrix(int64_t d, int64_t i, const Panels<S>& panels, bool packs) {
     Weights<S> w{panels, nullptr, nullptr};
-    if (!used) return w;
     const PanelForm form{kScalarType<S>, panels.hidden, panels.depth, panels.gates, panels.group};
     frozen[d][i] =
         FrozenWeights::instance().find(given_weights[index(d, i)], form, panels.size() * sizeof(S));
     if (frozen[d][i]) {
       w.packed = static_cast<S*>(frozen[d][i]->memory.get()), w.filled = frozen[d][i]->filled;
-    } else if (plan.packed) {
+    } else if (packs) {
       packed[d][i] = Scratch<S>(panels.size());
       w.packed = packed[d][i].data();
     }
@@ -94,8 +93,8 @@ struct LayerForward {
     ForwardDirection<S, N> f{};
     f.walk = layer.walk(d), f.hidden = H, f.input = layer.I;
     f.x = const_data<S>(x);
-    f.w_ih = matrix(d, 0, x_panels, true);
-    f.w_hh = matrix(d, 1, h_panels, layer.T > 1 || !starts_with_zeros());
+    f.w_ih = matrix(d, 0, x_panels, plan.packed);
+    f.w_hh = matrix(d, 1, h_panels, plan.packed && (layer.T > 1 || !starts_with_zeros()));
     if (layer.has_biases) f.b_ih = weight<N>(d, 2), f.b_hh = weight<N>(d, 3);
     f.starts_with_zeros = starts_with_zeros();
     f.chunk_rows = chunk_rows();

@@ -2,6 +2,7 @@
 // them.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
@@ -452,6 +453,24 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
         n += count;
       }
     }
+  }
+}
+
+// dst [N, K] = a [rows, N] transposed times zeros [rows, K], for columns [columns) of a: zeros but
+// where a is NaN or infinite.
+template <class S>
+void outer_with_zeros(const S* a, int64_t a_stride, Range columns, int64_t K, int64_t rows,
+                      Compute<S>* dst) {
+  using V = Vec<S>;
+  constexpr int64_t kWidth = V::kWidth;
+  Compute<S> sums[kWidth];
+  for (int64_t n = columns.begin; n < columns.end; n += kWidth) {
+    const int64_t lanes = columns.end - n < kWidth ? columns.end - n : kWidth;
+    V total(0);
+    for (int64_t row = 0; row < rows; ++row)
+      total = fma(V::load(a + row * a_stride + n, lanes), V(0), total);
+    total.store(sums);
+    for (int64_t lane = 0; lane < lanes; ++lane) std::fill_n(dst + (n + lane) * K, K, sums[lane]);
   }
 }
 

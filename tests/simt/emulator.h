@@ -204,7 +204,9 @@ class Machine {
   Cta& cta() { return *current_->cta; }
   Warp& warp() { return cta().warps[static_cast<size_t>(current_->thread / kWarp)]; }
   Lane& lane() { return warp().lanes[current_->thread % kWarp]; }
-  uint32_t random(size_t n) { return static_cast<uint32_t>(rng_() % n); }
+  uint32_t random(size_t n) {
+    return static_cast<uint32_t>(static_cast<uint64_t>(rng_()) * n >> 32);
+  }
 
   // Ends the launch with an error: on a fiber by leaving it for good, else by throwing.
   [[noreturn]] void fail(const std::string& what);
@@ -255,6 +257,7 @@ class Machine {
   void release_hold();
   bool deliver(bool search);
   bool land(bool search, bool late);
+  bool land_late();
   void finish(Fiber& f);
   void check_end();
   [[noreturn]] void report_deadlock();
@@ -265,7 +268,7 @@ class Machine {
   Entry entry_;
   const void* kernel_;
   const void* args_;
-  std::mt19937_64 rng_{settings.seed++};
+  std::mt19937 rng_{settings.seed++};
 
   std::vector<std::unique_ptr<GuardedBlock>> smem_;
   std::vector<Cluster> clusters_;
@@ -293,4 +296,5 @@ inline StackPool stacks;
 
 }  // namespace rnnfast::emu
 
+#include "launch.h"
 #include "scheduler.h"

@@ -24,6 +24,7 @@ from problems import Problem
 
 FOLDER = ROOT / "build" / "mutants"
 PERSISTENT, SMALL, GRID = "persistent_gru.cu", "small_gru.cu", "grid_gru.cu"
+FMA, SINGLE = "fma_gru.cu", "single_gru.cu"
 # The headers with synchronisations, and where they are compiled.
 HEADERS = {
     "exchanger.h": PERSISTENT,
@@ -38,8 +39,18 @@ HEADERS = {
     "grid_worker.h": GRID,
     "grid_forward.h": GRID,
     "grid_backward.h": GRID,
+    "fma.h": FMA,
+    "fma_forward.h": FMA,
+    "fma_backward.h": FMA,
+    "single.h": SINGLE,
 }
-KERNELS = {PERSISTENT: ("cta", "cluster", "grid"), SMALL: ("small",), GRID: ("grid",)}
+KERNELS = {
+    PERSISTENT: ("cta", "cluster", "grid"),
+    SMALL: ("small",),
+    GRID: ("grid",),
+    FMA: ("fma",),
+    SINGLE: ("single",),
+}
 # A statement that synchronises, with the condition before it on its line.
 STATEMENT = re.compile(
     r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
@@ -54,6 +65,7 @@ SHAPES: list[dict[str, Any]] = [
     {"T": 8, "B": 3, "H": 120, "dtype": torch.float32},
     {"lengths": (6, 6, 5, 2, 1), "H": 131, "dtype": torch.float16},
     {"T": 36, "B": 3, "H": 20, "I": 2, "dtype": torch.float16},  # the ring of a grid goes round
+    {"T": 1, "B": 9, "H": 56, "dtype": torch.float16},
 ]
 SEEDS = range(12)
 # The instances that they need: others would only take time to compile.

@@ -1,0 +1,209 @@
+"""A call of a layer, an object of ours or of torch.nn's: its checks, then the kernels.
+
+The checks are torch.nn's, in its order and words, by the methods that the object has for them. All
+that is read here is what torch.nn's layers hold, too: that is how :func:`rnnfast.patch` works.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import _VF, Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnfast._library import _C
+from rnnfast.functional import is_pair, stack
+
+_is_tracing = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
+_CHECKS = (
+    "check_input",
+    "check_forward_args",
+    "check_hidden_size",
+    "get_expected_hidden_size",
+    "get_expected_cell_size",
+)
+
+
+def has_checks_of(cls: type, torch_class: type) -> bool:
+    """Whether `cls` checks arguments as `torch_class` does, not in ways of a user's own."""
+    return all(getattr(cls, name, None) is getattr(torch_class, name, None) for name in _CHECKS)
+
+
+def run(module: nn.RNNBase, input: Any, hx: Any, *, plain: bool) -> Any:
+    """Run the layers of `module` on a tensor or a PackedSequence, with `hx` in torch.nn's form.
+
+    `plain`: its checks are torch.nn's, and may be made in C++.
+    """
+    if (result := _run_plain(module, input, None, hx, plain)) is not None:
+        return result
+    if type(input) is not Tensor and isinstance(input, PackedSequence):
+        return _run_packed(module, input, hx, plain)
+    dim = input.dim()
+    _check_dim(module, dim)
+    batch_dim = 0 if module.batch_first else 1
+    if hx is not None:
+        hx = _batched_states(module, hx, dim)
+    if dim == 3:
+        return _run(module, input, None, hx)
+    input = input.unsqueeze(batch_dim)
+    output, hidden = _run_plain(module, input, None, hx, plain) or _run(module, input, None, hx)
+    states = [s.squeeze(1) for s in _states(module, hidden)]
+    return output.squeeze(batch_dim), _hidden(module, states)
+
+
+def _run_packed(module: nn.RNNBase, packed: PackedSequence, hx: Any, plain: bool) -> Any:
+    input, batch_sizes, sorted_indices, unsorted_indices = packed
+    if hx is not None:
+        hx = module.permute_hidden(hx, sorted_indices)
+    output, hidden = _run_plain(module, input, batch_sizes, hx, plain) or _run(
+        module, input, batch_sizes, hx
+    )
+    hidden = module.permute_hidden(hidden, unsorted_indices)
+    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
+
+
+def _run_plain(
+    module: nn.RNNBase, input: Any, batch_sizes: Tensor | None, hx: Any, plain: bool
+) -> Any:
+    """``(output, hidden)`` in one step of C++, or None where something about the call is
+    special or wrong: then the rest of this file finds out what.
+    """
+    if not plain or _is_compiling():
+        return None
+    return _C.layers(module, input, batch_sizes, hx)
+
+
+def _run(
+    module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any
+) -> tuple[Tensor, Any]:
+    """Check the arguments and run the layers. `hx` None counts as zeros, which nobody makes."""
+    weights = _current_weights(module)
+    # A compiled program cannot read B from the values of batch_sizes; the operator does.
+    if hx is None or (batch_sizes is not None and _is_compiling()):
+        module.check_input(input, batch_sizes)
+    else:
+        module.check_forward_args(input, hx, batch_sizes)
+    states = () if hx is None else _states(module, hx)
+    if len(states) == 2 and not is_pair(hx):  # torch's operator says what it is not
+        order = (module.batch_first,) if batch_sizes is None else ()
+        data: Any = (input,) if batch_sizes is None else (input, batch_sizes)
+        flags = (module.bias, module.num_layers, 0.0, False, bool(module.bidirectional), *order)
+        return _VF.lstm(*data, hx, weights, *flags)  # type: ignore[no-any-return, call-overload]
+    batch_first = module.batch_first and batch_sizes is None
+    if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
+        _check_length(input, batch_sizes, batch_first)
+    output, states = stack(
+        module.mode,
+        input,
+        batch_sizes,
+        states,
+        weights,
+        has_biases=module.bias,
+        num_layers=module.num_layers,
+        dropout=module.dropout,
+        training=module.training,
+        bidirectional=bool(module.bidirectional),
+        batch_first=batch_first,
+        proj_size=module.proj_size,
+    )
+    return output, _hidden(module, states)
+
+
+def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:
+    """Raise what a call would raise for the sizes of its arguments: for `explain`."""
+    batch_first = module.batch_first and batch_sizes is None
+    if batch_sizes is None:
+        dim = input.dim()
+        _check_dim(module, dim)
+        if hx is not None:
+            hx = _batched_states(module, hx, dim)
+        if dim == 2:
+            input = input.unsqueeze(0 if batch_first else 1)
+    if hx is None:
+        module.check_input(input, batch_sizes)
+    else:
+        module.check_forward_args(input, hx, batch_sizes)
+    _check_length(input, batch_sizes, batch_first)
+
+
+def _check_dim(module: nn.RNNBase, dim: int) -> None:
+    if dim != 3 and dim != 2:
+        kind = module.mode.partition("_")[0]
+        unit = " tensor" if kind == "RNN" else ""
+        raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {dim}D{unit} instead")
+
+
+def _current_weights(module: nn.RNNBase) -> list[Tensor]:
+    """``_flat_weights``, brought up to date with the attributes as torch.nn does.
+
+    Parametrisations, weight normalisation, pruning, ``functional_call``, replicas and sharding
+    put other tensors in the place of the parameters between two calls.
+    """
+    if _is_compiling():  # no tensor of this call may outlive it in `_flat_weights`
+        return [getattr(module, name) for name in module._flat_weights_names]
+    parameters = module._parameters
+    for name, weight in zip(module._flat_weights_names, module._flat_weights, strict=True):
+        if weight is None or parameters.get(name) is not weight:
+            module._update_flat_weights()
+            _check_no_weight_is_missing(module)
+            break
+    return module._flat_weights  # type: ignore[return-value]
+
+
+def _check_no_weight_is_missing(module: nn.RNNBase) -> None:
+    """A deleted weight is an error here; torch.nn computes with the copy that it has kept."""
+    places = (module._parameters, module.__dict__, module._buffers)
+    for name, weight in zip(module._flat_weights_names, module._flat_weights, strict=True):
+        found = any(name in place for place in places) or hasattr(type(module), name)
+        if weight is None or not found:
+            raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
+
+
+# RNN and GRU have one state, a tensor; LSTM has a pair.
+
+
+def _batched_states(module: nn.RNNBase, hx: Any, dim: int) -> Any:
+    """Check the dimensions of the states given with an input of `dim`; add the batch's."""
+    if module.mode != "LSTM":
+        if hx.dim() != dim:
+            _raise_dim("hx should", dim, f"{hx.dim()}-D tensor")
+        return hx if dim == 3 else hx.unsqueeze(1)
+    h, c = _states(module, hx)
+    if h.dim() != dim or c.dim() != dim:
+        _raise_dim("hx and cx should", dim, f"({h.dim()}-D, {c.dim()}-D) tensors")
+    return hx if dim == 3 else (h.unsqueeze(1), c.unsqueeze(1))
+
+
+def _states(module: nn.RNNBase, hx: Any) -> tuple[Tensor, ...]:
+    """The states of torch.nn's `hx`; for an LSTM a number or one state fails here, as there."""
+    return (hx[0], hx[1]) if module.mode == "LSTM" else (hx,)
+
+
+def _hidden(module: nn.RNNBase, states: Any) -> Any:
+    """The opposite: torch.nn's `h_n`, from a sequence of states."""
+    return (states[0], states[1]) if module.mode == "LSTM" else states[0]
+
+
+def _raise_dim(subject: str, dim: int, got: str) -> NoReturn:
+    form = "batched 3-D" if dim == 3 else "unbatched 2-D"
+    raise RuntimeError(f"For {form} input, {subject} also be {dim}-D but got {got}")
+
+
+def _check_length(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> None:
+    """Refuse no steps, and a PackedSequence that does not fit together, of which torch.nn cuts the
+    rest off in silence.
+
+    A program that is compiled cannot look at the values of batch_sizes; there the operator does.
+    """
+    if input.size(1 if batch_first else 0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if batch_sizes is None or _is_compiling():
+        return
+    rows = int(batch_sizes.sum())
+    if rows != input.size(0):
+        raise RuntimeError(
+            "PackedSequence: batch_sizes must add up to the number of rows of data, "
+            f"{input.size(0)}, got {rows}"
+        )
