@@ -138,9 +138,11 @@ def with_gradients(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "shape", [s for s in SHAPES if s.get("B") != 0 and s.get("T") != 0], ids=str
+    ("shape", "dtype"),
+    [(s, torch.float64) for s in SHAPES if s.get("B") != 0 and s.get("T") != 0]
+    + [({"lengths": (3, 1)}, torch.bfloat16)],
+    ids=str,
 )
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_opcheck(mode: str, shape: dict[str, Any], dtype: torch.dtype, device: str) -> None:
     problem = Problem(mode, device=device, dtype=dtype, **shape)
     for train in (False, True):
