@@ -1,6 +1,6 @@
 // The derivative of rnnfast::layer, on every device: its node in autograd's graph calls
 // rnnfast::layer_backward. Where the gradients must themselves be made of differentiable
-// operations, they come from rnnfast.functional.differentiable_gradients, in Python.
+// operations, they come from rnnfast.reference.differentiable_gradients, in Python.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
@@ -110,7 +110,7 @@ variable_list differentiable_gradients(const Saved& saved, at::TensorList grads,
     std::vector<std::optional<Tensor>> given;
     for (const Tensor& grad : grads) given.push_back(optional(grad));
     const py::object gradients =
-        py::module_::import("rnnfast.functional").attr("differentiable_gradients");
+        py::module_::import("rnnfast.reference").attr("differentiable_gradients");
     const py::list found = gradients(saved.cell, saved.x(), saved.batch_sizes, saved.states().vec(),
                                      saved.weights().vec(), saved.bidirectional, given, needs);
     variable_list result;

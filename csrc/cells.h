@@ -1,12 +1,16 @@
 // The maths of every cell, once: gates of one step forward, and their gradients backward,
 // elementwise.
-//   x: input-side pre-activations W_ih x_t + b_ih      h: hidden-side pre-activations W_hh h_{t-1}
-//   + b_hh, gate by gate s: the states (h, then c); forward takes those of t-1 and leaves those of
-//   t q: the reserve of the gates, what backward needs besides the states
+//
+//   x: the input-side pre-activations W_ih x_t + b_ih, gate by gate
+//   h: the hidden-side pre-activations W_hh h_{t-1} + b_hh, gate by gate
+//   s: the states (h, then c); forward takes those of t-1 and leaves those of t
+//   q: the reserve of the gates, what backward needs besides the states
+//
 // backward takes q, the states before (p) and after (s) the step and, in ds, the gradients of the
 // states after it. It gives the gradients of x and h in dx and dh, and leaves in ds what reaches
 // the states before the step elementwise; what reaches h_{t-1} through W_hh is the driver's to add.
-// A new cell is a struct here and a word in dispatch_cell and kCells.
+//
+// A new cell is a struct here and a word in Cells.
 #pragma once
 
 #include <string_view>
@@ -91,8 +95,8 @@ struct Gru {
   }
 };
 
-// i, f, o = sigmoid(x + h)   g = tanh(x_g + h_g)   c' = f c + i g   h' = o tanh(c')   Hochreiter
-// and Schmidhuber 1997 with Gers' forget gate
+// i, f, o = sigmoid(x + h)   g = tanh(x_g + h_g)   c' = f c + i g   h' = o tanh(c')
+// Hochreiter and Schmidhuber 1997 with Gers' forget gate
 struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
@@ -130,14 +134,23 @@ constexpr CellFacts facts_of() {
   return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kReserve, Cell::kReadsH};
 }
 
-inline constexpr CellFacts kCells[] = {facts_of<Elman<Tanh>>(), facts_of<Elman<Relu>>(),
-                                       facts_of<Gru>(), facts_of<Lstm>()};
+template <class... Cell>
+struct CellList {
+  static constexpr CellFacts kFacts[] = {facts_of<Cell>()...};
+
+  template <class F>
+  static bool dispatch(std::string_view name, F&& f) {
+    return ((name == Cell::kName && (f(Cell{}), true)) || ...);
+  }
+};
+using Cells = CellList<Elman<Tanh>, Elman<Relu>, Gru, Lstm>;
+
+inline constexpr auto& kCells = Cells::kFacts;
 
 // Calls f with the cell of that name; false if there is none.
 template <class F>
 bool dispatch_cell(std::string_view name, F&& f) {
-  const auto try_cell = [&](auto cell) { return name == decltype(cell)::kName && (f(cell), true); };
-  return try_cell(Elman<Tanh>{}) || try_cell(Elman<Relu>{}) || try_cell(Gru{}) || try_cell(Lstm{});
+  return Cells::dispatch(name, f);
 }
 
 }  // namespace rnnfast

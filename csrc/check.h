@@ -7,6 +7,7 @@
 #include <c10/util/irange.h>
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -38,8 +39,9 @@ struct Layer {
 inline CellFacts find_cell(const char* op, std::string_view name) {
   for (const CellFacts& cell : kCells)
     if (name == cell.name) return cell;
-  TORCH_CHECK_VALUE(false, op, ": cell must be one of rnn_tanh, rnn_relu, gru, lstm, got '", name,
-                    "'");
+  std::string names;
+  for (const CellFacts& cell : kCells) (names += names.empty() ? "" : ", ") += cell.name;
+  TORCH_CHECK_VALUE(false, op, ": cell must be one of ", names, ", got '", name, "'");
 }
 
 inline void check_tensor(const char* op, const char* name, const at::Tensor& t,

@@ -86,7 +86,7 @@ py::list cells() {
   for (const CellFacts& cell : kCells) {
     py::dict facts;
     facts["name"] = cell.name, facts["gates"] = cell.gates, facts["states"] = cell.states,
-    facts["reserve"] = cell.reserve;
+    facts["reserve"] = cell.reserve, facts["reads_h"] = cell.reads_h;
     result.append(facts);
   }
   return result;

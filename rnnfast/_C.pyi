@@ -9,6 +9,7 @@ class CellFacts(TypedDict):
     gates: int
     states: int
     reserve: int
+    reads_h: bool
 
 class BuildInfo(TypedDict):
     torch: str

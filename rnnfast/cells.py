@@ -7,10 +7,11 @@ checks of torch.nn in its words, then :func:`rnnfast.functional.cell`.
 from __future__ import annotations
 
 import torch
-from torch import _VF, Tensor, nn
+from torch import Tensor, nn
 
 from rnnfast._interop import Interop
 from rnnfast.functional import cell, is_pair
+from rnnfast.spec import CELLS, CellSpec
 
 _is_tracing = torch._C._get_tracing_state
 
@@ -22,8 +23,8 @@ def rnn_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor
         _check_dim("RNNCell", "hidden", hx)
     if module.nonlinearity not in ("tanh", "relu"):
         raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
-    mode = "RNN_TANH" if module.nonlinearity == "tanh" else "RNN_RELU"
-    return _step(module, mode, input, () if hx is None else (hx,))[0]
+    spec = CELLS[f"rnn_{module.nonlinearity}"]
+    return _step(module, spec, input, () if hx is None else (hx,))[0]
 
 
 def gru_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor:
@@ -31,7 +32,7 @@ def gru_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor
     _check_dim("GRUCell", "input", input)
     if hx is not None:
         _check_dim("GRUCell", "hidden", hx)
-    return _step(module, "GRU", input, () if hx is None else (hx,))[0]
+    return _step(module, CELLS["gru"], input, () if hx is None else (hx,))[0]
 
 
 def lstm_cell(
@@ -45,14 +46,14 @@ def lstm_cell(
             _check_dim("LSTMCell", f"hx[{index}]", state)
         if input.dim() == 2 and not is_pair(hx):  # torch's operator says what it is not
             weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
-            return _VF.lstm_cell(input, hx, *weights)
+            return CELLS["lstm"].cell_operator(input, hx, *weights)  # type: ignore[no-any-return]
         states = (hx[0], hx[1])
-    h, c = _step(module, "LSTM", input, states)
+    h, c = _step(module, CELLS["lstm"], input, states)
     return h, c
 
 
 def _step(
-    module: nn.RNNCellBase, mode: str, input: Tensor, states: tuple[Tensor, ...]
+    module: nn.RNNCellBase, spec: CellSpec, input: Tensor, states: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """One step for ``[B, I]``, or for ``[I]`` without a batch; no `states`: zeros."""
     batched = input.dim() == 2
@@ -62,7 +63,7 @@ def _step(
     w_ih, w_hh = module.weight_ih, module.weight_hh
     if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
         _check_sizes(input, states, w_ih.size(1), w_hh.size(1))
-    states = cell(mode, input, states, w_ih, w_hh, module.bias_ih, module.bias_hh)
+    states = cell(spec.mode, input, states, w_ih, w_hh, module.bias_ih, module.bias_hh)
     return states if batched else tuple(state.squeeze(0) for state in states)
 
 

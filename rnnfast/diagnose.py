@@ -14,8 +14,7 @@ from rnnfast.cells import check_cell
 from rnnfast.layers import check_sizes
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.routes import cuda_plan
-
-_LAYERS: dict[str, Any] = {"RNN_TANH": RNN, "RNN_RELU": RNN, "GRU": GRU, "LSTM": LSTM}
+from rnnfast.spec import CELLS, MODES, CellSpec
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,14 @@ def _explain_cell(
     module: nn.RNNCell | nn.GRUCell | nn.LSTMCell, input: Any, hx: Any
 ) -> Explanation:
     if isinstance(module, nn.RNNCell):
-        mode = f"RNN_{module.nonlinearity}".upper()
-    elif isinstance(module, nn.GRUCell):
-        mode = "GRU"
+        spec = CELLS[f"rnn_{module.nonlinearity}"]
     else:
-        mode = "LSTM"
+        spec = CELLS["gru" if isinstance(module, nn.GRUCell) else "lstm"]
     check_cell(module, input, _states(hx))
     weights = list(module.parameters())
     if input.dim() == 1:
         input = input.unsqueeze(0)
-    route = functional.route_cell(mode, input, _states(hx), weights)
+    route = functional.route_cell(spec, input, _states(hx), weights)
     problem = {
         "T": 1,
         "B": input.size(0),
@@ -96,14 +93,14 @@ def _explain_cell(
         "H": module.hidden_size,
         "directions": 1,
     }
-    layer = _explain_layer("cell", mode, f"{mode.lower()}_cell", route, input, problem)
+    layer = _explain_layer("cell", spec, f"{spec.name}_cell", route, input, problem)
     return Explanation(repr(module), (layer,))
 
 
 def _check_layers(module: nn.RNNBase, x: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:
     """Raises what a call would raise for these sizes; another dtype is a matter of routes."""
     sizes = torch.empty(x.shape, device="meta")
-    ours = _LAYERS[module.mode]
+    ours: Any = next(c for c in (RNN, GRU, LSTM) if isinstance(module, c.torch_class))
     twin = ours.__new__(ours)
     twin.__dict__.update(module.__dict__, _flat_weights=[sizes])
     check_sizes(twin, sizes, batch_sizes, hx)
@@ -134,8 +131,8 @@ def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any)
             "directions": directions,
             "uniform": uniform,
         }
-        operator = module.mode.lower()
-        layer = _explain_layer(f"layer {i}", module.mode, operator, route, x, problem)
+        spec = MODES[module.mode]
+        layer = _explain_layer(f"layer {i}", spec, spec.name, route, x, problem)
         count = len(weights) // module.num_layers
         if layer.plan and _is_frozen(weights[i * count : (i + 1) * count]):
             layer.plan.update(kernel="packed", weights="frozen")
@@ -156,7 +153,7 @@ def _states(hx: Any) -> tuple[Tensor, ...]:
 
 def _explain_layer(
     name: str,
-    mode: str,
+    spec: CellSpec,
     operator: str,
     route: functional.Route,
     x: Tensor,
@@ -168,7 +165,7 @@ def _explain_layer(
         return LayerExplanation(name, route.kind, "torch's operations step by step", route.reason)
     dtype = str(x.dtype).removeprefix("torch.")
     if x.device.type == "cuda":
-        facts = cuda_plan(mode.lower(), dtype, x.device, problem)
+        facts = cuda_plan(spec.name, dtype, x.device, problem)
         return LayerExplanation(name, route.kind, "cuda", route.reason, facts)
     if x.device.type != "cpu":
         return LayerExplanation(name, route.kind, x.device.type, route.reason)
@@ -176,7 +173,7 @@ def _explain_layer(
     backend: Any = torch.backends.mkldnn
     if x.dtype == torch.float32 and backend.rnn.fp32_precision == "bf16":
         dtype = "bfloat16"  # where there are tiles for it, which the plan looks at
-    plan = _C.plan(mode.lower(), dtype, threads=threads, tiles=HAS_TILES, **_C.caches(), **problem)
+    plan = _C.plan(spec.name, dtype, threads=threads, tiles=HAS_TILES, **_C.caches(), **problem)
     return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
 
 
@@ -191,42 +188,44 @@ def describe() -> dict[str, str]:
         "CUDA kernels": "built" if HAS_CUDA else "not built",
         "threads": f"{torch.get_num_threads()}, OpenMP {'yes' if build['openmp'] else 'no'}",
         "devices": ", ".join(["cpu", *gpus]),
-        "cells": ", ".join(cell["name"] for cell in _C.cells()),
+        "cells": ", ".join(CELLS),
     }
 
 
 def self_check() -> dict[str, float]:
-    """Runs every layer class, forward and backward, beside torch.nn in float64.
+    """Runs two layers of every cell, forward and backward, beside torch.nn's in float64.
 
     Returns:
-        Per layer the largest difference of any output, state or gradient.
+        Per cell the largest difference of any output, state or gradient.
     """
     differences = {}
-    for mode in ("RNN_TANH", "RNN_RELU", "GRU", "LSTM"):
+    for spec in (spec for spec in CELLS.values() if spec.operator is not None):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            differences[mode] = _difference(mode)
+            differences[spec.mode] = _difference(spec)
     return differences
 
 
-def _difference(mode: str) -> float:
-    options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
-    if mode.startswith("RNN"):
-        module = nn.RNN(9, 17, nonlinearity=mode.removeprefix("RNN_").lower(), **options)
-    else:
-        module = getattr(nn, mode)(9, 17, **options)
-    x = torch.randn(6, 3, 9, dtype=torch.float64, requires_grad=True)
-    weights = list(module.parameters())
-    theirs, states = module(x)
-    expected = [theirs, *(states if mode == "LSTM" else [states])]
+def _difference(spec: CellSpec) -> float:
+    layers, directions, B, I, H = 2, 2, 3, 9, 17  # noqa: E741
+    x = torch.randn(6, B, I, dtype=torch.float64, requires_grad=True)
+    rows = spec.gates * H
+    weights = [
+        torch.randn(*sizes, dtype=torch.float64).div_(4).requires_grad_()
+        for features in (I, directions * H)
+        for _ in range(directions)
+        for sizes in ((rows, features), (rows, H), (rows,), (rows,))
+    ]
+    hx = spec.hx_of(spec.zeros(x, (layers * directions, B), H))
+    expected = list(spec.operator(x, hx, weights, True, layers, 0.0, True, True, False))
     ours, ours_n = functional.stack(
-        mode,
+        spec.mode,
         x,
         None,
         (),
         weights,
         has_biases=True,
-        num_layers=2,
+        num_layers=layers,
         dropout=0.0,
         training=True,
         bidirectional=True,

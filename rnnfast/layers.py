@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import torch
-from torch import _VF, Tensor, nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast._library import _C
 from rnnfast.functional import is_pair, stack
+from rnnfast.spec import MODES
 
 _is_tracing = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
@@ -36,61 +37,56 @@ def run(module: nn.RNNBase, input: Any, hx: Any, *, plain: bool) -> Any:
 
     `plain`: its checks are torch.nn's, and may be made in C++.
     """
-    if (result := _run_plain(module, input, None, hx, plain)) is not None:
-        return result
     if type(input) is not Tensor and isinstance(input, PackedSequence):
         return _run_packed(module, input, hx, plain)
     dim = input.dim()
+    if dim == 3:
+        return _run(module, input, None, hx, plain)
     _check_dim(module, dim)
     batch_dim = 0 if module.batch_first else 1
     if hx is not None:
         hx = _batched_states(module, hx, dim)
-    if dim == 3:
-        return _run(module, input, None, hx)
-    input = input.unsqueeze(batch_dim)
-    output, hidden = _run_plain(module, input, None, hx, plain) or _run(module, input, None, hx)
-    states = [s.squeeze(1) for s in _states(module, hidden)]
-    return output.squeeze(batch_dim), _hidden(module, states)
+    output, hidden = _run(module, input.unsqueeze(batch_dim), None, hx, plain)
+    spec = MODES[module.mode]
+    states = [s.squeeze(1) for s in spec.states_of(hidden)]
+    return output.squeeze(batch_dim), spec.hx_of(states)
 
 
 def _run_packed(module: nn.RNNBase, packed: PackedSequence, hx: Any, plain: bool) -> Any:
     input, batch_sizes, sorted_indices, unsorted_indices = packed
     if hx is not None:
         hx = module.permute_hidden(hx, sorted_indices)
-    output, hidden = _run_plain(module, input, batch_sizes, hx, plain) or _run(
-        module, input, batch_sizes, hx
-    )
+    output, hidden = _run(module, input, batch_sizes, hx, plain)
     hidden = module.permute_hidden(hidden, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
 
 
-def _run_plain(
-    module: nn.RNNBase, input: Any, batch_sizes: Tensor | None, hx: Any, plain: bool
-) -> Any:
-    """``(output, hidden)`` in one step of C++, or None where something about the call is
-    special or wrong: then the rest of this file finds out what.
-    """
-    if not plain or _is_compiling():
-        return None
-    return _C.layers(module, input, batch_sizes, hx)
-
-
 def _run(
-    module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any
-) -> tuple[Tensor, Any]:
-    """Check the arguments and run the layers. `hx` None counts as zeros, which nobody makes."""
+    module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any, plain: bool
+) -> Any:
+    """``(output, hidden)``: in one step of C++ where nothing about the call is special or wrong.
+
+    `input` and `hx` have a batch. `hx` None counts as zeros.
+    """
+    if plain and not _is_compiling():
+        result = _C.layers(module, input, batch_sizes, hx)
+        if result is not None:
+            return result
+    if hx is not None and batch_sizes is None:
+        hx = _batched_states(module, hx, 3)
     weights = _current_weights(module)
     # A compiled program cannot read B from the values of batch_sizes; the operator does.
     if hx is None or (batch_sizes is not None and _is_compiling()):
         module.check_input(input, batch_sizes)
     else:
         module.check_forward_args(input, hx, batch_sizes)
-    states = () if hx is None else _states(module, hx)
+    spec = MODES[module.mode]
+    states = () if hx is None else spec.states_of(hx)
     if len(states) == 2 and not is_pair(hx):  # torch's operator says what it is not
         order = (module.batch_first,) if batch_sizes is None else ()
         data: Any = (input,) if batch_sizes is None else (input, batch_sizes)
         flags = (module.bias, module.num_layers, 0.0, False, bool(module.bidirectional), *order)
-        return _VF.lstm(*data, hx, weights, *flags)  # type: ignore[no-any-return, call-overload]
+        return spec.operator(*data, hx, weights, *flags)
     batch_first = module.batch_first and batch_sizes is None
     if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
         _check_length(input, batch_sizes, batch_first)
@@ -108,7 +104,7 @@ def _run(
         batch_first=batch_first,
         proj_size=module.proj_size,
     )
-    return output, _hidden(module, states)
+    return output, spec.hx_of(states)
 
 
 def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:
@@ -161,29 +157,16 @@ def _check_no_weight_is_missing(module: nn.RNNBase) -> None:
             raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
 
 
-# RNN and GRU have one state, a tensor; LSTM has a pair.
-
-
 def _batched_states(module: nn.RNNBase, hx: Any, dim: int) -> Any:
     """Check the dimensions of the states given with an input of `dim`; add the batch's."""
-    if module.mode != "LSTM":
-        if hx.dim() != dim:
+    spec = MODES[module.mode]
+    states = spec.states_of(hx)
+    if any(state.dim() != dim for state in states):
+        if spec.states == 1:
             _raise_dim("hx should", dim, f"{hx.dim()}-D tensor")
-        return hx if dim == 3 else hx.unsqueeze(1)
-    h, c = _states(module, hx)
-    if h.dim() != dim or c.dim() != dim:
+        h, c = states
         _raise_dim("hx and cx should", dim, f"({h.dim()}-D, {c.dim()}-D) tensors")
-    return hx if dim == 3 else (h.unsqueeze(1), c.unsqueeze(1))
-
-
-def _states(module: nn.RNNBase, hx: Any) -> tuple[Tensor, ...]:
-    """The states of torch.nn's `hx`; for an LSTM a number or one state fails here, as there."""
-    return (hx[0], hx[1]) if module.mode == "LSTM" else (hx,)
-
-
-def _hidden(module: nn.RNNBase, states: Any) -> Any:
-    """The opposite: torch.nn's `h_n`, from a sequence of states."""
-    return (states[0], states[1]) if module.mode == "LSTM" else states[0]
+    return hx if dim == 3 else spec.hx_of([state.unsqueeze(1) for state in states])
 
 
 def _raise_dim(subject: str, dim: int, got: str) -> NoReturn:

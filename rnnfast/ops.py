@@ -16,12 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from rnnfast._library import _C
-
-CELLS = {facts["name"]: facts for facts in _C.cells()}
-"""The table of cells by name: ``gates``, ``states`` and ``reserve`` (what backward keeps of the
-gates, in units of H).
-"""
+from rnnfast.spec import CELLS
 
 _layer = torch.ops.rnnfast.layer.default
 _layer_backward = torch.ops.rnnfast.layer_backward.default
@@ -168,18 +163,18 @@ def _layer_fake(
     train: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     _check_devices("rnnfast::layer", x, batch_sizes, [*states, *weights])
-    facts = CELLS[cell]
+    spec = CELLS[cell]
     directions, hidden = 1 + bidirectional, weights[1].shape[1]
     batch = _batch_size(x, batch_sizes, states)
     output = x.new_empty([*x.shape[:-1], directions * hidden])
-    states_n = [x.new_empty([directions, batch, hidden]) for _ in range(facts["states"])]
+    states_n = [x.new_empty([directions, batch, hidden]) for _ in range(spec.states)]
     if not train:
         return output, states_n, []
     rows, dtype = prod(x.shape[:-1]), reserve_dtype(x)
     timeline = [directions, rows + batch, hidden]
-    reserve = [x.new_empty(timeline, dtype=dtype) for _ in range(facts["states"])]
-    if facts["reserve"]:
-        reserve.append(x.new_empty([directions, rows, facts["reserve"] * hidden], dtype=dtype))
+    reserve = [x.new_empty(timeline, dtype=dtype) for _ in range(spec.states)]
+    if spec.reserve:
+        reserve.append(x.new_empty([directions, rows, spec.reserve * hidden], dtype=dtype))
     return output, states_n, reserve
 
 
@@ -199,7 +194,7 @@ def _layer_backward_fake(
     _check_devices("rnnfast::layer_backward", x, batch_sizes, tensors)
     directions, timeline, hidden = reserve[0].shape
     state = [directions, timeline - prod(x.shape[:-1]), hidden]
-    shapes = [x.shape, *[state] * CELLS[cell]["states"], *(w.shape for w in weights)]
+    shapes = [x.shape, *[state] * CELLS[cell].states, *(w.shape for w in weights)]
     return [x.new_empty(shape) for shape, needed in zip(shapes, needs, strict=True) if needed]
 
 
@@ -225,15 +220,17 @@ def decomposed(
     """
     if train:
         return NotImplemented
-    directions = 1 + bidirectional
+    spec, directions = CELLS[cell], 1 + bidirectional
+    if spec.operator is None:
+        return NotImplemented
     if not states:
-        sizes = (directions, _batch_size(x, batch_sizes, states), weights[1].shape[1])
-        states = [x.new_zeros(sizes) for _ in range(CELLS[cell]["states"])]
-    hx = tuple(states) if len(states) > 1 else states[0]
+        sizes = (directions, _batch_size(x, batch_sizes, states))
+        states = spec.zeros(x, sizes, weights[1].shape[1])
+    hx = spec.hx_of(states)
     data = (x, hx) if batch_sizes is None else (x, batch_sizes, hx)
     flags = (len(weights) == 4 * directions, 1, 0.0, False, bidirectional)
     order = (False,) if batch_sizes is None else ()
-    output, *states_n = getattr(torch._VF, cell)(*data, list(weights), *flags, *order)
+    output, *states_n = spec.operator(*data, list(weights), *flags, *order)
     return output, states_n, []
 
 
@@ -270,7 +267,7 @@ def _layer_backward_flops(
 ) -> int:
     rows, (w_ih, w_hh) = prod(x[:-1]), _products(weights, bidirectional)
     per_direction = len(weights) // (1 + bidirectional)
-    needs_weights = needs[1 + CELLS[cell]["states"] :]
+    needs_weights = needs[1 + CELLS[cell].states :]
     # The first step of each direction passes a gradient on only if h_0 wants one.
     recurrent_rows = rows if needs[1] else 2 * rows - reserve[0][1]
     total = recurrent_rows * w_hh + rows * w_ih * needs[0]

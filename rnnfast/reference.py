@@ -1,55 +1,19 @@
-"""The specification: the cells and the time loop in plain PyTorch.
+"""The specification: the time loop in plain PyTorch, over the steps of the cells (spec.py).
 
 Any dtype and device, any order of derivative, forward and backward mode, ``vmap``: nothing is
 written in place and no tensor decides the control flow. The fused kernels are tested against it,
 and it serves what they cannot.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-States = tuple[Tensor, ...]
-Step = Callable[[Tensor, Tensor, States], States]
-
-
-def rnn_tanh(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
-    """Elman 1990: ``h' = tanh(x + h)``."""
-    return (torch.tanh(x_gates + h_gates),)
-
-
-def rnn_relu(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
-    """Elman's network with a rectifier: ``h' = relu(x + h)``."""
-    return (torch.relu(x_gates + h_gates),)
-
-
-def gru(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
-    """Cho et al. 2014, arXiv 1406.1078v1: the reset gate acts after the product.
-
-    ``r, z = sigmoid(x + h)``, ``n = tanh(x_n + r * h_n)``, ``h' = (1 - z) * n + z * h``.
-    """
-    x_r, x_z, x_n = x_gates.chunk(3, -1)
-    h_r, h_z, h_n = h_gates.chunk(3, -1)
-    r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-    n = torch.tanh(x_n + r * h_n)
-    return (n + z * (states[0] - n),)
-
-
-def lstm(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
-    """Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
-
-    ``i, f, o = sigmoid(x + h)``, ``g = tanh(x + h)``, ``c' = f * c + i * g``,
-    ``h' = o * tanh(c')``.
-    """
-    i, f, g, o = (x_gates + h_gates).chunk(4, -1)
-    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
-STEPS: dict[str, Step] = {"rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu, "gru": gru, "lstm": lstm}
-"""Per cell: ``(x_gates [B, G*H], h_gates [B, G*H], states) -> states``, each state ``[B, H]``."""
+from rnnfast.ops import compute_dtype
+from rnnfast.routes import without_autocast
+from rnnfast.spec import CELLS, CellSpec, States, Step
 
 
 def layer(
@@ -68,13 +32,13 @@ def layer(
     Returns:
         ``(output, states_n)`` as :func:`rnnfast.ops.layer` gives them.
     """
-    directions = 1 + bidirectional
+    spec, directions = CELLS[cell], 1 + bidirectional
     per_direction = len(weights) // directions
     outputs, finals = [], []
     for d in range(directions):
         own = weights[d * per_direction : (d + 1) * per_direction]
-        initial = tuple(s[d] for s in states) or _zeros(cell, x, batch_sizes, own)
-        output, states_n = _direction(STEPS[cell], x, batch_sizes, initial, own, d == 1)
+        initial = tuple(s[d] for s in states) or _zeros(spec, x, batch_sizes, own)
+        output, states_n = _direction(spec.step, x, batch_sizes, initial, own, d == 1)
         outputs.append(output)
         finals.append(states_n)
     output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
@@ -86,14 +50,14 @@ def _projection(weights: Sequence[Tensor]) -> Tensor | None:
 
 
 def _zeros(
-    cell: str, x: Tensor, batch_sizes: Sequence[int] | None, weights: Sequence[Tensor]
+    spec: CellSpec, x: Tensor, batch_sizes: Sequence[int] | None, weights: Sequence[Tensor]
 ) -> States:
     batch = x.shape[1] if batch_sizes is None else (*batch_sizes, 0)[0]
-    h_0 = x.new_zeros(batch, weights[1].shape[1])
-    if cell != "lstm":
-        return (h_0,)
     w_hr = _projection(weights)
-    return h_0, h_0 if w_hr is None else x.new_zeros(batch, w_hr.shape[1])
+    width = weights[1].shape[1]
+    if w_hr is None:
+        return tuple(spec.zeros(x, (batch,), width))
+    return tuple(spec.zeros(x, (batch,), w_hr.shape[1], width))
 
 
 def _direction(
@@ -134,3 +98,56 @@ def _direction(
     if reverse:
         outputs.reverse()
     return (torch.stack(outputs) if batch_sizes is None else torch.cat(outputs)), states
+
+
+def differentiable_gradients(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+    grads: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of a layer as a graph over torch's operations: runs the reference again.
+
+    `csrc/autograd.cpp` calls it where the gradients must themselves be differentiable. The
+    reference runs on aliases of the saved tensors: differentiating with respect to these ends at
+    this layer, where the tensors themselves may depend on one another (weights made of x, say).
+
+    Args:
+        cell: as :func:`rnnfast.ops.layer` was given, and so all arguments up to `bidirectional`.
+        x: see ``cell``.
+        batch_sizes: see ``cell``.
+        states: see ``cell``.
+        weights: see ``cell``.
+        bidirectional: see ``cell``.
+        grads: of the output and of each state; None counts as zero.
+        needs: flags for x, ``states`` and ``weights``.
+
+    Returns:
+        The gradients of what ``needs`` names, in its order; None is zero.
+    """
+    create_graph = torch.is_grad_enabled()
+    dtype = compute_dtype(x.dtype)
+    with torch.enable_grad(), without_autocast(x):
+        aliases = [t.view_as(t) for t in (x, *states, *weights)]
+        own_x, *own = (t.to(dtype) for t in aliases)
+        sizes = None if batch_sizes is None else batch_sizes.tolist()
+        own_states, own_weights = own[: len(states)], own[len(states) :]
+        output, states_n = layer(cell, own_x, sizes, own_states, own_weights, bidirectional)
+        results = [
+            (value.to(x.dtype), grad)
+            for value, grad in zip((output, *states_n), grads, strict=True)
+            if grad is not None and value.requires_grad
+        ]
+        wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
+        if not results:
+            return [None] * len(wanted)
+        values, value_grads = zip(*results, strict=True)
+        return list(
+            torch.autograd.grad(
+                values, wanted, value_grads, create_graph=create_graph, allow_unused=True
+            )
+        )

@@ -17,6 +17,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from rnnfast._library import _C, HAS_TILES, KERNEL_DEVICES
+from rnnfast.spec import CellSpec
 
 _KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 _AUTOCAST_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -152,7 +153,9 @@ if torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     _ONEDNN_LSTM.add(torch.bfloat16)
 
 
-def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: bool) -> torch.dtype:
+def autocast_dtype(
+    spec: CellSpec, input: Tensor, states: Sequence[Tensor], onednn: bool
+) -> torch.dtype:
     """The dtype in which torch.nn returns under autocast.
 
     Autocast makes torch's products come out low, and what is then added to a state takes the higher
@@ -163,9 +166,9 @@ def autocast_dtype(mode: str, input: Tensor, states: Sequence[Tensor], onednn: b
     if input.device.type == "cuda":
         return torch.float16
     low: torch.dtype = torch.get_autocast_dtype(input.device.type)
-    if mode.startswith("RNN"):
+    if spec.states == 1 and not spec.reads_h:
         return low
-    if onednn and mode == "LSTM" and input.dtype in _ONEDNN_LSTM:
+    if onednn and spec.states > 1 and input.dtype in _ONEDNN_LSTM:
         return low
     result: torch.dtype = torch.promote_types(low, states[-1].dtype if states else input.dtype)
     return result
@@ -183,7 +186,7 @@ def autocast_products(input: Tensor, dtype: torch.dtype) -> torch.dtype:
 
 
 def route_cell(
-    mode: str, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    spec: CellSpec, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> Route:
     """As :func:`route`, for one step of a cell.
 
@@ -207,7 +210,7 @@ def route_cell(
     tf32 = torch.backends.cudnn.allow_tf32
     wanted = os.environ.get("RNNFAST_CUDA_KERNEL", "auto")
     dtype = str(input.dtype).removeprefix("torch.")
-    best = _best_for_one_step(mode.lower(), dtype, input.device, *problem, tf32, wanted)
+    best = _best_for_one_step(spec.name, dtype, input.device, *problem, tf32, wanted)
     return _ONE_LAUNCH if best == "single" else _ONE_STEP
 
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnfast
-from rnnfast import ops, reference
+from rnnfast import reference
+from rnnfast.spec import CELLS
 
 ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -72,8 +73,8 @@ class Case:
     def layer(self) -> list[Any]:
         """Good arguments of ``rnnfast::layer``."""
         choose, dtype = self.random.choice, self.random.choice(DTYPES)
-        cell = choose(sorted(ops.CELLS))
-        facts = ops.CELLS[cell]
+        cell = choose(sorted(CELLS))
+        spec = CELLS[cell]
         bidirectional = self.chance(0.3)
         directions = 1 + bidirectional
         T, B, features, H = (choose(SIZES) for _ in range(4))
@@ -85,8 +86,8 @@ class Case:
         x = self.tensor(*shape, dtype=dtype)
         states = []
         if self.chance(0.6):
-            states = [self.tensor(directions, B, H, dtype=dtype) for _ in range(facts["states"])]
-        rows, biases = facts["gates"] * H, self.chance(0.7)
+            states = [self.tensor(directions, B, H, dtype=dtype) for _ in range(spec.states)]
+        rows, biases = spec.gates * H, self.chance(0.7)
         sizes = [(rows, features), (rows, H), (rows,), (rows,)][: 4 if biases else 2]
         weights = [self.tensor(*s, dtype=dtype) for _ in range(directions) for s in sizes]
         return [cell, x, batch_sizes, states, weights, bidirectional, self.chance(0.5)]
@@ -164,7 +165,7 @@ def check_layer(arguments: list[Any], results: Any) -> None:
     directions, H = 1 + bool(bidirectional), weights[1].size(1)
     assert output.shape == (*x.shape[:-1], directions * H)
     assert output.is_contiguous()
-    assert len(states_n) == ops.CELLS[cell]["states"]
+    assert len(states_n) == CELLS[cell].states
     assert bool(reserve) == bool(train)
     if x.device.type == "meta" or x.dtype != torch.float64 or not x.numel() or not H:
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from problems import Problem
 from torch import Tensor, nn
 
 from rnnfast import reference
-from rnnfast.reference import States
+from rnnfast.spec import CELLS, States, Step
 
 
 def linear_network(
@@ -32,7 +33,8 @@ def linear_network(
         for i in range(exact.layers):
             output = run(first_layers(low, i + 1))[0].detach().cpu()
             masks = active(output, sizes, D)
-            patch.setitem(reference.STEPS, "rnn_relu", linear_step(masks))
+            step = linear_step(masks)
+            patch.setitem(CELLS, "rnn_relu", replace(CELLS["rnn_relu"], step=step))
             x, (h_n,) = reference.layer(
                 "rnn_relu",
                 x,
@@ -45,7 +47,7 @@ def linear_network(
     return [x, final[0] if len(final) == 1 else torch.cat(final)]
 
 
-def linear_step(masks: Iterator[Tensor]) -> reference.Step:
+def linear_step(masks: Iterator[Tensor]) -> Step:
     def step(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
         return ((x_gates + h_gates) * next(masks),)
 

@@ -24,6 +24,7 @@ from test_parity import (
 )
 
 from rnnfast import _C, ops
+from rnnfast.spec import CELLS
 
 DTYPES = [torch.bfloat16, torch.float16]
 HOPPER = {"arch": 90, "shared_bytes": 227 << 10, "max_cluster": 16}
@@ -129,7 +130,7 @@ def test_every_instance(mode: str, dtype: torch.dtype, instance: Instance) -> No
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_instances_are_those_tested(dtype: str, backward: bool) -> None:
-    for cell in ops.CELLS:
+    for cell in CELLS:
         plans = _C.cuda_plan(
             cell, dtype, 5, 3, 9, 1, backward=backward, tf32=True, kernel="grid", processors=132,
             **HOPPER,

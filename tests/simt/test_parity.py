@@ -19,7 +19,7 @@ from test_ops import BAD_BACKWARD, BAD_LAYER, BAD_STEPS, STEPS, assert_refused
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rnnfast import _C, ops, reference
+from rnnfast import _C, ops, reference, spec
 
 # A layer of one unit or input, of more units than a block has threads, a batch at and beside the
 # tiles of 8 rows, sequences of one step, packed ones in all forms; rows that can be copied 16 bytes
@@ -251,7 +251,7 @@ def test_nothing_to_compute(mode: str, shape: dict[str, Any], simt: Simt) -> Non
 @pytest.mark.parametrize("bias", [True, False])
 def test_no_inputs_or_units(cell: str, sizes: tuple[int, int], bias: bool, simt: Simt) -> None:
     inputs, hidden = sizes
-    rows = ops.CELLS[cell]["gates"] * hidden
+    rows = spec.CELLS[cell].gates * hidden
     shapes = [(rows, inputs), (rows, hidden), *[(rows,)] * (2 * bias)]
     weights = [torch.randn(*shape, dtype=simt.dtype) for shape in shapes]
     arguments = (cell, torch.randn(2, 3, inputs, dtype=simt.dtype), None, [], weights, False)
