@@ -33,6 +33,12 @@ TORCH_LIBRARY(rnnfast, m) {
       "batch_sizes, Tensor[] weights,"
       " bool bidirectional, Tensor[] reserve, bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "segments(Tensor? resets, Tensor? lengths, Tensor? batch_sizes, int T, int B, bool "
+      "batch_first)"
+      " -> (Tensor rows, Tensor batch_sizes, Tensor elements, Tensor edges, Tensor first, Tensor "
+      "last)",
+      {at::Tag::pt2_compliant_tag});
   m.def("set_frozen(Tensor weight, bool frozen) -> ()");
   m.def("is_frozen(Tensor weight) -> bool");
 }

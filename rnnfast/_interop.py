@@ -7,6 +7,8 @@ would have given it, or a sentence that names the one call which gives it: ``rnn
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import fx
@@ -22,7 +24,9 @@ class Interop:
         """Whether `cls` is one of ours, and no class that a user (or torch) derived from it."""
         return "torch_class" in cls.__dict__
 
-    def _call_as_leaf(self: Any, input: Any, hx: Any) -> Any:
+    def _call_as_leaf(
+        self: Any, input: Any, hx: Any, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
         """Record this call in the FX graph that is traced, as for a module of torch.nn.
 
         ``fx.Tracer`` takes modules for leaves by the name of their file, so it calls ours with
@@ -37,7 +41,7 @@ class Interop:
                 "and without forward hooks; trace rnnfast.revert(model) instead"
             )
         args = (input,) if hx is None else (input, hx)
-        return input.tracer.create_proxy("call_module", path, args, {})
+        return input.tracer.create_proxy("call_module", path, args, dict(options))
 
     def __prepare_scriptable__(self: Any) -> Any:
         """The torch.nn module, sharing our parameters, that TorchScript compiles in our place.

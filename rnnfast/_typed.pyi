@@ -4,6 +4,7 @@ With the results of a call, which torch.nn leaves open. A test holds the signatu
 modules.py.
 """
 
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -28,10 +29,23 @@ class RNN(nn.RNN):
         dtype: torch.dtype | None = None,
     ) -> None: ...
     @overload
-    def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        resets: Tensor | None = None,
+        reset_states: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
     @overload
     def __call__(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        resets: Tensor | PackedSequence | None = None,
+        reset_states: Tensor | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
 class GRU(nn.GRU):
@@ -49,10 +63,23 @@ class GRU(nn.GRU):
         dtype: torch.dtype | None = None,
     ) -> None: ...
     @overload
-    def __call__(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        resets: Tensor | None = None,
+        reset_states: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
     @overload
     def __call__(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        resets: Tensor | PackedSequence | None = None,
+        reset_states: Tensor | None = None,
     ) -> tuple[PackedSequence, Tensor]: ...
 
 class LSTM(nn.LSTM):
@@ -72,9 +99,20 @@ class LSTM(nn.LSTM):
     ) -> None: ...
     @overload
     def __call__(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Tensor | None = None,
+        reset_states: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
     @overload
     def __call__(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Tensor | PackedSequence | None = None,
+        reset_states: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...

@@ -6,12 +6,14 @@ that is read here is what torch.nn's layers hold, too: that is how :func:`rnnfas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from rnnfast import segments
 from rnnfast._library import _C
 from rnnfast.functional import is_pair, stack
 from rnnfast.spec import MODES
@@ -90,7 +92,19 @@ def _run(
     batch_first = module.batch_first and batch_sizes is None
     if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
         _check_length(input, batch_sizes, batch_first)
-    output, states = stack(
+    output, states = _stack(module, input, batch_sizes, states, weights, batch_first)
+    return output, spec.hx_of(states)
+
+
+def _stack(
+    module: nn.RNNBase,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_first: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return stack(
         module.mode,
         input,
         batch_sizes,
@@ -104,7 +118,124 @@ def _run(
         batch_first=batch_first,
         proj_size=module.proj_size,
     )
-    return output, spec.hx_of(states)
+
+
+def run_in_segments(
+    module: nn.RNNBase,
+    input: Any,
+    hx: Any,
+    resets: Any = None,
+    reset_states: Any = None,
+    lengths: Any = None,
+) -> Any:
+    """As :func:`run`, for sequences that begin anew where `resets` says, or end by `lengths`.
+
+    See :meth:`rnnfast.GRU.forward` on the arguments.
+    """
+    if isinstance(input, PackedSequence):
+        return _run_packed_in_segments(module, input, hx, resets, reset_states, lengths)
+    dim = input.dim()
+    _check_dim(module, dim)
+    batch_dim = 0 if module.batch_first else 1
+    if dim == 3:
+        return _run_in_segments(module, input, None, hx, resets, reset_states, lengths)
+    if hx is not None:
+        hx = _batched_states(module, hx, dim)
+    if reset_states is not None:
+        reset_states = _batched_states(module, reset_states, dim)
+    if resets is not None:
+        resets = resets.unsqueeze(batch_dim)
+    if lengths is not None:
+        lengths = torch.as_tensor(lengths).reshape(1)
+    output, hidden = _run_in_segments(
+        module, input.unsqueeze(batch_dim), None, hx, resets, reset_states, lengths
+    )
+    spec = MODES[module.mode]
+    return output.squeeze(batch_dim), spec.hx_of([s.squeeze(1) for s in spec.states_of(hidden)])
+
+
+def _run_packed_in_segments(
+    module: nn.RNNBase,
+    packed: PackedSequence,
+    hx: Any,
+    resets: Any,
+    reset_states: Any,
+    lengths: Any,
+) -> Any:
+    input, batch_sizes, sorted_indices, unsorted_indices = packed
+    if lengths is not None:
+        raise ValueError("lengths: a PackedSequence has its own")
+    if isinstance(resets, PackedSequence):
+        resets = resets.data
+    if hx is not None:
+        hx = module.permute_hidden(hx, sorted_indices)
+    if reset_states is not None and MODES[module.mode].states_of(reset_states)[0].size(1) > 1:
+        reset_states = module.permute_hidden(reset_states, sorted_indices)
+    output, hidden = _run_in_segments(module, input, batch_sizes, hx, resets, reset_states, None)
+    hidden = module.permute_hidden(hidden, unsorted_indices)
+    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
+
+
+def _run_in_segments(
+    module: nn.RNNBase,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Any,
+    resets: Tensor | None,
+    reset_states: Any,
+    lengths: Any,
+) -> Any:
+    spec, weights = MODES[module.mode], _current_weights(module)
+    batch_first = module.batch_first and batch_sizes is None
+    module.check_input(input, batch_sizes)
+    _check_length(input, batch_sizes, batch_first)
+    if batch_sizes is None:
+        T, B = input.shape[:2]
+        if batch_first:
+            T, B = B, T
+    else:
+        T, B = len(batch_sizes), int(batch_sizes[0])
+    if resets is None and reset_states is not None:
+        raise ValueError("reset_states: there are no resets to begin anew with them")
+    if resets is not None:
+        _check_resets(resets, input)
+        resets = resets.reshape(-1)
+    if lengths is not None:
+        lengths = torch.as_tensor(lengths)
+    states = () if hx is None else _states_of_batch(module, input, batch_sizes, hx)
+    others: tuple[Tensor, ...] = ()
+    if reset_states is not None:
+        reset_states = spec.hx_of([s.expand(-1, B, -1) for s in spec.states_of(reset_states)])
+        others = _states_of_batch(module, input, batch_sizes, reset_states)
+    found = segments.find(resets, lengths, batch_sizes, (T, B), batch_first, input.device)
+    output, states_n = segments.run(
+        lambda x, sizes, initial: _stack(module, x, sizes, initial, weights),
+        input,
+        found,
+        states,
+        others,
+        1 + bool(module.bidirectional),
+    )
+    return output, spec.hx_of(states_n)
+
+
+def _states_of_batch(
+    module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any
+) -> tuple[Tensor, ...]:
+    """The states of `hx`, checked as torch.nn does."""
+    hx = _batched_states(module, hx, 3)
+    module.check_forward_args(input, hx, batch_sizes)
+    return MODES[module.mode].states_of(hx)
+
+
+def _check_resets(resets: Tensor, input: Tensor) -> None:
+    if resets.dtype != torch.bool:
+        raise TypeError(f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}")
+    if resets.shape != input.shape[:-1]:
+        raise RuntimeError(
+            f"resets: expected a value for each step, {tuple(input.shape[:-1])}, "
+            f"got {tuple(resets.shape)}"
+        )
 
 
 def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:

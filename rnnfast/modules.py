@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from rnnfast._interop import Interop
-from rnnfast.layers import has_checks_of, run
+from rnnfast.layers import has_checks_of, run, run_in_segments
 
 
 class _Layers(Interop, nn.RNNBase):
@@ -34,9 +34,13 @@ class _Layers(Interop, nn.RNNBase):
         kwargs |= {name: value for name, value in given.items() if value is not None}
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
 
-    def _forward(self, input: Any, hx: Any) -> Any:
-        if type(input) is not Tensor and (leaf := self._call_as_leaf(input, hx)) is not None:
+    def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
+        cuts = resets is not None or lengths is not None or reset_states is not None
+        given = {"resets": resets, "reset_states": reset_states, "lengths": lengths} if cuts else {}
+        if type(input) is not Tensor and (leaf := self._call_as_leaf(input, hx, given)) is not None:
             return leaf
+        if cuts:
+            return run_in_segments(self, input, hx, **given)
         return run(self, input, hx, plain=self._checks_are_torchs)
 
 
@@ -97,9 +101,17 @@ class RNN(_Layers, nn.RNN):
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
         self._construct(mode, sizes + options, device, dtype, torch_kwargs)
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        *,
+        resets: Any = None,
+        reset_states: Tensor | None = None,
+        lengths: Any = None,
+    ) -> Any:
         """Run the layers over a sequence: see :meth:`GRU.forward`."""
-        return self._forward(input, hx)
+        return self._forward(input, hx, resets, reset_states, lengths)
 
 
 class GRU(_Layers, nn.GRU):
@@ -136,22 +148,38 @@ class GRU(_Layers, nn.GRU):
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         self._construct("GRU", sizes + options, device, dtype, torch_kwargs)
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        *,
+        resets: Any = None,
+        reset_states: Tensor | None = None,
+        lengths: Any = None,
+    ) -> Any:
         """Run the layers over a sequence.
 
         Args:
             input: ``[T, B, I]`` (``[B, T, I]`` with `batch_first`), ``[T, I]`` for one sequence
                 without a batch, or a PackedSequence; of the dtype and device of the weights
             hx: the initial states ``[L*D, B, H]``, or ``[L*D, H]`` without a batch; None: zeros
+            resets: where true, a sequence begins anew before that step, so that nothing passes
+                from the steps before, in either direction; bool, in the form of `input` without
+                its features
+            reset_states: what it begins anew with, as `hx`, or ``[L*D, 1, H]`` for all alike;
+                None: zeros. `hx` is what the rows of the batch begin with
+            lengths: of the sequences in a tensor with a batch, from 1 to T, in any order: int64
+                ``[B]``. Outputs past the end of one are zeros, the final state is that at its end
 
         Returns:
             ``(output, h_n)``: the states of the last layer at every step, in the form of `input`
             with ``D*H`` features, and the last state of each layer and direction, as `hx`
 
         Raises:
-            ValueError, RuntimeError: an argument of another shape or dtype, in torch.nn's words
+            ValueError, RuntimeError, TypeError: an argument of another shape or dtype; in
+                torch.nn's words where it has the argument
         """
-        return self._forward(input, hx)
+        return self._forward(input, hx, resets, reset_states, lengths)
 
 
 class LSTM(_Layers, nn.LSTM):
@@ -191,10 +219,18 @@ class LSTM(_Layers, nn.LSTM):
         options = (bias, batch_first, dropout, bidirectional, proj_size, *torch_args)
         self._construct("LSTM", sizes + options, device, dtype, torch_kwargs)
 
-    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+    def forward(
+        self,
+        input: Any,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Any = None,
+        reset_states: tuple[Tensor, Tensor] | None = None,
+        lengths: Any = None,
+    ) -> Any:
         """Run the layers over a sequence: :meth:`GRU.forward`, with two states.
 
-        `hx` is a pair ``(h_0, c_0)``, of ``[L*D, B, P or H]`` and ``[L*D, B, H]``; the result is
-        ``(output, (h_n, c_n))``, and `output` has ``D*P`` or ``D*H`` features.
+        `hx` and `reset_states` are pairs ``(h_0, c_0)``, of ``[L*D, B, P or H]`` and ``[L*D, B,
+        H]``; the result is ``(output, (h_n, c_n))``, and `output` has ``D*P`` or ``D*H`` features.
         """
-        return self._forward(input, hx)
+        return self._forward(input, hx, resets, reset_states, lengths)

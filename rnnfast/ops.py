@@ -274,3 +274,22 @@ def _layer_backward_flops(
     for i, shape in enumerate(weights):
         total += rows * prod(shape) * (needs_weights[i] and i % per_direction < 2)
     return 2 * total
+
+
+@_register_fake("rnnfast::segments")  # type: ignore[untyped-decorator]
+def _segments_fake(
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    T: Any,
+    B: Any,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    context, like = torch.library.get_ctx(), resets if resets is not None else lengths
+    assert like is not None
+    count, longest = context.new_dynamic_size(), context.new_dynamic_size()
+    rows = like.numel() if lengths is None else context.new_dynamic_size()
+    sizes = ((rows,), (longest,), (count,), (2, count), (B,), (B,))
+    return tuple(
+        like.new_empty(size, dtype=torch.bool if len(size) == 2 else torch.int64) for size in sizes
+    )

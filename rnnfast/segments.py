@@ -1,0 +1,176 @@
+"""Sequences that begin anew inside a row (`resets`) and end before it does (`lengths`).
+
+The stretches between are sequences of their own: they run side by side, as one packed sequence, so
+that many short ones take no more steps than the longest. That is exact, for every cell, layer and
+direction, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Layers = Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+
+
+class Segments(NamedTuple):
+    """Where the stretches of a batch lie; `S` of them, the longest first.
+
+    rows: ``[N]``, of each row of the packed sequence its place in the batch's. batch_sizes:
+    ``[longest]``. elements: ``[S]``, the element of the batch that each belongs to. edges:
+    ``[2, S]``, whether it is that one's first, and its last. first, last: ``[B]``, of each element.
+    """
+
+    rows: Tensor
+    batch_sizes: Tensor
+    elements: Tensor
+    edges: Tensor
+    first: Tensor
+    last: Tensor
+
+
+_segments = torch.ops.rnnfast.segments.default
+
+
+def find(
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    sizes: tuple[int, int],
+    batch_first: bool,
+    device: torch.device,
+) -> Segments:
+    """The segments of a batch of `sizes` T and B.
+
+    They are found on the CPU: masks and lengths from another device are waited for. `resets` is
+    flat, a number for each row.
+    """
+    given = (None if t is None else t.to("cpu") for t in (resets, lengths))
+    found = Segments(*_segments(*given, batch_sizes, *sizes, batch_first))
+    moved = (t.to(device, non_blocking=True) for t in found[2:])
+    return Segments(found.rows.to(device, non_blocking=True), found.batch_sizes, *moved)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of a tensor, no row twice; so what adds up their gradients is a scatter."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(source: Tensor, rows: Tensor) -> Tensor:
+        return source.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        source, rows = inputs
+        ctx.save_for_backward(rows)
+        ctx.save_for_forward(rows)
+        ctx.count = source.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return _scatter(grad, rows, ctx.count), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        return _gather(tangent, rows)
+
+
+class _Scatter(torch.autograd.Function):
+    """The opposite: rows put into a tensor of `count` of them, zeros elsewhere."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, rows: Tensor, count: int) -> Tensor:
+        return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rows, values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, rows, _ = inputs
+        ctx.save_for_backward(rows)
+        ctx.save_for_forward(rows)
+        ctx.count = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        return _gather(grad, rows), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        return _scatter(tangent, rows, ctx.count)
+
+
+_gather: Callable[[Tensor, Tensor], Tensor] = _Gather.apply
+_scatter: Callable[[Tensor, Tensor, int], Tensor] = _Scatter.apply
+
+
+def initial_states(
+    segments: Segments,
+    states: Sequence[Tensor],
+    reset_states: Sequence[Tensor],
+    directions: int,
+) -> list[Tensor]:
+    """``[L*D, S, H]`` of each state; nothing where all begin with zeros.
+
+    In each direction in time the first segment of an element begins with its state of `states`,
+    the others with `reset_states`.
+    """
+    if not states and not reset_states:
+        return []
+    given = states or [torch.zeros_like(r) for r in reset_states]
+    other = reset_states or [torch.zeros_like(s) for s in states]
+    count = given[0].shape[0]
+    edges = segments.edges if directions == 2 else segments.edges[:1]
+    begins = edges.repeat(count // directions, 1).unsqueeze(-1)
+    return [
+        torch.where(
+            begins, s.index_select(1, segments.elements), r.index_select(1, segments.elements)
+        )
+        for s, r in zip(given, other, strict=True)
+    ]
+
+
+def final_states(
+    segments: Segments, states_n: Sequence[Tensor], directions: int
+) -> tuple[Tensor, ...]:
+    """``[L*D, B, H]`` of each state: those of the segment that each element ends with, in time."""
+    if directions == 1:
+        return tuple(s.index_select(1, segments.last) for s in states_n)
+    ends = (segments.last, segments.first)
+    return tuple(
+        torch.stack([s[d::2].index_select(1, ends[d]) for d in range(2)], 1).flatten(0, 1)
+        for s in states_n
+    )
+
+
+def run(
+    layers: Layers,
+    input: Tensor,
+    segments: Segments,
+    states: Sequence[Tensor],
+    reset_states: Sequence[Tensor],
+    directions: int,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs `layers` on the segments of `input`, of shape ``[rows, I]`` or ``[.., .., I]``.
+
+    layers: ``(x [N, I], batch_sizes, states) -> (output [N, D*H], states_n)``.
+
+    Returns:
+        ``(output, states_n)`` in the layouts of ``input`` and ``states``; rows past the ends of
+        their sequences are zeros.
+    """
+    flat = input.reshape(-1, input.shape[-1])
+    x = _gather(flat, segments.rows)
+    initial = initial_states(segments, states, reset_states, directions)
+    output, states_n = layers(x, segments.batch_sizes, initial)
+    output = _scatter(output, segments.rows, flat.shape[0])
+    output = output.view(*input.shape[:-1], output.shape[-1])
+    return output, final_states(segments, states_n, directions)

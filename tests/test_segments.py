@@ -1,0 +1,315 @@
+"""Sequences that begin anew inside a row, and end before it does, against torch.nn on each stretch.
+
+Catches a state that passes a reset, in either direction or layer, a gradient that does, an output
+or a final state of the wrong row, padding that counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from problems import assert_close, cotangents
+from side_by_side import LAYERS, build, states, tensors
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import rnnfast
+
+T, B, I, H = 9, 4, 5, 6  # noqa: E741
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"batch_first": True},
+    {"num_layers": 2, "bidirectional": True},
+    {"bias": False, "bidirectional": True, "batch_first": True},
+]
+modules = pytest.mark.parametrize("name", LAYERS)
+options = pytest.mark.parametrize("options", OPTIONS, ids=str)
+
+
+def random_resets(seed: int = 0) -> Tensor:
+    """``[T, B]``: one row without, one at every step, one at the first, one at random."""
+    generator = torch.Generator().manual_seed(seed)
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[:, 1] = True
+    resets[0, 2] = True
+    resets[:, 3] = torch.rand(T, generator=generator) < 0.4
+    return resets
+
+
+def pieces(resets: Tensor, lengths: list[int]) -> list[list[tuple[int, int]]]:
+    """Of each element of the batch the stretches, as (begin, end)."""
+    result = []
+    for b, length in enumerate(lengths):
+        begins = [t for t in range(length) if t == 0 or resets[t, b]]
+        result.append(list(zip(begins, [*begins[1:], length], strict=True)))
+    return result
+
+
+def part(hx: Any, b: int) -> Any:
+    """The states of one element."""
+    return tuple(s[:, b : b + 1] for s in hx) if isinstance(hx, tuple) else hx[:, b : b + 1]
+
+
+def pick(first: Any, second: Any, from_first: Tensor) -> Any:
+    """Of each layer and direction the state of `first` or `second`."""
+    if isinstance(first, tuple):
+        return tuple(pick(a, b, from_first) for a, b in zip(first, second, strict=True))
+    return torch.where(from_first.view(-1, 1, 1), first, second)
+
+
+def wanted(
+    module: nn.RNNBase, x: Tensor, hx: Any, reset_states: Any, cuts: list[list[tuple[int, int]]]
+) -> list[Tensor]:
+    """``[output, *states_n]`` by torch.nn, piece by piece."""
+    directions = 1 + int(module.bidirectional)
+    reverse = torch.arange(module.num_layers * directions) % directions == 1
+    outputs, finals = [], []
+    for b, stretches in enumerate(cuts):
+        rows = x[b] if module.batch_first else x[:, b]
+        end = stretches[-1][1]
+        pieces_n, results = [], []
+        for begin, stop in stretches:
+            first = torch.where(reverse, stop == end, begin == 0)
+            initial = pick(part(hx, b), part(reset_states, b), first)
+            piece = rows[begin:stop].unsqueeze(0 if module.batch_first else 1)
+            output, state = module(piece, initial)
+            results.append(output.reshape(stop - begin, -1))
+            pieces_n.append(tensors(state))
+        output = torch.cat(results)
+        outputs.append(torch.cat([output, output.new_zeros(len(rows) - end, output.shape[1])]))
+        finals.append(
+            [
+                torch.where(reverse.view(-1, 1, 1), early, late)
+                for early, late in zip(pieces_n[0], pieces_n[-1], strict=True)
+            ]
+        )
+    output = torch.stack(outputs, 0 if module.batch_first else 1)
+    return [output, *(torch.cat(parts, 1) for parts in zip(*finals, strict=True))]
+
+
+def zeros_like(hx: Any) -> Any:
+    return tuple(map(torch.zeros_like, hx)) if isinstance(hx, tuple) else torch.zeros_like(hx)
+
+
+def widened(hx: Any) -> Any:
+    """States of one element, for all of the batch."""
+    if isinstance(hx, tuple):
+        return tuple(s.expand(-1, B, -1) for s in hx)
+    return hx.expand(-1, B, -1)
+
+
+@modules
+@options
+@pytest.mark.parametrize("given", ["nothing", "hx", "reset_states", "both", "learned"])
+@pytest.mark.parametrize("lengths", [None, [5, 9, 1, 7]], ids=["full", "lengths"])
+def test_nothing_passes_a_reset(
+    name: str, options: dict[str, Any], given: str, lengths: list[int] | None
+) -> None:
+    theirs, ours = build(name, I, H, **options, dtype=torch.float64)
+    batch_first = options.get("batch_first", False)
+    count = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
+    leaf: dict[str, Any] = {"dtype": torch.float64, "requires_grad": True}
+    x = torch.randn((B, T, I) if batch_first else (T, B, I), **leaf)
+    hx, other = states(name, count, B, H, **leaf), states(name, count, B, H, **leaf)
+    learned = states(name, count, 1, H, **leaf)
+    arguments: dict[str, Any] = {
+        "nothing": {},
+        "hx": {"hx": hx},
+        "reset_states": {"reset_states": other},
+        "both": {"hx": hx, "reset_states": other},
+        "learned": {"reset_states": learned},
+    }[given]
+    resets, zeros = random_resets(), zeros_like(hx)
+    begins_with = widened(learned) if given == "learned" else arguments.get("reset_states", zeros)
+    expected = wanted(
+        theirs,  # type: ignore[arg-type]
+        x,
+        arguments.get("hx", zeros),
+        begins_with,
+        pieces(resets, lengths or [T] * B),
+    )
+    mask = resets.t() if batch_first else resets
+    found = tensors(ours(x, resets=mask, lengths=lengths, **arguments))
+    assert_close(found, expected, 1e-12)
+    grads = [
+        torch.autograd.grad(
+            values,
+            [x, *module.parameters(), *tensors(list(arguments.values()))],
+            cotangents(values),
+        )
+        for values, module in ((found, ours), (expected, theirs))
+    ]
+    assert_close(*grads, 1e-11)
+
+
+@modules
+@options
+def test_lengths_in_any_order_are_packings(name: str, options: dict[str, Any]) -> None:
+    theirs, ours = build(name, I, H, **options)
+    batch_first = options.get("batch_first", False)
+    x = torch.randn((B, T, I) if batch_first else (T, B, I), requires_grad=True)
+    lengths = torch.tensor([3, 9, 1, 7])
+    packed = pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=False)
+    output, states_n = theirs(packed)
+    output = pad_packed_sequence(output, batch_first=batch_first, total_length=T)[0]
+    expected = [output, *tensors(states_n)]
+    for given in (lengths, lengths.tolist()):
+        found = tensors(ours(x, lengths=given))
+        assert_close(found, expected, 1e-6)
+        padding = found[0] if batch_first else found[0].transpose(0, 1)
+        assert all((padding[b, n:] == 0).all() for b, n in enumerate(lengths))
+
+
+@modules
+def test_resets_of_a_packed_sequence(name: str) -> None:
+    theirs, ours = build(name, I, H, bidirectional=True, dtype=torch.float64)
+    lengths, resets = [5, 9, 1, 7], random_resets()
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    hx = states(name, 2, B, H, dtype=torch.float64)
+    expected = wanted(
+        theirs,  # type: ignore[arg-type]
+        x,
+        hx,
+        zeros_like(hx),
+        pieces(resets, lengths),
+    )
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    mask = pack_padded_sequence(resets, torch.tensor(lengths), enforce_sorted=False)
+    for given in (mask, mask.data):
+        output, states_n = ours(packed, hx, resets=given)
+        assert isinstance(output, PackedSequence)
+        assert_close([pad_packed_sequence(output)[0], *tensors(states_n)], expected, 1e-12)
+
+
+@modules
+def test_one_sequence_without_a_batch(name: str) -> None:
+    _, ours = build(name, I, H)
+    x, resets = torch.randn(T, I), random_resets()[:, 3]
+    hx = states(name, 1, 1, H)
+    alone = part(hx, 0)
+    bare = tuple(s[:, 0] for s in alone) if isinstance(alone, tuple) else alone[:, 0]
+    found = ours(x, bare, resets=resets, lengths=7)
+    expected = ours(x[:, None], hx, resets=resets[:, None], lengths=[7])
+    assert_close(
+        [found[0], *tensors(found[1])],
+        [expected[0][:, 0], *(s[:, 0] for s in tensors(expected[1]))],
+        0,
+    )
+
+
+@modules
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_dtype_and_a_frozen_layer(name: str, dtype: torch.dtype) -> None:
+    layer = getattr(rnnfast, name)(I, H, dtype=dtype)
+    x, resets = torch.randn(T, B, I, dtype=dtype), random_resets()
+    expected = [p.float() for p in tensors(layer.float()(x.float(), resets=resets))]
+    layer = layer.to(dtype)
+    with torch.no_grad():
+        plain = tensors(layer(x, resets=resets))
+        rnnfast.freeze(layer)
+        frozen = tensors(layer(x, resets=resets))
+    assert all(p.dtype == dtype for p in plain)
+    assert all(map(torch.equal, plain, frozen))
+    tolerance = 8 * torch.finfo(dtype).eps
+    for found, right in zip(plain, expected, strict=True):
+        torch.testing.assert_close(found.float(), right, rtol=tolerance, atol=tolerance)
+
+
+@modules
+@pytest.mark.parametrize("layers", [1, 2])
+def test_compiles_whole(name: str, layers: int) -> None:
+    layer = getattr(rnnfast, name)(I, H, layers)
+    x, resets = torch.randn(T, B, I, requires_grad=True), random_resets()
+    lengths = torch.tensor([5, 9, 1, 7])
+    compiled = torch.compile(
+        lambda x, resets, lengths: layer(x, resets=resets, lengths=lengths),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    leaves = [x, *layer.parameters()]
+    for seed in range(3):
+        resets = random_resets(seed)
+        ours = tensors(compiled(x, resets, lengths))
+        eager = tensors(layer(x, resets=resets, lengths=lengths))
+        assert_close(ours, eager, 1e-6)
+        grads = [torch.autograd.grad(v, leaves, cotangents(v)) for v in (ours, eager)]
+        assert_close(*grads, 1e-5)
+
+
+def test_second_derivatives_and_forward_mode() -> None:
+    layer = rnnfast.GRU(3, 2, dtype=torch.float64)
+    resets = torch.tensor([[0, 0], [0, 1], [1, 0]], dtype=torch.bool)
+
+    def run(x: Tensor, h: Tensor) -> Any:
+        return layer(x, h, resets=resets, lengths=[3, 2])
+
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(1, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, h), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, (x, h))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"resets": torch.zeros(T, B)}, TypeError, "resets: expected a tensor of dtype torch.bool"),
+        ({"resets": torch.zeros(B, T, dtype=torch.bool)}, RuntimeError, "a value for each step"),
+        ({"reset_states": torch.zeros(1, B, H)}, ValueError, "there are no resets"),
+        ({"lengths": [0, 1, 2, 3]}, RuntimeError, "lengths must be from 1 to the number of steps"),
+        ({"lengths": [1, 2, 3, T + 1]}, RuntimeError, "lengths must be from 1"),
+        ({"lengths": [1, 2, 3]}, RuntimeError, "lengths must be a Long tensor"),
+        ({"lengths": [1.0, 2.0, 3.0, 4.0]}, RuntimeError, "lengths must be a Long tensor"),
+        (
+            {"resets": random_resets(), "reset_states": torch.zeros(1, B, H + 1)},
+            RuntimeError,
+            "Expected hidden size",
+        ),
+        ({"resets": random_resets(), "hx": torch.zeros(1, 1, H)}, RuntimeError, "Expected hidden"),
+        (
+            {"resets": random_resets(), "reset_states": torch.zeros(1, 3, H)},
+            RuntimeError,
+            "must match the existing size",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(
+    arguments: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        rnnfast.GRU(I, H)(torch.randn(T, B, I), **arguments)
+
+
+def test_lengths_of_a_packed_sequence_are_its_own() -> None:
+    packed = pack_padded_sequence(torch.randn(T, B, I), torch.tensor([9, 8, 2, 1]))
+    with pytest.raises(ValueError, match="a PackedSequence has its own"):
+        rnnfast.GRU(I, H)(packed, lengths=[9, 8, 2, 1])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.zeros(6, dtype=torch.bool), None, None, 3, 3, False),
+        (torch.zeros(9, dtype=torch.uint8), None, None, 3, 3, False),
+        (torch.zeros(9, dtype=torch.bool), None, torch.tensor([3, 4, 2]), 3, 3, False),
+        (torch.zeros(9, dtype=torch.bool), None, torch.tensor([2, 2, 2]), 3, 3, False),
+        (torch.zeros(9, dtype=torch.bool), torch.tensor([1]), torch.tensor([3, 3, 3]), 3, 3, False),
+        (torch.zeros(9, dtype=torch.bool), None, torch.tensor([3.0, 3.0, 3.0]), 3, 3, False),
+        (torch.zeros(9, dtype=torch.bool), None, None, -3, -3, False),
+        (None, torch.tensor([1, 2]), None, 2**40, 2, False),
+        (None, torch.tensor([1, 2]), None, 2**62, 2**62, True),
+        (None, torch.tensor([-1, 2]), None, 3, 2, True),
+    ],
+    ids=str,
+)
+def test_the_raw_operator_refuses(arguments: Any) -> None:
+    with pytest.raises(RuntimeError, match="rnnfast::segments: "):
+        torch.ops.rnnfast.segments(*arguments)
+
+
+def test_no_rows() -> None:
+    layer = rnnfast.LSTM(I, H, bidirectional=True)
+    x = torch.randn(T, 0, I)
+    output, (h_n, c_n) = layer(x, resets=torch.zeros(T, 0, dtype=torch.bool))
+    assert (output.shape, h_n.shape, c_n.shape) == ((T, 0, 2 * H), (2, 0, H), (2, 0, H))
