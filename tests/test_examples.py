@@ -121,3 +121,8 @@ def test_the_backend_option_chooses_the_library(monkeypatch: pytest.MonkeyPatch)
     assert common.parse("", ["--backend", "torch"], 5) == (torch.nn, 5)
     library, steps = common.parse("", ["--steps", "7"], 5)
     assert (library.__name__, steps) == ("rnnfast", 7)
+
+
+def test_recurrent_ppo_remembers_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory half of the turns are right."""
+    assert run("recurrent_ppo", 40, monkeypatch) > 0.9

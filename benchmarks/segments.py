@@ -1,0 +1,173 @@
+"""Sequences that begin anew inside a row, and rows of unlike lengths: what users do, and ours.
+
+    python -m benchmarks.segments              two tables
+    python -m benchmarks.segments --quick
+
+*resets*: rollouts of T steps of B environments whose episodes end at random, after `mean` steps on
+average. Beside ``rnnfast.GRU(x, h, resets=begins)``: a loop over the steps that clears the state
+(torch.nn's layer with T = 1, and its cell), and the split-and-pad of RL libraries: episodes cut on
+the host, padded, run as one batch.
+
+*lengths*: a padded batch. Beside ``rnnfast.GRU(x, lengths=lengths)``: packing by
+``pack_padded_sequence``, the layer, ``pad_packed_sequence``, with torch.nn's layer and with ours.
+
+Values are compared before anything is timed; all sides take turns in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import (
+    pack_padded_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+    unpad_sequence,
+)
+
+import rnnfast
+from benchmarks import results, table
+from benchmarks.timing import FULL, QUICK, Budget, summarise, take_turns
+
+SHAPES = ((128, 8, 64, 64), (128, 32, 64, 128), (256, 64, 128, 256))
+"""T, B, I, H."""
+MEAN_EPISODE = 25
+CELLS = ("GRU", "LSTM")
+
+
+def cleared(hx: Any, begins: Tensor) -> Any:
+    keep = ~begins[:, None]
+    return tuple(s * keep for s in hx) if isinstance(hx, tuple) else hx * keep
+
+
+def steps_of_layer(layer: nn.Module, x: Tensor, hx: Any, begins: Tensor) -> Tensor:
+    outputs = []
+    for step, begin in zip(x, begins, strict=True):
+        output, hx = layer(step[None], cleared(hx, begin))
+        outputs.append(output)
+    return torch.cat(outputs)
+
+
+def steps_of_cell(cell: nn.Module, x: Tensor, hx: Any, begins: Tensor) -> Tensor:
+    outputs = []
+    hx = tuple(s[0] for s in hx) if isinstance(hx, tuple) else hx[0]
+    for step, begin in zip(x, begins, strict=True):
+        hx = cell(step, cleared(hx, begin))
+        outputs.append(hx[0] if isinstance(hx, tuple) else hx)
+    return torch.stack(outputs)
+
+
+def split_and_pad(layer: nn.Module, x: Tensor, hx: Any, begins: Tensor) -> Tensor:
+    """As sb3-contrib does: episodes as rows of a padded batch, the first of each with its state."""
+    T, B = begins.shape
+    lengths, elements, initial = [], [], []
+    for b, row in enumerate(begins.t().tolist()):
+        starts = [0, *(t for t in range(1, T) if row[t])]
+        lengths += [end - start for start, end in zip(starts, [*starts[1:], T], strict=True)]
+        elements += [b] * len(starts)
+        initial += [not row[0], *[False] * (len(starts) - 1)]
+    padded = pad_sequence(x.transpose(0, 1).flatten(0, 1).split(lengths))
+    keep = torch.tensor(initial)[:, None]
+    states = hx if isinstance(hx, tuple) else (hx,)
+    states = tuple(s[:, elements] * keep for s in states)
+    output, _ = layer(padded, states if isinstance(hx, tuple) else states[0])
+    flat = torch.cat(unpad_sequence(output, torch.tensor(lengths)))
+    return flat.view(B, T, -1).transpose(0, 1)
+
+
+def pack(layer: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    return pad_packed_sequence(layer(packed)[0], total_length=len(x))[0]
+
+
+def pair(cell: str, features: int, hidden: int) -> tuple[Any, Any]:
+    theirs = getattr(nn, cell)(features, hidden)
+    ours = getattr(rnnfast, cell)(features, hidden)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def measure(
+    sides: dict[str, Callable[[], Tensor]], leaves: Sequence[Sequence[Tensor]], budget: Budget
+) -> list[list[str]]:
+    """A row for each side: inference, training, and how many times as fast the last one is."""
+    with torch.no_grad():
+        values = [side() for side in sides.values()]
+    for value in values[1:]:
+        torch.testing.assert_close(value, values[0], rtol=1e-4, atol=1e-5)
+
+    def train(side: Callable[[], Tensor], of: Sequence[Tensor]) -> Callable[[], object]:
+        def call() -> object:
+            return torch.autograd.grad(side().square().mean(), of)
+
+        return call
+
+    with torch.inference_mode():
+        inference = take_turns(list(sides.values()), budget)
+    calls = [train(side, of) for side, of in zip(sides.values(), leaves, strict=True)]
+    training = take_turns(calls, budget)
+    medians = [[summarise(s).median * 1e3 for s in found] for found in (inference, training)]
+    return [
+        [name, *(f"{m[i]:.3g} ms = {m[i] / m[-1]:.1f}" for m in medians)]
+        for i, name in enumerate(sides)
+    ]
+
+
+def resets(cell: str, shape: tuple[int, ...], budget: Budget) -> list[list[str]]:
+    T, B, features, hidden = shape
+    theirs, ours = pair(cell, features, hidden)
+    one = getattr(nn, f"{cell}Cell")(features, hidden)
+    one.load_state_dict({k.removesuffix("_l0"): v for k, v in theirs.state_dict().items()})
+    x = torch.randn(T, B, features)
+    begins = torch.rand(T, B) < 1 / MEAN_EPISODE
+    h = torch.randn(1, B, hidden)
+    hx = (h, torch.randn(1, B, hidden)) if cell == "LSTM" else h
+    sides = {
+        f"torch.nn.{cell}, step by step": lambda: steps_of_layer(theirs, x, hx, begins),
+        f"torch.nn.{cell}Cell, step by step": lambda: steps_of_cell(one, x, hx, begins),
+        f"torch.nn.{cell}, split and padded": lambda: split_and_pad(theirs, x, hx, begins),
+        f"rnnfast.{cell}, split and padded": lambda: split_and_pad(ours, x, hx, begins),
+        f"rnnfast.{cell}(resets=)": lambda: ours(x, hx, resets=begins)[0],
+    }
+    leaves = [list(m.parameters()) for m in (theirs, one, theirs, ours, ours)]
+    return measure(sides, leaves, budget)
+
+
+def lengths(cell: str, shape: tuple[int, ...], budget: Budget) -> list[list[str]]:
+    T, B, features, hidden = shape
+    theirs, ours = pair(cell, features, hidden)
+    x = torch.randn(T, B, features)
+    ends = torch.randint(1, T + 1, (B,))
+    sides = {
+        f"torch.nn.{cell}, packed": lambda: pack(theirs, x, ends),
+        f"rnnfast.{cell}, packed": lambda: pack(ours, x, ends),
+        f"rnnfast.{cell}(lengths=)": lambda: ours(x, lengths=ends)[0],
+    }
+    return measure(sides, [list(m.parameters()) for m in (theirs, ours, ours)], budget)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.segments", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    facts = results.environment(torch.float32, "rnnfast")
+    print(f"{facts['cpu']}, {facts['threads']} threads, float32, torch {facts['torch']}")
+    budget = QUICK if options.quick else FULL
+    for what, rows_of in (("resets", resets), ("lengths", lengths)):
+        for shape in SHAPES:
+            rows = [row for cell in options.cells for row in rows_of(cell, shape, budget)]
+            title = f"{what}: T, B, I, H = {', '.join(map(str, shape))}"
+            table.show(title, ["", "inference", "training"], rows)
+
+
+if __name__ == "__main__":
+    main()
