@@ -1,5 +1,6 @@
-// rnnfast._C.layers: a call of a module of layers in one step from Python, where nothing is special
-// about it. Whatever is special, or wrong, is left to rnnfast.modules, which knows the errors.
+// rnnfast._C.layers and cell: a call of a module in one step from Python, where nothing is special
+// about it. Whatever is special, or wrong, is left to rnnfast.layers and cells, which know the
+// errors.
 #include "eager.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -38,8 +39,14 @@ struct Names {
            *training = intern("training"), *proj_size = intern("proj_size"),
            *parameters = intern("_parameters"), *weights = intern("_flat_weights"),
            *weight_names = intern("_flat_weights_names");
+  PyObject* of_cell[4] = {intern("weight_ih"), intern("weight_hh"), intern("bias_ih"),
+                          intern("bias_hh")};
 
   static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+  static const Names& get() {
+    static const Names names;
+    return names;
+  }
 };
 
 // Reads the attributes of a module; `good` turns false at the first that is not as it should be.
@@ -67,6 +74,9 @@ class Attributes {
     PyObject* found = get(name, [](PyObject*) { return true; });
     return good && PyObject_IsTrue(found) == 1;
   }
+  PyObject* dict(PyObject* name) {
+    return get(name, [](PyObject* o) -> bool { return PyDict_Check(o); });
+  }
 
  private:
   py::object dict_;
@@ -91,13 +101,20 @@ bool take(PyObject* object, Tensors& tensors) {
   return true;
 }
 
-// One call of a module: its options, the arguments.
-struct Call {
+// The tensors of a call.
+struct Arguments {
   const CellFacts* cell = nullptr;
-  int64_t input_size, hidden_size, num_layers, directions;
-  bool has_biases, batch_first;
   Tensor input, batch_sizes;  // batch_sizes undefined for a tensor that is not packed
   Tensors states, weights;
+
+  bool read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* hx);
+  bool is_plain() const;
+};
+
+// One call of a module of layers: its options, too.
+struct Call : Arguments {
+  int64_t input_size, hidden_size, num_layers, directions;
+  bool has_biases, batch_first;
 
   bool read(PyObject* module, PyObject* given_input, PyObject* given_sizes, PyObject* hx) {
     return read_options(module) && read_tensors(given_input, given_sizes, hx) && is_plain() &&
@@ -107,19 +124,16 @@ struct Call {
  private:
   bool read_options(PyObject* module);
   bool read_weights(PyObject* list, PyObject* weight_names, PyObject* parameters);
-  bool read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* hx);
-  bool is_plain() const;
   bool fits() const;
 };
 
 bool Call::read_options(PyObject* module) {
-  static const Names names;
+  const Names& names = Names::get();
   Attributes attributes(module);
   const auto is_list = [](PyObject* o) -> bool { return PyList_CheckExact(o); };
   PyObject* mode =
       attributes.get(names.mode, [](PyObject* o) -> bool { return PyUnicode_Check(o); });
-  PyObject* parameters =
-      attributes.get(names.parameters, [](PyObject* o) -> bool { return PyDict_Check(o); });
+  PyObject* parameters = attributes.dict(names.parameters);
   PyObject* list = attributes.get(names.weights, is_list);
   PyObject* weight_names = attributes.get(names.weight_names, is_list);
   input_size = attributes.integer(names.input_size);
@@ -152,7 +166,7 @@ bool Call::read_weights(PyObject* list, PyObject* weight_names, PyObject* parame
   return true;
 }
 
-bool Call::read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* hx) {
+bool Arguments::read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* hx) {
   Tensors read;
   if (!take(given_input, read)) return false;
   input = read[0];
@@ -170,7 +184,7 @@ bool Call::read_tensors(PyObject* given_input, PyObject* given_sizes, PyObject* 
 
 // Whether only autograd and our kernels have a say in what is done with these tensors: no mode, no
 // transform, no trace, no autocast.
-bool Call::is_plain() const {
+bool Arguments::is_plain() const {
   if (at::impl::torch_function_mode_enabled()) return false;
   if (torch::autograd::ForwardADLevel::try_get_by_idx(0)) return false;
   const at::ScalarType dtype = input.scalar_type();
@@ -252,6 +266,70 @@ Results run(const Call& call) {
   return results;
 }
 
+// One call of a module that is a cell.
+struct CellCall : Arguments {
+  bool read(PyObject* module, PyObject* name, PyObject* given_input, PyObject* hx) {
+    cell = find_cell(name);
+    return cell && read_tensors(given_input, Py_None, hx) && read_weights(module) && is_plain() &&
+           fits();
+  }
+  // The states after the step.
+  Tensors run() const;
+
+ private:
+  bool read_weights(PyObject* module);
+  bool fits() const;
+};
+
+bool CellCall::read_weights(PyObject* module) {
+  const Names& names = Names::get();
+  Attributes attributes(module);
+  PyObject* parameters = attributes.dict(names.parameters);
+  if (!attributes.good) return false;
+  for (PyObject* name : names.of_cell) {
+    PyObject* weight = PyDict_GetItemWithError(parameters, name);
+    if (!weight || !(weight == Py_None || take(weight, weights))) return false;
+  }
+  return weights.size() == 2 || weights.size() == 4;
+}
+
+// On a GPU the plan has a say, see routes.py.
+bool CellCall::fits() const {
+  if (!input.is_cpu() || (input.dim() != 1 && input.dim() != 2) || weights[0].dim() != 2 ||
+      weights[1].dim() != 2 || input.size(-1) != weights[0].size(1))
+    return false;
+  c10::SmallVector<int64_t, 2> wanted(input.sizes().begin(), input.sizes().end());
+  wanted.back() = weights[1].size(1);
+  return std::all_of(states.begin(), states.end(),
+                     [&](const Tensor& state) { return state.sizes() == at::IntArrayRef(wanted); });
+}
+
+Tensors CellCall::run() const {
+  const py::gil_scoped_release no_gil;
+  const bool batched = input.dim() == 2;
+  const auto widened = [&](const Tensor& t) {
+    return batched ? t.unsqueeze(0) : t.unsqueeze(0).unsqueeze(0);
+  };
+  Tensors initial;
+  for (const Tensor& state : states) initial.push_back(widened(state));
+  auto [output, finals, reserve] = layer_op().call(cell->name, widened(input), std::nullopt,
+                                                   initial, weights, /*bidirectional=*/false,
+                                                   /*train=*/false);
+  // In place: a view may not be written in all ways.
+  for (Tensor& state : finals) batched ? state.squeeze_(0) : state.squeeze_(0).squeeze_(0);
+  return {finals.begin(), finals.end()};
+}
+
+py::object wrapped(Tensor& t) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(t)));
+}
+
+// One state as it is, two as a pair.
+py::object wrapped(Tensors& states) {
+  py::object first = wrapped(states[0]);
+  return states.size() == 2 ? py::make_tuple(std::move(first), wrapped(states[1])) : first;
+}
+
 // layers(module, input, batch_sizes, hx) -> (output, hidden), or None for a call that is not plain.
 PyObject* layers(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -265,21 +343,39 @@ PyObject* layers(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     Py_RETURN_NONE;
   }
   Results results = run(call);
-  const auto wrapped = [](Tensor& t) {
-    return py::reinterpret_steal<py::object>(THPVariable_Wrap(std::move(t)));
-  };
-  py::object hidden = wrapped(results.states_n[0]);
-  if (results.states_n.size() == 2)
-    hidden = py::make_tuple(std::move(hidden), wrapped(results.states_n[1]));
+  py::object hidden = wrapped(results.states_n);
   return py::make_tuple(wrapped(results.output), std::move(hidden)).release().ptr();
   END_HANDLE_TH_ERRORS
+}
+
+// cell(module, name, input, hx) -> the states after the step, or None for a call that is not plain.
+PyObject* cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count != 4) {
+    PyErr_Format(PyExc_TypeError, "cell takes 4 arguments, got %zd", count);
+    return nullptr;
+  }
+  CellCall call;
+  if (!call.read(arguments[0], arguments[1], arguments[2], arguments[3])) {
+    PyErr_Clear();
+    Py_RETURN_NONE;
+  }
+  Tensors states = call.run();
+  return wrapped(states).release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+template <PyObject* function(PyObject*, PyObject* const*, Py_ssize_t)>
+PyCFunction fastcall() {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 }  // namespace
 
 PyMethodDef kEagerMethods[] = {
-    {"layers", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(layers)), METH_FASTCALL,
+    {"layers", fastcall<layers>(), METH_FASTCALL,
      "A call of a module in one step, or None where something about it is special or wrong."},
+    {"cell", fastcall<cell>(), METH_FASTCALL, "The same of a module that is a cell."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace rnnfast

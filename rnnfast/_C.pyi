@@ -75,6 +75,9 @@ def cuda_plan(
     kernel: str = "auto",
     I: int | None = None,
 ) -> list[CudaPlan]: ...
+def cell(
+    module: nn.RNNCellBase, name: str, input: Any, hx: Any, /
+) -> Tensor | tuple[Tensor, Tensor] | None: ...
 def layers(
     module: nn.RNNBase, input: Any, batch_sizes: Tensor | None, hx: Any, /
 ) -> tuple[Tensor, Any] | None: ...

@@ -6,29 +6,38 @@ checks of torch.nn in its words, then :func:`rnnfast.functional.cell`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from rnnfast._interop import Interop
+from rnnfast._library import _C
 from rnnfast.functional import cell, is_pair
-from rnnfast.spec import CELLS, CellSpec
+from rnnfast.spec import CELLS, MODES, CellSpec
 
 _is_tracing = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
+_RNN_MODES: dict[Any, str] = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 
 def rnn_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor:
     """A call of an RNNCell, ours or torch.nn's."""
+    mode = _RNN_MODES.get(module.nonlinearity)
+    if mode is not None and (result := _one_call(module, mode, input, hx)) is not None:
+        return result  # type: ignore[no-any-return]
     _check_dim("RNNCell", "input", input)
     if hx is not None:
         _check_dim("RNNCell", "hidden", hx)
-    if module.nonlinearity not in ("tanh", "relu"):
+    if mode is None:
         raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
-    spec = CELLS[f"rnn_{module.nonlinearity}"]
-    return _step(module, spec, input, () if hx is None else (hx,))[0]
+    return _step(module, MODES[mode], input, () if hx is None else (hx,))[0]
 
 
 def gru_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor:
     """A call of a GRUCell, ours or torch.nn's."""
+    if (result := _one_call(module, "GRU", input, hx)) is not None:
+        return result  # type: ignore[no-any-return]
     _check_dim("GRUCell", "input", input)
     if hx is not None:
         _check_dim("GRUCell", "hidden", hx)
@@ -39,6 +48,8 @@ def lstm_cell(
     module: nn.RNNCellBase, input: Tensor, hx: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """A call of an LSTMCell, ours or torch.nn's."""
+    if (result := _one_call(module, "LSTM", input, hx)) is not None:
+        return result  # type: ignore[no-any-return]
     _check_dim("LSTMCell", "input", input)
     states: tuple[Tensor, ...] = ()
     if hx is not None:
@@ -50,6 +61,11 @@ def lstm_cell(
         states = (hx[0], hx[1])
     h, c = _step(module, CELLS["lstm"], input, states)
     return h, c
+
+
+def _one_call(module: nn.RNNCellBase, mode: str, input: Any, hx: Any) -> Any:
+    """The whole call in C++, or None where something about it is special or wrong."""
+    return None if _is_compiling() else _C.cell(module, mode, input, hx)
 
 
 def _step(

@@ -9,15 +9,17 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from rnnfast import ops
+from rnnfast.cells import GRUCell, LSTMCell, RNNCell
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import is_patched
 
 _logger = logging.getLogger("rnnfast")
+_OURS = (RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell)
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def freeze(model: _Model) -> _Model:
-    """Keep what the CPU kernels make of the weights of every RNN, GRU and LSTM in `model`.
+    """Keep what the CPU kernels make of the weights of every RNN, GRU, LSTM and cell in `model`.
 
     For models that serve: without it every call brings the weights into the order that the kernels
     read, which shows where a call is short (few steps, many units). It takes about as much memory
@@ -34,7 +36,7 @@ def freeze(model: _Model) -> _Model:
         `model`
 
     Raises:
-        ValueError: there is no layer of rnnfast in `model`
+        ValueError: there is no layer or cell of rnnfast in `model`
         RuntimeError: a weight was made in inference mode
     """
     return _set(model, frozen=True)
@@ -47,22 +49,20 @@ def unfreeze(model: _Model) -> _Model:
         `model`
 
     Raises:
-        ValueError: there is no layer of rnnfast in `model`
+        ValueError: there is no layer or cell of rnnfast in `model`
     """
     return _set(model, frozen=False)
 
 
 def _set(model: _Model, *, frozen: bool) -> _Model:
-    layers = {
-        n: m for n, m in model.named_modules() if isinstance(m, (RNN, GRU, LSTM)) or is_patched(m)
-    }
-    if not layers:
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, _OURS) or is_patched(m)}
+    if not modules:
         raise ValueError(
-            f"{'freeze' if frozen else 'unfreeze'}: no RNN, GRU or LSTM of rnnfast in the model;"
-            " rnnfast.convert(model) makes them of torch.nn's"
+            f"{'freeze' if frozen else 'unfreeze'}: no RNN, GRU, LSTM or cell of rnnfast in the"
+            " model; rnnfast.convert(model) makes them of torch.nn's"
         )
-    for name, layer in layers.items():
-        for weight_name, weight in _matrices(layer):
+    for name, module in modules.items():
+        for weight_name, weight in _matrices(module):
             if weight is not None and ops.can_freeze(weight):
                 ops.set_frozen(weight, frozen)
             elif frozen:
@@ -77,8 +77,8 @@ def _set(model: _Model, *, frozen: bool) -> _Model:
     return model
 
 
-def _matrices(layer: nn.RNNBase) -> Iterator[tuple[str, Tensor | None]]:
+def _matrices(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
     """The weights that are packed, by name; None for one that is no parameter (parametrized)."""
-    for name in layer._flat_weights_names:
+    for name in getattr(module, "_flat_weights_names", ("weight_ih", "weight_hh")):
         if name.startswith(("weight_ih", "weight_hh")):
-            yield name, layer._parameters.get(name)
+            yield name, module._parameters.get(name)

@@ -117,8 +117,8 @@ def _marking(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_patched(module: nn.Module) -> bool:
-    """Whether `module`, a layer of torch.nn, runs our kernels."""
-    return isinstance(module, _LAYERS) and getattr(module, _FLAG, False)
+    """Whether `module`, a layer or cell of torch.nn, runs our kernels."""
+    return isinstance(module, (*_LAYERS, *_CELLS)) and getattr(module, _FLAG, False)
 
 
 def unmark(module: nn.Module) -> None:

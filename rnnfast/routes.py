@@ -43,9 +43,10 @@ class Route(NamedTuple):
 
 FUSED = Route("fused", "plain tensors of one dtype and device that the kernels serve")
 _EXPORTED = Route("torch", "torch.export: torch's operator, which all tools know")
-_ONE_STEP = Route("torch", "one step: torch's operator is one fused kernel already, and lighter")
+_ONE_STEP = Route("torch", "one step, compiled or traced: of torch's own operations")
 _GRADIENTS = Route("torch", "one step whose gradients are asked for: torch's operator keeps less")
 _ONE_LAUNCH = Route("fused", "one step on a GPU: products and gates in one launch")
+_SEVERAL_LAUNCHES = Route("torch", "one step on a GPU, of sizes that no single launch serves")
 _TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
 AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
 
@@ -190,28 +191,30 @@ def route_cell(
 ) -> Route:
     """As :func:`route`, for one step of a cell.
 
-    On a CPU the ops would take 1.1 to 2.5 times as long: they are made for sequences. On a GPU,
-    where torch's operator is two products and a kernel, they have a kernel that is all of them.
+    On a GPU, where torch's operator is two products and a kernel, the ops have a kernel that is all
+    of them.
     """
     tensors = (input, *states, *weights)
     transform = transformed(tensors)
     if transform is not None:
         return Route("reference", transform)
-    if not input.is_cuda or _is_compiling() or _tracing_state() is not None:
+    if _is_compiling() or _tracing_state() is not None:
         return _ONE_STEP
-    if needs_gradients(tensors):
-        return _GRADIENTS
     chosen = route(input, tensors[1:])
     if chosen is not FUSED:
         return Route("torch", chosen.reason)
+    if not input.is_cuda:
+        return FUSED
+    if needs_gradients(tensors):
+        return _GRADIENTS
     if not input.numel():
-        return _ONE_STEP
+        return Route("torch", "there is nothing to compute")
     problem = (input.size(0), input.size(1), weights[1].size(1))
     tf32 = torch.backends.cudnn.allow_tf32
     wanted = os.environ.get("RNNFAST_CUDA_KERNEL", "auto")
     dtype = str(input.dtype).removeprefix("torch.")
     best = _best_for_one_step(spec.name, dtype, input.device, *problem, tf32, wanted)
-    return _ONE_LAUNCH if best == "single" else _ONE_STEP
+    return _ONE_LAUNCH if best == "single" else _SEVERAL_LAUNCHES
 
 
 @lru_cache(maxsize=1024)
