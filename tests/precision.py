@@ -8,6 +8,7 @@ moves neither, and is caught by how far it is off.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ from torch import Tensor
 STRAY = 8.0
 """How far the largest error may be above the other side's largest. Of two samples of the same kind
 one has hardly ever twice the other's; a number that is wrong is off by thousands of roundings."""
+
+
+def seeds(shape: dict[str, Any], most: int) -> range:
+    """Of so many draws of a problem that twenty thousand numbers are compared: two at least."""
+    sizes = {"T": 9, "B": 9, **shape}
+    return range(max(2, min(most, -(-20_000 // (sizes["T"] * sizes["B"] * sizes["H"])))))
 
 
 def relative_errors(values: Sequence[Tensor], exact: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from precision import assert_no_less_precise, relative_errors
+from precision import assert_no_less_precise, relative_errors, seeds
 from problems import MODES, Problem, cotangents
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ def gradients(problem: Problem, values: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_error_is_at_most_torchs(mode: str, shape: dict[str, Any]) -> None:
     our_errors, their_errors = [], []
-    for seed in range(64 if shape.get("T") == 1 else 8):  # one step gives few numbers
+    for seed in seeds(shape, most=64):
         problem = Problem(mode, dtype=torch.bfloat16, seed=seed, **shape)
         truth = exact(problem, {**shape, "seed": seed})
         with torch.no_grad():
@@ -95,8 +95,7 @@ TRAINED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("shape", TRAINED, ids=str)
 def test_the_error_of_training_is_at_most_torchs(mode: str, shape: dict[str, Any]) -> None:
     errors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
-    few = shape.get("T", 9) * shape.get("B", 25) * shape["H"] < 10_000
-    for seed in range(6 if few else 2):
+    for seed in seeds(shape, most=6):
         problem = Problem(mode, dtype=torch.bfloat16, seed=seed, **shape)
         wide = widened(problem, {**shape, "seed": seed})
         results = [problem.rnnfast(), problem.torch(), wide.torch()]

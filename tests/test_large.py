@@ -70,7 +70,7 @@ def test_long_sums(mode: str, bidirectional: bool) -> None:
         return [t.detach().double() for t in (*values, *gradients(values, leaves)) if t is not None]
 
     errors: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-    for seed in range(2):
+    for seed in range(1 if bidirectional else 2):
         problem = Problem(mode, dtype=torch.float32, seed=seed, **shape)
         exact = Problem(mode, seed=seed, **shape)
         with torch.no_grad():
