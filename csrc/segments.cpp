@@ -38,7 +38,10 @@ class Batch {
       : along_(batch_first ? 1 : B), across_(batch_first ? T : 1) {
     TORCH_CHECK(T >= 0 && B >= 0, kOp, ": T and B must not be negative, got ", T, " and ", B);
     TORCH_CHECK(T == 0 || B <= kMostRows / T, kOp, ": no memory for ", T, " steps of ", B, " rows");
-    if (batch_sizes) return packed(*batch_sizes, T, B, lengths.has_value() || batch_first);
+    if (batch_sizes) {
+      packed(*batch_sizes, T, B, lengths.has_value() || batch_first);
+      return;
+    }
     rows_ = T * B;
     length.assign(B, T);
     if (!lengths) return;

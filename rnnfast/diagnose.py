@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import functional, ops
+from rnnfast import functional, ops, segments
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
 from rnnfast.layers import check_sizes
@@ -50,7 +50,14 @@ class Explanation:
         return "\n".join([self.module, *(f"  {layer}" for layer in self.layers)])
 
 
-def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -> Explanation:
+def explain(
+    module: nn.Module,
+    input: Tensor | PackedSequence,
+    hx: Any = None,
+    *,
+    resets: Tensor | None = None,
+    lengths: Any = None,
+) -> Explanation:
     """Says how `module` would run on these arguments, here and now, without running it.
 
     Grad mode, autocast, transforms and the number of threads count as they are at this call.
@@ -59,6 +66,8 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
         module: a layer or cell of rnnfast, or of torch.nn, which is explained as if converted.
         input: the sequence, packed or not, or the step that the module would be called with.
         hx: the initial states that it would be called with, or None.
+        resets: as a layer would be called with, or None.
+        lengths: as a layer would be called with, or None.
 
     Raises:
         TypeError: `module` is neither a recurrent layer nor a recurrent cell.
@@ -67,7 +76,7 @@ def explain(module: nn.Module, input: Tensor | PackedSequence, hx: Any = None) -
     if isinstance(module, (nn.RNNCell, nn.GRUCell, nn.LSTMCell)):
         return _explain_cell(module, input, hx)
     if isinstance(module, nn.RNNBase):
-        return _explain_layers(module, input, hx)
+        return _explain_layers(module, input, hx, resets, lengths)
     raise TypeError(
         f"explain: module must be an RNN, GRU, LSTM or one of their cells, got"
         f" {type(module).__name__}; choose one of model.modules()"
@@ -106,12 +115,18 @@ def _check_layers(module: nn.RNNBase, x: Tensor, batch_sizes: Tensor | None, hx:
     check_sizes(twin, sizes, batch_sizes, hx)
 
 
-def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any) -> Explanation:
-    uniform = True
+def _explain_layers(
+    module: nn.RNNBase,
+    input: Tensor | PackedSequence,
+    hx: Any,
+    resets: Tensor | None,
+    lengths: Any,
+) -> Explanation:
+    uniform, sizes = True, None
     if isinstance(input, PackedSequence):
         _check_layers(module, input.data, input.batch_sizes, hx)
-        x, sizes = input.data, input.batch_sizes.tolist()
-        steps, batch, uniform = len(sizes), sizes[0], sizes[0] == sizes[-1]
+        x, sizes = input.data, input.batch_sizes
+        steps, batch = len(sizes), int(sizes[0])
     else:
         _check_layers(module, input, None, hx)
         x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
@@ -119,6 +134,15 @@ def _explain_layers(module: nn.RNNBase, input: Tensor | PackedSequence, hx: Any)
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
     route = functional.route(x, (*_states(hx), *weights), module.proj_size)
+    if resets is not None or lengths is not None:
+        flat = None if resets is None else resets.reshape(-1)
+        ends = None if lengths is None else torch.as_tensor(lengths)
+        batch_first = module.batch_first and sizes is None
+        sizes = segments.find(flat, ends, sizes, (steps, batch), batch_first, x.device).batch_sizes
+        steps, batch = len(sizes), int(sizes[0])
+        route = route._replace(reason=f"{route.reason}; {batch} stretches, the longest of {steps}")
+    if sizes is not None:
+        uniform = bool(sizes[0] == sizes[-1])
     directions = 2 if module.bidirectional else 1
     layers = []
     for i in range(module.num_layers):

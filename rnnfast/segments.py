@@ -8,7 +8,7 @@ direction, forward and backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,64 +52,6 @@ def find(
     found = Segments(*_segments(*given, batch_sizes, *sizes, batch_first))
     moved = (t.to(device, non_blocking=True) for t in found[2:])
     return Segments(found.rows.to(device, non_blocking=True), found.batch_sizes, *moved)
-
-
-class _Gather(torch.autograd.Function):
-    """Rows of a tensor, no row twice; so what adds up their gradients is a scatter."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(source: Tensor, rows: Tensor) -> Tensor:
-        return source.index_select(0, rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        source, rows = inputs
-        ctx.save_for_backward(rows)
-        ctx.save_for_forward(rows)
-        ctx.count = source.shape[0]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        return _scatter(grad, rows, ctx.count), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        (rows,) = ctx.saved_tensors
-        return _gather(tangent, rows)
-
-
-class _Scatter(torch.autograd.Function):
-    """The opposite: rows put into a tensor of `count` of them, zeros elsewhere."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(values: Tensor, rows: Tensor, count: int) -> Tensor:
-        return values.new_zeros(count, *values.shape[1:]).index_copy_(0, rows, values)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, rows, _ = inputs
-        ctx.save_for_backward(rows)
-        ctx.save_for_forward(rows)
-        ctx.count = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (rows,) = ctx.saved_tensors
-        return _gather(grad, rows), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (rows,) = ctx.saved_tensors
-        return _scatter(tangent, rows, ctx.count)
-
-
-_gather: Callable[[Tensor, Tensor], Tensor] = _Gather.apply
-_scatter: Callable[[Tensor, Tensor, int], Tensor] = _Scatter.apply
 
 
 def initial_states(
@@ -168,9 +110,11 @@ def run(
         their sequences are zeros.
     """
     flat = input.reshape(-1, input.shape[-1])
-    x = _gather(flat, segments.rows)
+    x = flat.index_select(0, segments.rows)
     initial = initial_states(segments, states, reset_states, directions)
     output, states_n = layers(x, segments.batch_sizes, initial)
-    output = _scatter(output, segments.rows, flat.shape[0])
-    output = output.view(*input.shape[:-1], output.shape[-1])
+    # No row comes twice; to add them is faster than to copy them.
+    features = output.shape[-1]
+    rows = output.new_zeros(flat.shape[0], features)
+    output = rows.index_add(0, segments.rows, output).view(*input.shape[:-1], features)
     return output, final_states(segments, states_n, directions)

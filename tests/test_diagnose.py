@@ -70,8 +70,20 @@ def test_explain_cells(name: str) -> None:
     hx = (state, state) if name == "LSTMCell" else state
     for x, given in ((torch.ones(2, 4), hx), (torch.ones(4), None)):
         (cell,) = rnnfast.explain(getattr(rnnfast, name)(4, 5), x, given).layers
+        assert (cell.name, cell.route) == ("cell", "fused")
+        assert cell.kernel.startswith("cpu/")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (cell,) = rnnfast.explain(getattr(rnnfast, name)(4, 5), x, given).layers
         assert (cell.name, cell.route) == ("cell", "torch")
         assert cell.kernel.endswith("_cell")
+
+
+def test_explain_counts_the_stretches_between_resets() -> None:
+    layer, x = rnnfast.GRU(4, 5), torch.ones(6, 2, 4)
+    resets = torch.tensor([[0, 1], [0, 0], [1, 0], [0, 0], [0, 0], [0, 0]], dtype=torch.bool)
+    (explained,) = rnnfast.explain(layer, x, resets=resets, lengths=[6, 5]).layers
+    assert explained.route == "fused"
+    assert explained.reason.endswith("; 3 stretches, the longest of 5")
 
 
 def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
