@@ -36,7 +36,7 @@ TORCH_LIBRARY(rnnfast, m) {
   m.def(
       "segments(Tensor? resets, Tensor? lengths, Tensor? batch_sizes, int T, int B, bool "
       "batch_first)"
-      " -> (Tensor rows, Tensor batch_sizes, Tensor elements, Tensor edges, Tensor first, Tensor "
+      " -> (Tensor rows, Tensor batch_sizes, Tensor elements, Tensor carries, Tensor first, Tensor "
       "last)",
       {at::Tag::pt2_compliant_tag});
   m.def("set_frozen(Tensor weight, bool frozen) -> ()");

@@ -75,8 +75,9 @@ class Batch {
     const int64_t* sizes = given.const_data_ptr<int64_t>();
     length.assign(B, 0);
     for (const auto t : c10::irange(T)) {
-      TORCH_CHECK(sizes[t] > 0 && (t ? sizes[t] <= sizes[t - 1] : sizes[t] == B), kOp, ": batch_sizes must ",
-                  "begin with B, be positive and never increase; got ", sizes[t], " at step ", t);
+      TORCH_CHECK(sizes[t] > 0 && (t ? sizes[t] <= sizes[t - 1] : sizes[t] == B), kOp,
+                  ": batch_sizes must ", "begin with B, be positive and never increase; got ",
+                  sizes[t], " at step ", t);
       first_.push_back(rows_), rows_ += sizes[t];
       for (const auto b : c10::irange(sizes[t])) ++length[b];
     }
@@ -111,13 +112,14 @@ Segments segments(const std::optional<Tensor>& resets, const std::optional<Tenso
     Batch::check("resets", *resets, at::kBool, {batch.rows()});
     mask = resets->contiguous();
   }
-  const std::vector<Segment> found = cut(batch, resets ? mask.const_data_ptr<bool>() : nullptr);
+  const bool* begins = resets ? mask.const_data_ptr<bool>() : nullptr;
+  const std::vector<Segment> found = cut(batch, begins);
   const auto count = static_cast<int64_t>(found.size());
   const int64_t longest = found.empty() ? 0 : found[0].length;
   int64_t covered = 0;
   for (const int64_t n : batch.length) covered += n;
   Tensor rows = at::empty({covered}, at::kLong), sizes = at::empty({longest}, at::kLong),
-         elements = at::empty({count}, at::kLong), edges = at::zeros({2, count}, at::kBool),
+         elements = at::empty({count}, at::kLong), carries = at::zeros({2, count}, at::kBool),
          first = at::empty({B}, at::kLong), last = at::empty({B}, at::kLong);
   int64_t *row = rows.mutable_data_ptr<int64_t>(), *size = sizes.mutable_data_ptr<int64_t>();
   int64_t alive = count;
@@ -133,14 +135,14 @@ Segments segments(const std::optional<Tensor>& resets, const std::optional<Tenso
     elements.mutable_data_ptr<int64_t>()[s] = b;
     if (segment.begin == 0) {
       first.mutable_data_ptr<int64_t>()[b] = s;
-      edges.mutable_data_ptr<bool>()[s] = true;
+      carries.mutable_data_ptr<bool>()[s] = !begins || !begins[batch.row(0, b)];
     }
     if (segment.begin + segment.length == batch.length[b]) {
       last.mutable_data_ptr<int64_t>()[b] = s;
-      edges.mutable_data_ptr<bool>()[count + s] = true;
+      carries.mutable_data_ptr<bool>()[count + s] = true;
     }
   }
-  return {rows, sizes, elements, edges, first, last};
+  return {rows, sizes, elements, carries, first, last};
 }
 
 TORCH_LIBRARY_IMPL(rnnfast, CPU, m) { m.impl("segments", &segments); }

@@ -20,14 +20,15 @@ class Segments(NamedTuple):
     """Where the stretches of a batch lie; `S` of them, the longest first.
 
     rows: ``[N]``, of each row of the packed sequence its place in the batch's. batch_sizes:
-    ``[longest]``. elements: ``[S]``, the element of the batch that each belongs to. edges:
-    ``[2, S]``, whether it is that one's first, and its last. first, last: ``[B]``, of each element.
+    ``[longest]``. elements: ``[S]``, the element of the batch that each belongs to. carries:
+    ``[2, S]``, whether it begins with what that one was given, not with the states of a reset,
+    forward and backward in time. first, last: ``[B]``, the first and last of each element.
     """
 
     rows: Tensor
     batch_sizes: Tensor
     elements: Tensor
-    edges: Tensor
+    carries: Tensor
     first: Tensor
     last: Tensor
 
@@ -62,19 +63,18 @@ def initial_states(
 ) -> list[Tensor]:
     """``[L*D, S, H]`` of each state; nothing where all begin with zeros.
 
-    In each direction in time the first segment of an element begins with its state of `states`,
-    the others with `reset_states`.
+    A segment begins with its element's state of `states`, or after a reset of `reset_states`.
     """
     if not states and not reset_states:
         return []
     given = states or [torch.zeros_like(r) for r in reset_states]
     other = reset_states or [torch.zeros_like(s) for s in states]
     count = given[0].shape[0]
-    edges = segments.edges if directions == 2 else segments.edges[:1]
-    begins = edges.repeat(count // directions, 1).unsqueeze(-1)
+    carries = segments.carries if directions == 2 else segments.carries[:1]
+    carries = carries.repeat(count // directions, 1).unsqueeze(-1)
     return [
         torch.where(
-            begins, s.index_select(1, segments.elements), r.index_select(1, segments.elements)
+            carries, s.index_select(1, segments.elements), r.index_select(1, segments.elements)
         )
         for s, r in zip(given, other, strict=True)
     ]

@@ -60,18 +60,18 @@ def pick(first: Any, second: Any, from_first: Tensor) -> Any:
 
 
 def wanted(
-    module: nn.RNNBase, x: Tensor, hx: Any, reset_states: Any, cuts: list[list[tuple[int, int]]]
+    module: nn.RNNBase, x: Tensor, hx: Any, reset_states: Any, resets: Tensor, lengths: list[int]
 ) -> list[Tensor]:
     """``[output, *states_n]`` by torch.nn, piece by piece."""
     directions = 1 + int(module.bidirectional)
     reverse = torch.arange(module.num_layers * directions) % directions == 1
     outputs, finals = [], []
-    for b, stretches in enumerate(cuts):
+    for b, stretches in enumerate(pieces(resets, lengths)):
         rows = x[b] if module.batch_first else x[:, b]
         end = stretches[-1][1]
         pieces_n, results = [], []
         for begin, stop in stretches:
-            first = torch.where(reverse, stop == end, begin == 0)
+            first = torch.where(reverse, stop == end, begin == 0 and not resets[0, b])
             initial = pick(part(hx, b), part(reset_states, b), first)
             piece = rows[begin:stop].unsqueeze(0 if module.batch_first else 1)
             output, state = module(piece, initial)
@@ -128,7 +128,8 @@ def test_nothing_passes_a_reset(
         x,
         arguments.get("hx", zeros),
         begins_with,
-        pieces(resets, lengths or [T] * B),
+        resets,
+        lengths or [T] * B,
     )
     mask = resets.t() if batch_first else resets
     found = tensors(ours(x, resets=mask, lengths=lengths, **arguments))
@@ -173,7 +174,8 @@ def test_resets_of_a_packed_sequence(name: str) -> None:
         x,
         hx,
         zeros_like(hx),
-        pieces(resets, lengths),
+        resets,
+        lengths,
     )
     packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
     mask = pack_padded_sequence(resets, torch.tensor(lengths), enforce_sorted=False)
