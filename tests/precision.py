@@ -20,8 +20,8 @@ one has hardly ever twice the other's; a number that is wrong is off by thousand
 
 def seeds(shape: dict[str, Any], most: int) -> range:
     """Of so many draws of a problem that twenty thousand numbers are compared: two at least."""
-    sizes = {"T": 9, "B": 9, **shape}
-    return range(max(2, min(most, -(-20_000 // (sizes["T"] * sizes["B"] * sizes["H"])))))
+    rows = sum(shape["lengths"]) if "lengths" in shape else shape["T"] * shape["B"]
+    return range(max(2, min(most, -(-20_000 // (rows * shape["H"])))))
 
 
 def relative_errors(values: Sequence[Tensor], exact: Sequence[Tensor]) -> Tensor:

@@ -94,12 +94,13 @@ RNNFAST_FN void split_power_of_two(BfloatVec x, float limit, BfloatVec& scale, B
   scale = times_power_of_two(V(1), rounded);
 }
 
-// 1 / (1 + e^-x), within 7e-5 of it down to x = -87, where it stays.
+// 1 / (1 + e^-x), within 7e-5 of it down to x = -87, from where on it is 0: see math.h.
 RNNFAST_FN BfloatVec sigmoid(BfloatVec x) {
   using C = MathConstants<float>;
   BfloatVec scale, excess;
   split_power_of_two(x * BfloatVec(-C::kLog2e), C::kLargestExp * C::kLog2e, scale, excess);
-  return reciprocal(BfloatVec(1) + fma(scale, excess, scale));
+  const BfloatVec y = reciprocal(BfloatVec(1) + fma(scale, excess, scale));
+  return select(x < BfloatVec(-C::kLargestExp), BfloatVec(0), y);
 }
 
 // With e = e^2x - 1, free of cancellation: e / (e + 2), within 2e-4 of itself.
