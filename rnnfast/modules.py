@@ -105,6 +105,7 @@ class RNN(_Layers, nn.RNN):
         self,
         input: Any,
         hx: Tensor | None = None,
+        *,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: Tensor | None = None,
         lengths: Any = None,
@@ -151,6 +152,7 @@ class GRU(_Layers, nn.GRU):
         self,
         input: Any,
         hx: Tensor | None = None,
+        *,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: Tensor | None = None,
         lengths: Any = None,
@@ -221,6 +223,7 @@ class LSTM(_Layers, nn.LSTM):
         self,
         input: Any,
         hx: tuple[Tensor, Tensor] | None = None,
+        *,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: tuple[Tensor, Tensor] | None = None,
         lengths: Any = None,
