@@ -13,6 +13,12 @@
 #else
 #define RNNFAST_FN inline
 #endif
+// The same of a lambda, after its arguments. A name, as a formatter makes a mess of attributes.
+#if defined(__GNUC__)
+#define RNNFAST_INLINE __attribute__((always_inline))
+#else
+#define RNNFAST_INLINE
+#endif
 
 namespace rnnfast {
 

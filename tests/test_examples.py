@@ -6,6 +6,10 @@ does not learn, or that learns without the feature the example is about.
 
 import importlib
 import math
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -126,3 +130,18 @@ def test_the_backend_option_chooses_the_library(monkeypatch: pytest.MonkeyPatch)
 def test_recurrent_ppo_remembers_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without memory half of the turns are right."""
     assert run("recurrent_ppo", 40, monkeypatch) > 0.9
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_distributed_training_gives_the_weights_of_one_process(processes: int) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), str(EXAMPLES / "distributed.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [*command, "--steps", "40"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = re.search(r"(\d) processes, .*from one process's: (\S+)", result.stdout, re.DOTALL)
+    assert found is not None, result.stdout
+    assert int(found[1]) == processes
+    assert float(found[2]) < 1e-3

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/driver.h"
+#include "cpu/outer.h"
 
 namespace rnnfast {
 

@@ -1,143 +1,14 @@
-// The products of a layer: packed weights, register tiles, and the three ways to multiply with
-// them.
+// The products of a layer: register tiles, and the ways to multiply rows with weights, packed or as
+// they stand.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
 
-#include "cpu/operands.h"
-#include "plan.h"
+#include "cpu/panels.h"
 
 namespace rnnfast {
-
-struct Range {
-  int64_t begin, end;
-};
-
-// So many columns, in whole registers.
-template <class T>
-constexpr int64_t whole_registers(int64_t columns) {
-  return (columns + Vec<T>::kWidth - 1) / Vec<T>::kWidth * Vec<T>::kWidth;
-}
-
-// Weights [K, columns] packed for the tiles. The H units stand in groups of one register; a panel
-// is `group` of these side by side (the last may be narrower), and for each of the K rows it holds,
-// contiguously, `gates` registers per group: the columns of one unit's gates lie in the same panel,
-// so that one tile sees all a cell needs. Units past H are zero columns. Where a lane of a register
-// holds kPerLane numbers, they are of so many rows of K; rows past K are zeros.
-template <class S>
-struct Panels {
-  static constexpr int64_t kWidth = Vec<S>::kWidth, kPerLane = Operands<S>::kPerLane;
-  static constexpr int64_t kRegister = kWidth * kPerLane;  // numbers
-  int64_t hidden;                                          // H
-  int64_t depth;                                           // K
-  int gates;  // registers per group of units: G forward, 1 backward
-  int group;  // groups per panel
-
-  int64_t groups() const { return (hidden + kWidth - 1) / kWidth; }
-  int64_t count() const { return (groups() + group - 1) / group; }
-  int64_t registers() const {  // of a column
-    constexpr int64_t kBlock = Operands<S>::kDepthBlock;
-    return (depth + kBlock - 1) / kBlock * kBlock / kPerLane;
-  }
-  int64_t size() const { return groups() * gates * registers() * kRegister; }
-  int64_t offset(int64_t panel) const { return panel * group * gates * registers() * kRegister; }
-  int groups_in(int64_t panel) const {
-    const int64_t left = groups() - panel * group;
-    return static_cast<int>(left < group ? left : group);
-  }
-  int64_t first_unit(int64_t panel, int g) const { return (panel * group + g) * kWidth; }
-  // Of panels side by side, in whole registers.
-  Range units(Range panels) const {
-    const auto first = [&](int64_t panel) {
-      return (panel < count() ? panel * group : groups()) * kWidth;
-    };
-    return {first(panels.begin), first(panels.end)};
-  }
-  int64_t units_from(int64_t unit) const { return hidden - unit < kWidth ? hidden - unit : kWidth; }
-};
-
-// The lanes `Lane...` of a and b together, b's counted on from a's.
-template <class T, int... Lane>
-RNNFAST_FN typename Vec<T>::Raw shuffle(typename Vec<T>::Raw a, typename Vec<T>::Raw b,
-                                        std::integer_sequence<int, Lane...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, Lane...);
-#else  // GCC has that only from version 12 on
-  using Lanes = typename Register<T>::Bits;
-  return __builtin_shuffle(a, b, Lanes{Lane...});
-#endif
-}
-
-// The lanes of a and b in turn, from lane `First` on.
-template <class T, int First, int... Lane>
-RNNFAST_FN typename Vec<T>::Raw interleave(typename Vec<T>::Raw a, typename Vec<T>::Raw b,
-                                           std::integer_sequence<int, Lane...>) {
-  return shuffle<T>(
-      a, b, std::integer_sequence<int, (First + Lane / 2 + Lane % 2 * Vec<T>::kWidth)...>{});
-}
-
-// Turns a square of kWidth registers round its diagonal: log2(kWidth) perfect shuffles.
-template <class T>
-RNNFAST_FN void transpose(typename Vec<T>::Raw* square) {
-  constexpr int kWidth = Vec<T>::kWidth;
-  using Lanes = std::make_integer_sequence<int, kWidth>;
-  typename Vec<T>::Raw other[kWidth];
-#pragma GCC unroll 4
-  for (int count = 1; count < kWidth; count *= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kWidth / 2; ++i) {
-      const typename Vec<T>::Raw a = square[i], b = square[i + kWidth / 2];
-      other[2 * i] = interleave<T, 0>(a, b, Lanes{});
-      other[2 * i + 1] = interleave<T, kWidth / 2>(a, b, Lanes{});
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kWidth; ++i) square[i] = other[i];
-  }
-}
-
-// One panel of w [gates*H, K] for a product with w transposed: x w_ih^T and h w_hh^T.
-template <class S>
-void pack_forward(const S* w, const Panels<S>& panels, int64_t panel, S* dst) {
-  using Raw = typename Operands<S>::Raw;
-  constexpr int64_t kWidth = Panels<S>::kWidth, kRegister = Panels<S>::kRegister;
-  const int64_t depth = panels.depth,
-                row_size = int64_t{panels.groups_in(panel)} * panels.gates * kRegister;
-  for (int g = 0; g < panels.groups_in(panel); ++g) {
-    const int64_t unit = panels.first_unit(panel, g), units = panels.units_from(unit);
-    for (int gate = 0; gate < panels.gates; ++gate, dst += kRegister) {
-      const S* src = w + (gate * panels.hidden + unit) * depth;
-      for (int64_t k = 0; k < depth; k += kRegister) {
-        const int64_t count = depth - k < kRegister ? depth - k : kRegister;
-        Raw square[kWidth];
-#pragma GCC unroll 16
-        for (int i = 0; i < kWidth; ++i)
-          square[i] = i < units ? Operands<S>::load(src + i * depth + k, count) : Raw{};
-        transpose<Compute<S>>(square);
-        const int64_t first = k / Panels<S>::kPerLane, left = panels.registers() - first;
-        for (int64_t i = 0; i < kWidth && i < left; ++i)
-          Operands<S>::store(dst + (first + i) * row_size, square[i]);
-      }
-    }
-  }
-}
-
-// One panel of w [K, H] for a product with w as it stands: d_gates w_hh and d_gates w_ih.
-template <class S>
-void pack_backward(const S* w, const Panels<S>& panels, int64_t panel, S* dst) {
-  constexpr int64_t kPerLane = Panels<S>::kPerLane, kRegister = Panels<S>::kRegister;
-  const int64_t H = panels.hidden, depth = panels.registers() * kPerLane;
-  for (int64_t k = 0; k < depth; k += kPerLane) {
-    for (int g = 0; g < panels.groups_in(panel); ++g, dst += kRegister) {
-      const int64_t unit = panels.first_unit(panel, g), rows = panels.depth - k;
-      Operands<S>::store(
-          dst, rows > 0 ? Operands<S>::load_rows(w + k * H + unit, H, rows, panels.units_from(unit))
-                        : typename Operands<S>::Raw{});
-    }
-  }
-}
 
 inline constexpr int kMaxRows = 8;
 
@@ -175,41 +46,38 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
     const int64_t end = lanes - k < kBlockDepth ? lanes : k + kBlockDepth;
     const bool first = k == 0 && !go_on;
     Raw sum[kChains][MR][NV] = {};
-    const auto step = [&](int chain, int64_t k, const auto& broadcast)
-                          __attribute__((always_inline)) {
-                            const auto factor = [&](int m) __attribute__((always_inline)) {
-                              return broadcast(left == Left::kRows ? a + m * a_stride + k * kPerLane
-                                                                   : a + k * a_stride + m);
-                            };
-                            const auto weights = [&](int v) __attribute__((always_inline)) {
-                              const S* row = w + k * w_stride + v * kWidth * kPerLane;
-                              if constexpr (kFetchAhead) __builtin_prefetch(row + w_size, 0, 2);
-                              return Operands<S>::load(row);
-                            };
-                            if constexpr (MR < NV) {
-                              Raw column[MR];
+    const auto step = [&](int chain, int64_t k, const auto& broadcast) RNNFAST_INLINE {
+      const auto factor = [&](int m) RNNFAST_INLINE {
+        return broadcast(left == Left::kRows ? a + m * a_stride + k * kPerLane
+                                             : a + k * a_stride + m);
+      };
+      const auto weights = [&](int v) RNNFAST_INLINE {
+        const S* row = w + k * w_stride + v * kWidth * kPerLane;
+        if constexpr (kFetchAhead) __builtin_prefetch(row + w_size, 0, 2);
+        return Operands<S>::load(row);
+      };
+      if constexpr (MR < NV) {
+        Raw column[MR];
 #pragma GCC unroll 8
-                              for (int m = 0; m < MR; ++m) column[m] = factor(m);
+        for (int m = 0; m < MR; ++m) column[m] = factor(m);
 #pragma GCC unroll 4
-                              for (int v = 0; v < NV; ++v) {
-                                const Raw row = weights(v);
+        for (int v = 0; v < NV; ++v) {
+          const Raw row = weights(v);
 #pragma GCC unroll 8
-                                for (int m = 0; m < MR; ++m)
-                                  Operands<S>::add_products(sum[chain][m][v], column[m], row);
-                              }
-                            } else {
-                              Raw row[NV];
+          for (int m = 0; m < MR; ++m) Operands<S>::add_products(sum[chain][m][v], column[m], row);
+        }
+      } else {
+        Raw row[NV];
 #pragma GCC unroll 4
-                              for (int v = 0; v < NV; ++v) row[v] = weights(v);
+        for (int v = 0; v < NV; ++v) row[v] = weights(v);
 #pragma GCC unroll 8
-                              for (int m = 0; m < MR; ++m) {
-                                const Raw number = factor(m);
+        for (int m = 0; m < MR; ++m) {
+          const Raw number = factor(m);
 #pragma GCC unroll 4
-                                for (int v = 0; v < NV; ++v)
-                                  Operands<S>::add_products(sum[chain][m][v], number, row[v]);
-                              }
-                            }
-                          };
+          for (int v = 0; v < NV; ++v) Operands<S>::add_products(sum[chain][m][v], number, row[v]);
+        }
+      }
+    };
     for (; k + kChains <= end; k += kChains) {
 #pragma GCC unroll 8
       for (int chain = 0; chain < kChains; ++chain) step(chain, k + chain, Operands<S>::broadcast);
@@ -327,7 +195,7 @@ inline constexpr int kMaxUnpackedRows = 3;
 template <class S, int MR, int kColumns, bool whole>
 RNNFAST_FN void add_products(const S* a, int64_t a_stride, const S* const* w, int64_t k,
                              int64_t count, typename Operands<S>::Raw (&part)[MR][kColumns]) {
-  const auto load = [&](const S* p) __attribute__((always_inline)) {
+  const auto load = [&](const S* p) RNNFAST_INLINE {
     return whole ? Operands<S>::load(p + k) : Operands<S>::load(p + k, count);
   };
   typename Operands<S>::Raw factors[MR];
@@ -416,86 +284,6 @@ RNNFAST_FN void multiply_zeros(const Panels<S>& panels, Range rows, Range panel_
     for (int g = 0; g < panels.groups_in(panel); ++g)
       for (int64_t row = rows.begin; row < rows.end; ++row)
         consume(row, panels.first_unit(panel, g), sums.values);
-}
-
-// Registers of columns in a tile of `add_outer`: the widest tile of the most rows.
-inline constexpr int kOuterVectors = kVectorRegisters >= 32 ? 3 : 2;
-
-// dst [N, K] += a [rows, N] transposed times x [rows, K], for columns [columns) of a, in blocks of
-// kBlockDepth rows, of which outer_rows are summed before dst is read and written; fresh: dst holds
-// nothing yet. The rows of x are readable up to whole registers.
-template <class T>
-void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t x_stride, int64_t K,
-               int64_t rows, int64_t outer_rows, T* dst, bool fresh) {
-  constexpr int64_t kWidth = Vec<T>::kWidth;
-  TileSums<T> sums;
-  for (int64_t row = 0; row < rows; row += outer_rows) {
-    const bool first = fresh && row == 0;
-    const int64_t depth = rows - row < outer_rows ? rows - row : outer_rows;
-    for (int64_t k = 0; k < K; k += kOuterVectors * kWidth) {
-      const int64_t width = K - k < kOuterVectors * kWidth ? K - k : kOuterVectors * kWidth;
-      const int vectors = static_cast<int>((width + kWidth - 1) / kWidth);
-      for (int64_t n = columns.begin; n < columns.end;) {
-        const int count = even_tile(columns.end - n, tile_rows(vectors));
-        for (int m = 0; m < count; ++m)  // what the sums are added to, into L2 meanwhile
-          for (int v = 0; v < vectors; ++v)
-            __builtin_prefetch(dst + (n + m) * K + k + v * kWidth, 0, 2);
-        tile_function<T, Left::kColumns, false>(count, vectors)(a + row * a_stride + n, a_stride,
-                                                                x + row * x_stride + k, x_stride,
-                                                                depth, false, sums.values);
-        for (int m = 0; m < count; ++m)
-          for (int v = 0; v < vectors; ++v) {
-            const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;
-            T* to = dst + (n + m) * K + k + v * kWidth;
-            const Vec<T> sum = Vec<T>::load(sums.values + (m * vectors + v) * kWidth);
-            (first ? sum : Vec<T>::load(to, lanes) + sum).store(to, lanes);
-          }
-        n += count;
-      }
-    }
-  }
-}
-
-// dst [N, K] = a [rows, N] transposed times zeros [rows, K], for columns [columns) of a: zeros but
-// where a is NaN or infinite.
-template <class S>
-void outer_with_zeros(const S* a, int64_t a_stride, Range columns, int64_t K, int64_t rows,
-                      Compute<S>* dst) {
-  using V = Vec<S>;
-  constexpr int64_t kWidth = V::kWidth;
-  Compute<S> sums[kWidth];
-  for (int64_t n = columns.begin; n < columns.end; n += kWidth) {
-    const int64_t lanes = columns.end - n < kWidth ? columns.end - n : kWidth;
-    V total(0);
-    for (int64_t row = 0; row < rows; ++row)
-      total = fma(V::load(a + row * a_stride + n, lanes), V(0), total);
-    total.store(sums);
-    for (int64_t lane = 0; lane < lanes; ++lane) std::fill_n(dst + (n + lane) * K, K, sums[lane]);
-  }
-}
-
-// dst [N] += the sum over the rows of a [rows, N], for columns [columns), in blocks of kBlockDepth
-// rows and kChains sums apart; fresh: dst holds nothing yet.
-template <class S>
-void add_rows(const S* a, int64_t a_stride, Range columns, int64_t rows, Compute<S>* dst,
-              bool fresh) {
-  using V = Vec<S>;
-  constexpr int64_t kWidth = V::kWidth, kChains = 4;
-  for (int64_t n = columns.begin; n < columns.end; n += kWidth) {
-    const int64_t lanes = columns.end - n < kWidth ? columns.end - n : kWidth;
-    V total = fresh ? V(0) : V::load(dst + n, lanes);
-    for (int64_t row = 0; row < rows;) {
-      const int64_t end = rows - row < kBlockDepth ? rows : row + kBlockDepth;
-      typename V::Raw sums[kChains] = {};
-      for (; row + kChains <= end; row += kChains)
-#pragma GCC unroll 4
-        for (int64_t chain = 0; chain < kChains; ++chain)
-          sums[chain] += V::load(a + (row + chain) * a_stride + n, lanes).raw;
-      for (; row < end; ++row) sums[0] += V::load(a + row * a_stride + n, lanes).raw;
-      total = total + V((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    }
-    total.store(dst + n, lanes);
-  }
 }
 
 }  // namespace rnnfast

@@ -61,7 +61,7 @@ struct PairRegister {
   // vdpbf16ps: the second of each pair first. Products are exact.
   static RNNFAST_FN void add_products(Raw& sums, Raw a, Raw b) {
     constexpr uint32_t kUpper = 0xffff0000;
-    const auto flush = [](Bits x) __attribute__((always_inline)) {
+    const auto flush = [](Bits x) RNNFAST_INLINE {
       const auto normal = (x & 0x7f800000) != 0;
       return (Raw)(x & ((Bits)normal | 0x80000000));
     };

@@ -13,7 +13,7 @@ namespace rnnfast {
 // Calls f with 0, 1, ... as constants.
 template <int count, class F>
 RNNFAST_FN void unroll(const F& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+  [&]<int... I>(std::integer_sequence<int, I...>) RNNFAST_INLINE {
     (f(std::integral_constant<int, I>{}), ...);
   }(std::make_integer_sequence<int, count>{});
 }
