@@ -135,7 +135,11 @@ def test_recurrent_ppo_remembers_the_sign(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("processes", [1, 2])
 def test_distributed_training_gives_the_weights_of_one_process(processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), str(EXAMPLES / "distributed.py")]
+    command += [
+        "--nproc-per-node",
+        str(processes),
+        str((EXAMPLES / "distributed").with_suffix(".py")),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         [*command, "--steps", "40"], env=environment, capture_output=True, text=True, timeout=300
