@@ -74,6 +74,7 @@ class Attributes {
     PyObject* found = get(name, [](PyObject*) { return true; });
     return good && PyObject_IsTrue(found) == 1;
   }
+  bool has(PyObject* name) { return PyDict_GetItemWithError(dict_.ptr(), name) != nullptr; }
   PyObject* dict(PyObject* name) {
     return get(name, [](PyObject* o) -> bool { return PyDict_Check(o); });
   }
@@ -287,6 +288,7 @@ bool CellCall::read_weights(PyObject* module) {
   PyObject* parameters = attributes.dict(names.parameters);
   if (!attributes.good) return false;
   for (PyObject* name : names.of_cell) {
+    if (attributes.has(name)) return false;  // in the way of the parameter
     PyObject* weight = PyDict_GetItemWithError(parameters, name);
     if (!weight || !(weight == Py_None || take(weight, weights))) return false;
   }
@@ -298,8 +300,12 @@ bool CellCall::fits() const {
   if (!input.is_cpu() || (input.dim() != 1 && input.dim() != 2) || weights[0].dim() != 2 ||
       weights[1].dim() != 2 || input.size(-1) != weights[0].size(1))
     return false;
+  const int64_t H = weights[1].size(1), rows = cell->gates * H;
+  if (weights[0].size(0) != rows || weights[1].size(0) != rows) return false;
+  for (size_t i = 2; i < weights.size(); ++i)
+    if (weights[i].dim() != 1 || weights[i].size(0) != rows) return false;
   c10::SmallVector<int64_t, 2> wanted(input.sizes().begin(), input.sizes().end());
-  wanted.back() = weights[1].size(1);
+  wanted.back() = H;
   return std::all_of(states.begin(), states.end(),
                      [&](const Tensor& state) { return state.sizes() == at::IntArrayRef(wanted); });
 }

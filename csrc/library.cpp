@@ -34,7 +34,7 @@ TORCH_LIBRARY(rnnfast, m) {
       " bool bidirectional, Tensor[] reserve, bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "segments(Tensor? resets, Tensor? lengths, Tensor? batch_sizes, int T, int B, bool "
+      "segments(Tensor? resets, Tensor? lengths, Tensor? batch_sizes, SymInt T, SymInt B, bool "
       "batch_first)"
       " -> (Tensor rows, Tensor batch_sizes, Tensor elements, Tensor carries, Tensor first, Tensor "
       "last)",

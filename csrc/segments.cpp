@@ -26,26 +26,30 @@ struct Segment {
 };
 
 // More rows than that are a mistake.
-constexpr int64_t kMostRows = int64_t{1} << 32;
+constexpr int64_t kMostRows = int64_t{1} << 31;
 
 // A checked problem: element b has steps [0, length[b]).
 class Batch {
  public:
   std::vector<int64_t> length;
 
-  Batch(const std::optional<Tensor>& lengths, const std::optional<Tensor>& batch_sizes, int64_t T,
-        int64_t B, bool batch_first)
+  Batch(const std::optional<Tensor>& resets, const std::optional<Tensor>& lengths,
+        const std::optional<Tensor>& batch_sizes, int64_t T, int64_t B, bool batch_first)
       : along_(batch_first ? 1 : B), across_(batch_first ? T : 1) {
-    TORCH_CHECK(T >= 0 && B >= 0, kOp, ": T and B must not be negative, got ", T, " and ", B);
+    TORCH_CHECK(resets || lengths, kOp, ": resets or lengths must be given");
+    TORCH_CHECK(T >= 0 && B >= 0 && (T > 0 || B == 0), kOp,
+                ": T and B must not be negative, and T positive but for no rows, got ", T, " and ",
+                B);
     TORCH_CHECK(T == 0 || B <= kMostRows / T, kOp, ": no memory for ", T, " steps of ", B, " rows");
     if (batch_sizes) {
-      packed(*batch_sizes, T, B, lengths.has_value() || batch_first);
+      packed(resets, *batch_sizes, T, B, lengths.has_value() || batch_first);
       return;
     }
     rows_ = T * B;
+    if (resets) check("resets", *resets, at::kBool, {rows_});
+    if (lengths) check("lengths", *lengths, at::kLong, {B});
     length.assign(B, T);
     if (!lengths) return;
-    check("lengths", *lengths, at::kLong, {B});
     const Tensor given = lengths->contiguous();
     std::copy_n(given.const_data_ptr<int64_t>(), B, length.begin());
     for (const int64_t n : length)
@@ -53,7 +57,6 @@ class Batch {
                   ", got ", n);
   }
 
-  int64_t rows() const { return rows_; }
   // Where step t of element b stands.
   int64_t row(int64_t t, int64_t b) const {
     return (first_.empty() ? t * along_ : first_[t]) + b * across_;
@@ -68,19 +71,22 @@ class Batch {
   }
 
  private:
-  void packed(const Tensor& batch_sizes, int64_t T, int64_t B, bool other) {
+  void packed(const std::optional<Tensor>& resets, const Tensor& batch_sizes, int64_t T, int64_t B,
+              bool other) {
     TORCH_CHECK(!other, kOp, ": a packed sequence has its lengths, and no batch_first");
     check("batch_sizes", batch_sizes, at::kLong, {T});
     const Tensor given = batch_sizes.contiguous();
     const int64_t* sizes = given.const_data_ptr<int64_t>();
-    length.assign(B, 0);
     for (const auto t : c10::irange(T)) {
       TORCH_CHECK(sizes[t] > 0 && (t ? sizes[t] <= sizes[t - 1] : sizes[t] == B), kOp,
-                  ": batch_sizes must ", "begin with B, be positive and never increase; got ",
-                  sizes[t], " at step ", t);
+                  ": batch_sizes must begin with B, be positive and never increase; got ", sizes[t],
+                  " at step ", t);
       first_.push_back(rows_), rows_ += sizes[t];
-      for (const auto b : c10::irange(sizes[t])) ++length[b];
     }
+    check("resets", *resets, at::kBool, {rows_});
+    length.assign(B, 0);
+    for (const auto t : c10::irange(T))
+      for (const auto b : c10::irange(sizes[t])) ++length[b];
   }
 
   std::vector<int64_t> first_;  // row of each step of a packed sequence
@@ -106,12 +112,9 @@ std::vector<Segment> cut(const Batch& batch, const bool* begins) {
 Segments segments(const std::optional<Tensor>& resets, const std::optional<Tensor>& lengths,
                   const std::optional<Tensor>& batch_sizes, int64_t T, int64_t B,
                   bool batch_first) {
-  const Batch batch(lengths, batch_sizes, T, B, batch_first);
+  const Batch batch(resets, lengths, batch_sizes, T, B, batch_first);
   Tensor mask;
-  if (resets) {
-    Batch::check("resets", *resets, at::kBool, {batch.rows()});
-    mask = resets->contiguous();
-  }
+  if (resets) mask = resets->contiguous();
   const bool* begins = resets ? mask.const_data_ptr<bool>() : nullptr;
   const std::vector<Segment> found = cut(batch, begins);
   const auto count = static_cast<int64_t>(found.size());

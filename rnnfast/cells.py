@@ -18,12 +18,12 @@ from rnnfast.spec import CELLS, MODES, CellSpec
 
 _is_tracing = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
-_RNN_MODES: dict[Any, str] = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 
 def rnn_cell(module: nn.RNNCellBase, input: Tensor, hx: Tensor | None) -> Tensor:
     """A call of an RNNCell, ours or torch.nn's."""
-    mode = _RNN_MODES.get(module.nonlinearity)
+    nonlinearity: Any = module.nonlinearity
+    mode = f"RNN_{nonlinearity.upper()}" if nonlinearity in ("tanh", "relu") else None
     if mode is not None and (result := _one_call(module, mode, input, hx)) is not None:
         return result  # type: ignore[no-any-return]
     _check_dim("RNNCell", "input", input)
@@ -65,7 +65,9 @@ def lstm_cell(
 
 def _one_call(module: nn.RNNCellBase, mode: str, input: Any, hx: Any) -> Any:
     """The whole call in C++, or None where something about it is special or wrong."""
-    return None if _is_compiling() else _C.cell(module, mode, input, hx)
+    if _is_compiling() or type(module).__getattr__ is not nn.Module.__getattr__:
+        return None
+    return _C.cell(module, mode, input, hx)
 
 
 def _step(
@@ -77,6 +79,11 @@ def _step(
         input = input.unsqueeze(0)
         states = tuple(state.unsqueeze(0) for state in states)
     w_ih, w_hh = module.weight_ih, module.weight_hh
+    if not all(isinstance(w, Tensor) and w.dim() == 2 for w in (w_ih, w_hh)):
+        hx = spec.hx_of(states or spec.zeros(input, (input.size(0),), module.hidden_size))
+        return spec.states_of(  # torch's operator says what they are not
+            spec.cell_operator(input, hx, w_ih, w_hh, module.bias_ih, module.bias_hh)
+        )
     if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
         _check_sizes(input, states, w_ih.size(1), w_hh.size(1))
     states = cell(spec.mode, input, states, w_ih, w_hh, module.bias_ih, module.bias_hh)

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast import functional, ops, segments
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
-from rnnfast.layers import check_sizes
+from rnnfast.layers import as_lengths, check_sizes
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.routes import cuda_plan
 from rnnfast.spec import CELLS, MODES, CellSpec
@@ -136,7 +136,7 @@ def _explain_layers(
     route = functional.route(x, (*_states(hx), *weights), module.proj_size)
     if resets is not None or lengths is not None:
         flat = None if resets is None else resets.reshape(-1)
-        ends = None if lengths is None else torch.as_tensor(lengths)
+        ends = None if lengths is None else as_lengths(lengths)
         batch_first = module.batch_first and sizes is None
         sizes = segments.find(flat, ends, sizes, (steps, batch), batch_first, x.device).batch_sizes
         steps, batch = len(sizes), int(sizes[0])

@@ -132,21 +132,29 @@ def run_in_segments(
 
     See :meth:`rnnfast.GRU.forward` on the arguments.
     """
-    if isinstance(input, PackedSequence):
-        return _run_packed_in_segments(module, input, hx, resets, reset_states, lengths)
-    dim = input.dim()
-    _check_dim(module, dim)
-    batch_dim = 0 if module.batch_first else 1
-    if dim == 3:
-        return _run_in_segments(module, input, None, hx, resets, reset_states, lengths)
-    if hx is not None:
-        hx = _batched_states(module, hx, dim)
-    if reset_states is not None:
-        reset_states = _batched_states(module, reset_states, dim)
+    if resets is None and reset_states is not None:
+        raise ValueError("reset_states: there are no resets to begin anew with them")
+    packed = isinstance(input, PackedSequence)
+    data = input.data if packed else input
+    if not packed:
+        _check_dim(module, input.dim())
     if resets is not None:
-        resets = resets.unsqueeze(batch_dim)
+        resets = _flat_resets(resets, input)
+    if reset_states is not None:
+        _check_states(module, reset_states, 2 if data.dim() == 2 and not packed else 3)
+    if packed:
+        return _run_packed_in_segments(module, input, hx, resets, reset_states, lengths)
     if lengths is not None:
-        lengths = torch.as_tensor(lengths).reshape(1)
+        lengths = as_lengths(lengths)
+    if input.dim() == 3:
+        return _run_in_segments(module, input, None, hx, resets, reset_states, lengths)
+    batch_dim = 0 if module.batch_first else 1
+    if hx is not None:
+        hx = _batched_states(module, hx, 2)
+    if reset_states is not None:
+        reset_states = _batched_states(module, reset_states, 2)
+    if lengths is not None:
+        lengths = lengths.reshape(1)
     output, hidden = _run_in_segments(
         module, input.unsqueeze(batch_dim), None, hx, resets, reset_states, lengths
     )
@@ -158,15 +166,13 @@ def _run_packed_in_segments(
     module: nn.RNNBase,
     packed: PackedSequence,
     hx: Any,
-    resets: Any,
+    resets: Tensor | None,
     reset_states: Any,
     lengths: Any,
 ) -> Any:
     input, batch_sizes, sorted_indices, unsorted_indices = packed
     if lengths is not None:
         raise ValueError("lengths: a PackedSequence has its own")
-    if isinstance(resets, PackedSequence):
-        resets = resets.data
     if hx is not None:
         hx = module.permute_hidden(hx, sorted_indices)
     if reset_states is not None and MODES[module.mode].states_of(reset_states)[0].size(1) > 1:
@@ -183,30 +189,25 @@ def _run_in_segments(
     hx: Any,
     resets: Tensor | None,
     reset_states: Any,
-    lengths: Any,
+    lengths: Tensor | None,
 ) -> Any:
     spec, weights = MODES[module.mode], _current_weights(module)
     batch_first = module.batch_first and batch_sizes is None
     module.check_input(input, batch_sizes)
     _check_length(input, batch_sizes, batch_first)
-    if batch_sizes is None:
-        T, B = input.shape[:2]
-        if batch_first:
-            T, B = B, T
-    else:
+    if batch_sizes is not None:
         T, B = len(batch_sizes), int(batch_sizes[0])
-    if resets is None and reset_states is not None:
-        raise ValueError("reset_states: there are no resets to begin anew with them")
-    if resets is not None:
-        _check_resets(resets, input)
-        resets = resets.reshape(-1)
-    if lengths is not None:
-        lengths = torch.as_tensor(lengths)
-    states = () if hx is None else _states_of_batch(module, input, batch_sizes, hx)
+    else:
+        T, B = input.shape[1 if batch_first else 0], input.shape[0 if batch_first else 1]
+    states: tuple[Tensor, ...] = ()
+    if hx is not None:
+        _check_states(module, hx, 3)
+        module.check_forward_args(input, hx, batch_sizes)
+        states = spec.states_of(hx)
     others: tuple[Tensor, ...] = ()
     if reset_states is not None:
-        reset_states = spec.hx_of([s.expand(-1, B, -1) for s in spec.states_of(reset_states)])
-        others = _states_of_batch(module, input, batch_sizes, reset_states)
+        others = tuple(s.expand(-1, B, -1) for s in spec.states_of(reset_states))
+        module.check_forward_args(input, spec.hx_of(others), batch_sizes)
     found = segments.find(resets, lengths, batch_sizes, (T, B), batch_first, input.device)
     output, states_n = segments.run(
         lambda x, sizes, initial: _stack(module, x, sizes, initial, weights),
@@ -219,23 +220,49 @@ def _run_in_segments(
     return output, spec.hx_of(states_n)
 
 
-def _states_of_batch(
-    module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any
-) -> tuple[Tensor, ...]:
-    """The states of `hx`, checked as torch.nn does."""
-    hx = _batched_states(module, hx, 3)
-    module.check_forward_args(input, hx, batch_sizes)
-    return MODES[module.mode].states_of(hx)
+def _check_states(module: nn.RNNBase, hx: Any, dim: int) -> None:
+    """Refuse what is not the tensor, or the pair of them, that the states of `module` are."""
+    count = MODES[module.mode].states
+    given = (hx,) if count == 1 else hx
+    if not isinstance(given, (tuple, list)) or len(given) != count:
+        raise TypeError(f"{module.mode}: expected a pair of states, got {type(hx).__name__}")
+    for state in given:
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{module.mode}: expected a tensor, got {type(state).__name__}")
+    _batched_states(module, hx, dim)
 
 
-def _check_resets(resets: Tensor, input: Tensor) -> None:
+def _flat_resets(resets: Any, input: Any) -> Tensor:
+    """Checked, a value for each row of the input."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(resets, PackedSequence) and isinstance(input, PackedSequence):
+        a, b = input.sorted_indices, resets.sorted_indices
+        same = torch.equal(resets.batch_sizes, input.batch_sizes) and (
+            a is b or (a is not None and b is not None and torch.equal(a, b))
+        )
+        if not same:
+            raise ValueError("resets: they are packed otherwise than the input")
+        resets = resets.data
+    if not isinstance(resets, Tensor):
+        raise TypeError(
+            f"resets: expected a tensor in the form of input, got {type(resets).__name__}"
+        )
     if resets.dtype != torch.bool:
         raise TypeError(f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}")
-    if resets.shape != input.shape[:-1]:
+    if resets.shape != data.shape[:-1]:
         raise RuntimeError(
-            f"resets: expected a value for each step, {tuple(input.shape[:-1])}, "
+            f"resets: expected a value for each step, {tuple(data.shape[:-1])}, "
             f"got {tuple(resets.shape)}"
         )
+    return resets.reshape(-1)
+
+
+def as_lengths(lengths: Any) -> Tensor:
+    """A tensor of a tensor or list, on the CPU unless it was given elsewhere."""
+    if isinstance(lengths, Tensor):
+        return lengths
+    found = torch.as_tensor(lengths, device="cpu")
+    return found if found.numel() else found.long()
 
 
 def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:

@@ -286,7 +286,8 @@ def _segments_fake(
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
     context, like = torch.library.get_ctx(), resets if resets is not None else lengths
-    assert like is not None
+    if like is None:
+        raise RuntimeError("rnnfast::segments: resets or lengths must be given")
     count, longest = context.new_dynamic_size(), context.new_dynamic_size()
     rows = like.numel() if lengths is None else context.new_dynamic_size()
     sizes = ((rows,), (longest,), (count,), (2, count), (B,), (B,))

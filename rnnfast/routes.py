@@ -46,6 +46,7 @@ _EXPORTED = Route("torch", "torch.export: torch's operator, which all tools know
 _ONE_STEP = Route("torch", "one step, compiled or traced: of torch's own operations")
 _GRADIENTS = Route("torch", "one step whose gradients are asked for: torch's operator keeps less")
 _ONE_LAUNCH = Route("fused", "one step on a GPU: products and gates in one launch")
+_OTHER_SIZES = Route("torch", "weights of other sizes: torch's to judge")
 _SEVERAL_LAUNCHES = Route("torch", "one step on a GPU, of sizes that no single launch serves")
 _TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
 AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
@@ -203,6 +204,10 @@ def route_cell(
     chosen = route(input, tensors[1:])
     if chosen is not FUSED:
         return Route("torch", chosen.reason)
+    rows = spec.gates * weights[1].size(1)
+    sizes = ((rows, input.size(1)), (rows, rows // spec.gates), (rows,), (rows,))
+    if any(w.shape != size for w, size in zip(weights, sizes, strict=False)):
+        return _OTHER_SIZES
     if not input.is_cuda:
         return FUSED
     if needs_gradients(tensors):

@@ -117,3 +117,31 @@ def test_forms_that_a_layer_takes_agree_with_the_layer(name: str) -> None:
         hx = cell(x, hx)
         outputs.append(hx[0] if name == "LSTMCell" else hx)
     torch.testing.assert_close(torch.stack(outputs), layer(steps)[0])
+
+
+@cells
+@pytest.mark.parametrize("shape", [(), (1,), (1, -1), (3, -1)], ids=str)
+def test_biases_that_are_broadcast(name: str, shape: tuple[int, ...]) -> None:
+    theirs, ours = build(name, 5, 6)
+    rows = theirs.bias_ih.numel()
+    bias = torch.nn.Parameter(torch.randn([rows if n < 0 else n for n in shape]))
+    theirs.bias_ih = ours.bias_ih = bias
+    x = torch.randn(3, 5)
+    assert_same(theirs(x), ours(x))
+
+
+@cells
+def test_weights_that_an_attribute_hides(name: str) -> None:
+    theirs, ours = build(name, 5, 6)
+    x, hx = torch.randn(3, 5), states(name, 3, 6)
+    for module in (theirs, ours):
+        module.__dict__["weight_hh"] = module._parameters["weight_hh"] * 2
+    assert_same(theirs(x, hx), ours(x, hx))
+
+    def doubled(self: Any, key: str) -> Any:
+        value = nn.Module.__getattr__(self, key)
+        return value * 2 if key == "weight_ih" else value
+
+    for module in (theirs, ours):
+        module.__class__ = type("Doubled", (type(module),), {"__getattr__": doubled})
+    assert_same(theirs(x, hx), ours(x, hx))

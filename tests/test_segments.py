@@ -283,6 +283,57 @@ def test_bad_arguments_are_refused(
         rnnfast.GRU(I, H)(torch.randn(T, B, I), **arguments)
 
 
+@pytest.mark.parametrize("lengths", [[8, 8, 2, 2], [8, 9, 2, 1]], ids=["sizes", "order"])
+def test_a_mask_of_another_packing_is_refused(lengths: list[int]) -> None:
+    packed = pack_padded_sequence(torch.randn(T, B, I), torch.tensor([9, 8, 2, 1]))
+    resets = random_resets()
+    mask = pack_padded_sequence(resets, torch.tensor(lengths), enforce_sorted=False)
+    with pytest.raises(ValueError, match="packed otherwise than the input"):
+        rnnfast.GRU(I, H)(packed, resets=mask)
+
+
+@pytest.mark.parametrize("argument", ["hx", "reset_states"])
+@pytest.mark.parametrize("value", [torch.zeros(1, B, H), (torch.zeros(1, B, H),) * 3, 3])
+def test_what_is_no_pair_of_states_is_refused(argument: str, value: Any) -> None:
+    with pytest.raises(TypeError, match="expected a pair of states"):
+        rnnfast.LSTM(I, H)(torch.randn(T, B, I), resets=random_resets(), **{argument: value})
+
+
+@pytest.mark.parametrize("resets", [[True], True, 3])
+def test_resets_that_are_no_tensor_are_refused(resets: Any) -> None:
+    with pytest.raises(TypeError, match="resets: expected a tensor"):
+        rnnfast.GRU(I, H)(torch.randn(T, B, I), resets=resets)
+
+
+def test_lengths_are_read_on_the_cpu_whatever_the_default_device() -> None:
+    layer, x = rnnfast.GRU(I, H), torch.randn(T, B, I)
+    expected = layer(x, lengths=[5, 9, 1, 7])
+    with torch.device("meta"):
+        found = layer(x, lengths=[5, 9, 1, 7])
+    assert_close(found, expected, 0)
+
+
+@pytest.mark.parametrize("what", ["resets", "lengths"])
+def test_other_sizes_do_not_compile_anew(what: str) -> None:
+    layer = rnnfast.GRU(I, H)
+    graphs = 0
+
+    def count(graph: Any, _: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    def call(x: Tensor, given: Tensor) -> Tensor:
+        return layer(x, **{what: given})[0]  # type: ignore[no-any-return]
+
+    compiled = torch.compile(call, dynamic=True, fullgraph=True, backend=count)
+    for steps in range(5, 12):
+        given = random_resets()[:1].expand(steps, B) if what == "resets" else torch.arange(1, B + 1)
+        x = torch.randn(steps, B, I)
+        assert_close([compiled(x, given)], [call(x, given)], 1e-6)
+    assert graphs <= 2
+
+
 def test_lengths_of_a_packed_sequence_are_its_own() -> None:
     packed = pack_padded_sequence(torch.randn(T, B, I), torch.tensor([9, 8, 2, 1]))
     with pytest.raises(ValueError, match="a PackedSequence has its own"):
@@ -302,11 +353,15 @@ def test_lengths_of_a_packed_sequence_are_its_own() -> None:
         (None, torch.tensor([1, 2]), None, 2**40, 2, False),
         (None, torch.tensor([1, 2]), None, 2**62, 2**62, True),
         (None, torch.tensor([-1, 2]), None, 3, 2, True),
+        (None, None, torch.tensor([3, 3, 3]), 3, 3, False),
+        (None, torch.tensor([1]), None, 1, 2**28, False),
+        (torch.zeros(0, dtype=torch.bool), None, torch.tensor([2**30] * 2), 2, 2**30, False),
+        (torch.zeros(0, dtype=torch.bool), None, None, 0, 5, False),
     ],
     ids=str,
 )
 def test_the_raw_operator_refuses(arguments: Any) -> None:
-    with pytest.raises(RuntimeError, match="rnnfast::segments: "):
+    with pytest.raises((RuntimeError, NotImplementedError), match="rnnfast::segments"):
         torch.ops.rnnfast.segments(*arguments)
 
 
