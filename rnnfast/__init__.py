@@ -19,6 +19,7 @@ from rnnfast.diagnose import explain
 from rnnfast.freeze import freeze, unfreeze
 from rnnfast.patching import patch, patched, unpatch
 from rnnfast.routes import export_fused
+from rnnfast.scan import scan
 
 if TYPE_CHECKING:
     from rnnfast._typed import GRU, LSTM, RNN
@@ -45,6 +46,7 @@ __all__ = [
     "patch",
     "patched",
     "revert",
+    "scan",
     "unfreeze",
     "unpatch",
 ]

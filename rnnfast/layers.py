@@ -139,7 +139,7 @@ def run_in_segments(
     if not packed:
         _check_dim(module, input.dim())
     if resets is not None:
-        resets = _flat_resets(resets, input)
+        resets = flat_resets(resets, input, data.dim() - 1)
     if reset_states is not None:
         _check_states(module, reset_states, 2 if data.dim() == 2 and not packed else 3)
     if packed:
@@ -216,6 +216,7 @@ def _run_in_segments(
         states,
         others,
         1 + bool(module.bidirectional),
+        input.dim() - 1,
     )
     return output, spec.hx_of(states_n)
 
@@ -232,8 +233,8 @@ def _check_states(module: nn.RNNBase, hx: Any, dim: int) -> None:
     _batched_states(module, hx, dim)
 
 
-def _flat_resets(resets: Any, input: Any) -> Tensor:
-    """Checked, a value for each row of the input."""
+def flat_resets(resets: Any, input: Any, leading: int) -> Tensor:
+    """Checked, a value for each row of the input, which its `leading` dimensions count."""
     data = input.data if isinstance(input, PackedSequence) else input
     if isinstance(resets, PackedSequence) and isinstance(input, PackedSequence):
         a, b = input.sorted_indices, resets.sorted_indices
@@ -249,9 +250,9 @@ def _flat_resets(resets: Any, input: Any) -> Tensor:
         )
     if resets.dtype != torch.bool:
         raise TypeError(f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}")
-    if resets.shape != data.shape[:-1]:
+    if resets.shape != data.shape[:leading]:
         raise RuntimeError(
-            f"resets: expected a value for each step, {tuple(data.shape[:-1])}, "
+            f"resets: expected a value for each step, {tuple(data.shape[:leading])}, "
             f"got {tuple(resets.shape)}"
         )
     return resets.reshape(-1)

@@ -5,7 +5,7 @@ written in place and no tensor decides the control flow. The fused kernels are t
 and it serves what they cannot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,33 +71,53 @@ def _direction(
     w_ih, w_hh = weights[:2]
     b_ih, b_hh = weights[2:4] if len(weights) > 3 else (None, None)
     w_hr = _projection(weights)
-    x_gates = F.linear(x, w_ih, b_ih)
-    steps = x_gates.unbind(0) if batch_sizes is None else torch.split(x_gates, list(batch_sizes))
-    if reverse:
-        steps = steps[::-1]
-    outputs: list[Tensor] = []
-    finished: list[States] = []
-    states = tuple(s[: steps[0].shape[0]] for s in initial) if steps else initial
-    for gates in steps:
-        alive, size = states[0].shape[0], gates.shape[0]
-        if size > alive:  # backward in time, rows come alive with their initial state
-            states = tuple(
-                torch.cat([s, s_0[alive:size]]) for s, s_0 in zip(states, initial, strict=True)
-            )
-        elif size < alive:  # forward in time, rows are done
-            finished.append(tuple(s[size:] for s in states))
-            states = tuple(s[:size] for s in states)
-        states = step(gates, F.linear(states[0], w_hh, b_hh), states)
+
+    def whole_step(x_gates: Tensor, states: States) -> tuple[Tensor, States]:
+        states = step(x_gates, F.linear(states[0], w_hh, b_hh), states)
         if w_hr is not None:
             states = (F.linear(states[0], w_hr), *states[1:])
-        outputs.append(states[0])
+        return states[0], states
+
+    x_gates = F.linear(x, w_ih, b_ih)
+    steps = x_gates.unbind(0) if batch_sizes is None else torch.split(x_gates, list(batch_sizes))
+    outputs, states = loop(whole_step, steps[::-1] if reverse else steps, initial)
     if not outputs:
         return x.new_zeros(*x.shape[:-1], initial[0].shape[-1]), initial
-    if finished:
-        states = tuple(torch.cat(parts) for parts in zip(states, *reversed(finished), strict=True))
     if reverse:
         outputs.reverse()
     return (torch.stack(outputs) if batch_sizes is None else torch.cat(outputs)), states
+
+
+def loop(
+    step: Callable[[Tensor, States], tuple[Tensor, States]],
+    inputs: Sequence[Tensor],
+    initial: States,
+) -> tuple[list[Tensor], States]:
+    """The time loop: ``step(input, states) -> (output, states)`` for each of `inputs`.
+
+    An input holds the first rows of the batch. Their number only shrinks, as rows are done, or, for
+    a loop backward in time, only grows, as rows come alive with their states of `initial`.
+
+    Returns:
+        the outputs of all steps, and of each state the last one of every row
+    """
+    outputs: list[Tensor] = []
+    finished: list[States] = []
+    states = tuple(s[: inputs[0].shape[0]] for s in initial) if inputs else initial
+    for x in inputs:
+        alive, size = states[0].shape[0], x.shape[0]
+        if size > alive:
+            states = tuple(
+                torch.cat([s, s_0[alive:size]]) for s, s_0 in zip(states, initial, strict=True)
+            )
+        elif size < alive:
+            finished.append(tuple(s[size:] for s in states))
+            states = tuple(s[:size] for s in states)
+        output, states = step(x, states)
+        outputs.append(output)
+    if finished:
+        states = tuple(torch.cat(parts) for parts in zip(states, *reversed(finished), strict=True))
+    return outputs, states
 
 
 def differentiable_gradients(

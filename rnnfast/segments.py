@@ -71,10 +71,12 @@ def initial_states(
     other = reset_states or [torch.zeros_like(s) for s in states]
     count = given[0].shape[0]
     carries = segments.carries if directions == 2 else segments.carries[:1]
-    carries = carries.repeat(count // directions, 1).unsqueeze(-1)
+    carries = carries.repeat(count // directions, 1)
     return [
         torch.where(
-            carries, s.index_select(1, segments.elements), r.index_select(1, segments.elements)
+            carries.view(*carries.shape, *[1] * (s.dim() - 2)),
+            s.index_select(1, segments.elements),
+            r.index_select(1, segments.elements),
         )
         for s, r in zip(given, other, strict=True)
     ]
@@ -100,21 +102,23 @@ def run(
     states: Sequence[Tensor],
     reset_states: Sequence[Tensor],
     directions: int,
+    leading: int,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Runs `layers` on the segments of `input`, of shape ``[rows, I]`` or ``[.., .., I]``.
+    """Runs `layers` on the segments of `input`, whose first one or two, `leading`, dimensions count
+    its rows.
 
-    layers: ``(x [N, I], batch_sizes, states) -> (output [N, D*H], states_n)``.
+    layers: ``(x [N, *], batch_sizes, states) -> (output [N, *], states_n)``.
 
     Returns:
         ``(output, states_n)`` in the layouts of ``input`` and ``states``; rows past the ends of
         their sequences are zeros.
     """
-    flat = input.reshape(-1, input.shape[-1])
+    flat = input.reshape(-1, *input.shape[leading:])
     x = flat.index_select(0, segments.rows)
     initial = initial_states(segments, states, reset_states, directions)
     output, states_n = layers(x, segments.batch_sizes, initial)
     # No row comes twice; to add them is faster than to copy them.
-    features = output.shape[-1]
-    rows = output.new_zeros(flat.shape[0], features)
-    output = rows.index_add(0, segments.rows, output).view(*input.shape[:-1], features)
+    rows = output.new_zeros(flat.shape[0], *output.shape[1:])
+    output = rows.index_add(0, segments.rows, output)
+    output = output.view(*input.shape[:leading], *output.shape[1:])
     return output, final_states(segments, states_n, directions)

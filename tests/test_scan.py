@@ -1,0 +1,154 @@
+"""``rnnfast.scan`` against a plain loop over the steps, and against the layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from problems import assert_close, cotangents
+from test_segments import random_resets
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import rnnfast
+
+T, B, I, H = 9, 4, 5, 6  # noqa: E741
+States = tuple[Tensor, ...]
+
+
+class NormalisedCell(nn.Module):
+    """A recurrence that no kernel has: layer normalisation, and a second state, a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(I, H), nn.Linear(H, H)
+        self.double()
+
+    def forward(self, x: Tensor, states: States) -> tuple[Tensor, States]:
+        h, count = states
+        h = torch.tanh(F.layer_norm(self.x(x) + self.h(h), (H,)) / (1 + count[:, :1]))
+        return torch.cat([h, count], -1), (h, count + 1)
+
+
+def plain(
+    cell: NormalisedCell, x: Tensor, states: States, resets: Tensor, others: States, ends: list[int]
+) -> tuple[Tensor, States]:
+    outputs = []
+    for t in range(T):
+        begun = tuple(
+            torch.where(resets[t, :, None], o, s) for s, o in zip(states, others, strict=True)
+        )
+        output, after = cell(x[t], begun)
+        alive = torch.tensor([t < end for end in ends])[:, None]
+        outputs.append(output * alive)
+        states = tuple(torch.where(alive, a, s) for a, s in zip(after, states, strict=True))
+    return torch.stack(outputs), states
+
+
+@pytest.mark.parametrize("form", ["time first", "batch first", "packed"])
+@pytest.mark.parametrize("resetting", [False, True])
+@pytest.mark.parametrize("given", ["zeros", "states", "one for all"])
+@pytest.mark.parametrize("ends", [None, [5, 9, 1, 7]], ids=["full", "lengths"])
+def test_scan_is_a_loop(form: str, resetting: bool, given: str, ends: list[int] | None) -> None:
+    if form == "packed" and ends is None:
+        ends = [9, 7, 7, 2]
+    cell = NormalisedCell()
+    options: dict[str, Any] = {"dtype": torch.float64, "requires_grad": True}
+    x, h = torch.randn(T, B, I, **options), torch.randn(B, H, **options)
+    states: States = (h, torch.zeros(B, 2, dtype=torch.float64))
+    rows = 1 if given == "one for all" else B
+    others: States = (torch.randn(rows, H, **options), torch.full((rows, 2), 3.0).double())
+    resets = random_resets() & resetting
+    zeros = tuple(torch.zeros_like(s) for s in states)
+    arguments: dict[str, Any] = {"resets": resets} if resetting else {}
+    if resetting and given != "zeros":
+        arguments["reset_states"] = others
+    begin = arguments.get("reset_states", zeros)
+    expected, last = plain(cell, x, states, resets, begin, ends or [T] * B)
+    if form == "packed":
+        assert ends is not None
+        lengths = torch.tensor(ends)
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        if resetting:
+            arguments["resets"] = pack_padded_sequence(resets, lengths, enforce_sorted=False)
+        output, found = rnnfast.scan(cell, packed, states, **arguments)
+        assert isinstance(output, PackedSequence)
+        output = pad_packed_sequence(output, total_length=T)[0]
+    elif form == "batch first":
+        if resetting:
+            arguments["resets"] = resets.t()
+        output, found = rnnfast.scan(
+            cell, x.transpose(0, 1), states, lengths=ends, batch_first=True, **arguments
+        )
+        output = output.transpose(0, 1)
+    else:
+        output, found = rnnfast.scan(cell, x, states, lengths=ends, **arguments)
+    values, wanted = [output, *found], [expected, *last]
+    assert_close(values, wanted, 1e-12)
+    leaves = [x, h, *cell.parameters(), *([others[0]] if "reset_states" in arguments else [])]
+    grads = [
+        torch.autograd.grad(v[:2], leaves, cotangents(v[:2]), allow_unused=True)
+        for v in (values, wanted)
+    ]
+    assert_close(*grads, 1e-11)
+
+
+def test_a_gru_as_a_step_is_the_layer() -> None:
+    layer = rnnfast.GRU(I, H)
+    cell = nn.GRUCell(I, H)
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+
+    def step(x: Tensor, states: States) -> tuple[Tensor, States]:
+        h = cell(x, states[0])
+        return h, (h,)
+
+    x, resets = torch.randn(T, B, I), random_resets()
+    output, (h_n,) = rnnfast.scan(step, x, [torch.zeros(B, H)], resets=resets, lengths=[5, 9, 1, 7])
+    expected, expected_n = layer(x, resets=resets, lengths=[5, 9, 1, 7])
+    assert_close([output, h_n], [expected, expected_n[0]], 1e-6)
+
+
+def test_images_and_a_step_that_is_compiled() -> None:
+    """Inputs and states of any form: a convolutional recurrence."""
+    convolution = nn.Conv2d(3, 2, 3, padding=1)
+
+    def step(x: Tensor, states: States) -> tuple[Tensor, States]:
+        h = torch.tanh(convolution(torch.cat([x, states[0]], 1)))
+        return h, (h,)
+
+    x, h = torch.randn(T, B, 1, 4, 4), torch.randn(B, 2, 4, 4)
+    compiled = torch.compile(step, dynamic=True, backend="aot_eager")
+    resets = random_resets()
+    found = [rnnfast.scan(s, x, [h], resets=resets) for s in (step, compiled)]
+    assert found[0][0].shape == (T, B, 2, 4, 4)
+    assert_close([found[0][0], *found[0][1]], [found[1][0], *found[1][1]], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"states": []}, ValueError, "a state at least"),
+        ({"reset_states": [torch.zeros(B, H)]}, ValueError, "there are no resets"),
+        ({"resets": torch.zeros(T, B)}, TypeError, "dtype torch.bool"),
+        ({"resets": torch.zeros(B, T, dtype=torch.bool)}, RuntimeError, "for each step"),
+        ({"lengths": [1, 2, 3]}, RuntimeError, "lengths must be a Long tensor of sizes"),
+        ({"lengths": [1, 2, 3, 10]}, RuntimeError, "from 1 to the number of steps"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    arguments: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    def step(x: Tensor, states: States) -> tuple[Tensor, States]:
+        return x, states
+
+    states = arguments.pop("states", [torch.zeros(B, H)])
+    with pytest.raises(error, match=text):
+        rnnfast.scan(step, torch.randn(T, B, I), states, **arguments)
+
+
+def test_lengths_of_a_packed_sequence_are_its_own() -> None:
+    packed = pack_padded_sequence(torch.randn(T, B, I), torch.tensor([9, 8, 2, 1]))
+    with pytest.raises(ValueError, match="a PackedSequence has its own"):
+        rnnfast.scan(lambda x, s: (x, s), packed, [torch.zeros(B, H)], lengths=[9, 8, 2, 1])
