@@ -12,12 +12,12 @@
 #include <string>
 #include <vector>
 
-#include "caches.h"
 #include "cells.h"
+#include "cpu/caches.h"
+#include "cpu/plan.h"
 #include "cuda/plan.h"
 #include "eager.h"
 #include "ops.h"
-#include "plan.h"
 
 namespace py = pybind11;
 

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "binder.h"
-#include "caches.h"
+#include "cpu/caches.h"
 #include "cpu/driver.h"
 #include "cpu/memory.h"
 

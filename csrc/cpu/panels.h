@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "cpu/operands.h"
-#include "plan.h"
+#include "cpu/plan.h"
 
 namespace rnnfast {
 

@@ -12,7 +12,7 @@
 #endif
 
 #include "cpu/tiles.h"
-#include "plan.h"
+#include "cpu/plan.h"
 
 namespace rnnfast {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
-#include "plan.h"
+#include "cpu/plan.h"
 #include "recurrence.h"
 
 using namespace rnnfast;

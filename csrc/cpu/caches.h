@@ -5,7 +5,7 @@
 #include <unistd.h>
 #endif
 
-#include "plan.h"
+#include "cpu/plan.h"
 
 namespace rnnfast {
 
