@@ -25,6 +25,7 @@ class RNN(nn.RNN):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        heads: int = 1,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
@@ -59,6 +60,7 @@ class GRU(nn.GRU):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        heads: int = 1,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
@@ -94,6 +96,7 @@ class LSTM(nn.LSTM):
         bidirectional: bool = False,
         proj_size: int = 0,
         *,
+        heads: int = 1,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...

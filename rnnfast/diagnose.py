@@ -143,6 +143,10 @@ def _explain_layers(
         route = route._replace(reason=f"{route.reason}; {batch} stretches, the longest of {steps}")
     if sizes is not None:
         uniform = bool(sizes[0] == sizes[-1])
+    heads = getattr(module, "heads", 1)
+    if heads > 1:
+        kind = "reference" if route.kind == "torch" else route.kind
+        route = functional.Route(kind, f"{route.reason}; {heads} heads, one after the other")
     directions = 2 if module.bidirectional else 1
     layers = []
     for i in range(module.num_layers):
@@ -151,7 +155,7 @@ def _explain_layers(
             "T": steps,
             "B": batch,
             "I": features,
-            "H": module.hidden_size,
+            "H": module.hidden_size // heads,
             "directions": directions,
             "uniform": uniform,
         }

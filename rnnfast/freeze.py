@@ -63,18 +63,24 @@ def _set(model: _Model, *, frozen: bool) -> _Model:
         )
     for name, module in modules.items():
         for weight_name, weight in _matrices(module):
-            if weight is not None and ops.can_freeze(weight):
+            if weight is not None and ops.can_freeze(weight) and weight.dim() == 2:
                 ops.set_frozen(weight, frozen)
             elif frozen:
                 _logger.warning(
                     "%s of %s is not kept: it is %s",
                     weight_name,
                     name or "the model",
-                    "made anew at every call"
-                    if weight is None
-                    else f"a {type(weight).__name__} on {weight.device}",
+                    _why_not(weight),
                 )
     return model
+
+
+def _why_not(weight: Tensor | None) -> str:
+    if weight is None:
+        return "made anew at every call"
+    if weight.dim() != 2:
+        return "that of several heads"
+    return f"a {type(weight).__name__} on {weight.device}"
 
 
 def _matrices(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:

@@ -4,6 +4,7 @@ The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their argum
 does and then call :func:`stack` or :func:`cell`. :func:`route` says what will serve a call.
 """
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -24,7 +25,7 @@ from rnnfast.routes import (
     route_cell,
     without_autocast,
 )
-from rnnfast.spec import MODES, CellSpec
+from rnnfast.spec import CELLS, MODES, CellSpec
 
 __all__ = ["Route", "cell", "route", "route_cell", "stack"]
 
@@ -73,6 +74,7 @@ def stack(
     bidirectional: bool,
     batch_first: bool = False,
     proj_size: int = 0,
+    heads: int = 1,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs all layers of an RNN, GRU or LSTM over a sequence.
 
@@ -92,12 +94,15 @@ def stack(
         bidirectional: D = 2 directions instead of one.
         batch_first: see ``input``; of no effect on ``states``.
         proj_size: P of an LSTM with a projection, or 0.
+        heads: n equal parts of the units that do not see each other's states: ``w_hh`` is
+            ``[n, G*H/n, H/n]``, its block k that of units ``[k*H/n, (k+1)*H/n)``.
 
     Returns:
         ``(output, states_n)`` in the layouts of ``input`` and ``states``.
     """
     spec, directions = MODES[mode], 1 + bidirectional
-    chosen = _available(spec.operator, route(input, (*states, *weights), proj_size))
+    operator: Any = spec.operator if heads == 1 else None
+    chosen = _available(operator, route(input, (*states, *weights), proj_size))
     per_direction = (4 if has_biases else 2) + (proj_size > 0)
     if len(weights) != num_layers * directions * per_direction:
         chosen = _OTHER_WEIGHTS
@@ -107,13 +112,14 @@ def stack(
     # AOTInductor's runtime takes an empty list of tensors for None, and fails.
     if not states and (chosen.kind == "torch" or exporting()):
         B = input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
-        states = _zero_states(spec, input, (num_layers * directions, B), weights, proj_size)
+        hidden = _hidden_size(spec, weights, of_gates=proj_size > 0 or heads > 1)
+        states = spec.zeros(input, (num_layers * directions, B), hidden, proj_size)
     if chosen.kind == "torch":
         hx = spec.hx_of(states)
         data = (input, hx) if batch_sizes is None else (input, batch_sizes, hx)
         options = (has_biases, num_layers, dropout, training, bidirectional)
         order = (batch_first,) if batch_sizes is None else ()
-        output, *states_n = spec.operator(*data, list(weights), *options, *order)
+        output, *states_n = operator(*data, list(weights), *options, *order)
         return output, tuple(states_n)
     dtype = input.dtype
     casting = chosen is not FUSED and casts((input, *states, *weights))
@@ -127,7 +133,15 @@ def stack(
     between = dropout if training else 0.0
     with without_autocast(input) if casting else nullcontext():
         output, states_n = _layers(
-            spec, chosen, input, batch_sizes, states, weights, num_layers, between, bidirectional
+            _layer(chosen, heads),
+            spec,
+            input,
+            batch_sizes,
+            states,
+            weights,
+            num_layers,
+            between,
+            bidirectional,
         )
     if casting:
         output, states_n = output.to(dtype), [s.to(dtype) for s in states_n]
@@ -144,9 +158,15 @@ def _available(operator: Any, chosen: Route) -> Route:
     return chosen
 
 
+def _layer(chosen: Route, heads: int) -> Any:
+    """What runs one layer."""
+    layer = _fused_layer if chosen.kind == "fused" else _reference_layer
+    return layer if heads == 1 else functools.partial(_layer_of_heads, layer, heads)
+
+
 def _layers(
+    layer: Any,
     spec: CellSpec,
-    chosen: Route,
     input: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
@@ -156,7 +176,6 @@ def _layers(
     bidirectional: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """One layer on the output of the other, by our operator or the reference."""
-    layer = _fused_layer if chosen.kind == "fused" else _reference_layer
     per_layer, directions = len(weights) // num_layers, 1 + bidirectional
     output, finals = input, []
     for i in range(num_layers):
@@ -173,17 +192,40 @@ def _layers(
     return output, [torch.cat(parts) for parts in zip(*finals, strict=True)]
 
 
-def _zero_states(
-    spec: CellSpec,
-    input: Tensor,
-    sizes: tuple[Any, ...],
+def _layer_of_heads(
+    layer: Any,
+    heads: int,
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
     weights: Sequence[Tensor],
-    proj_size: int,
-) -> list[Tensor]:
-    """The states that torch.nn starts from."""
+    bidirectional: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """One layer whose heads are layers of their own, side by side."""
+    gates, directions, size = CELLS[cell].gates, 1 + bidirectional, weights[1].shape[-1]
+    per_direction = len(weights) // directions
+
+    def rows_of(w: Tensor, k: int) -> Tensor:
+        """Those of one head: they stand gate by gate, in each gate head by head."""
+        parts = w.reshape(gates, heads, size, *w.shape[1:])
+        return parts[:, k].reshape(gates * size, *w.shape[1:])
+
+    outputs, finals = [], []
+    for k in range(heads):
+        own_states = [s[..., k * size : (k + 1) * size] for s in states]
+        own = [w[k] if i % per_direction == 1 else rows_of(w, k) for i, w in enumerate(weights)]
+        output, states_n = layer(cell, x, batch_sizes, own_states, own, bidirectional)
+        outputs.append(output.reshape(*output.shape[:-1], directions, size))
+        finals.append(states_n)
+    output = torch.cat(outputs, -1)
+    output = output.reshape(*output.shape[:-2], directions * heads * size)
+    return output, [torch.cat(parts, -1) for parts in zip(*finals, strict=True)]
+
+
+def _hidden_size(spec: CellSpec, weights: Sequence[Tensor], of_gates: bool) -> Any:
     # In a trace, a size that is read and used as it is stays dynamic without a warning.
-    hidden = weights[0].shape[0] // spec.gates if proj_size else weights[1].shape[1]
-    return spec.zeros(input, sizes, hidden, proj_size)
+    return weights[0].shape[0] // spec.gates if of_gates else weights[1].shape[1]
 
 
 def cell(
@@ -216,7 +258,7 @@ def cell(
     chosen = _available(spec.cell_operator, route_cell(spec, input, states, weights))
     if chosen.kind == "torch":
         if not states:
-            states = _zero_states(spec, input, (input.size(0),), weights, 0)
+            states = spec.zeros(input, (input.size(0),), w_hh.shape[1])
         result = spec.cell_operator(input, spec.hx_of(states), w_ih, w_hh, b_ih, b_hh)
         return spec.states_of(result)
     initial = [s.unsqueeze(0) for s in states]

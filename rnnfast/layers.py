@@ -117,6 +117,7 @@ def _stack(
         bidirectional=bool(module.bidirectional),
         batch_first=batch_first,
         proj_size=module.proj_size,
+        heads=getattr(module, "heads", 1),
     )
 
 

@@ -20,6 +20,7 @@ class _Layers(Interop, nn.RNNBase):
     """What the three classes share."""
 
     torch_class: ClassVar[type[nn.RNNBase]]
+    heads: int = 1  # an attribute of the object where there are more
     _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -32,7 +33,29 @@ class _Layers(Interop, nn.RNNBase):
         """``RNNBase.__init__``; a device and dtype not given by name may be among `args`."""
         given = {"device": device, "dtype": dtype}
         kwargs |= {name: value for name, value in given.items() if value is not None}
+        heads = kwargs.pop("heads")
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
+        if heads != 1:
+            self._divide(heads)
+
+    def _divide(self, heads: int) -> None:
+        """Gives each of so many parts of the units its own block of ``weight_hh``."""
+        H = self.hidden_size
+        if heads < 1 or H % heads:
+            raise ValueError(f"heads must divide hidden_size, {H}, got {heads}")
+        if self.proj_size:
+            raise ValueError("heads: there is no projection of an LSTM with heads")
+        self.heads = heads
+        for name in self._flat_weights_names:
+            if name.startswith("weight_hh"):
+                rows = getattr(self, name).size(0)
+                block = getattr(self, name).new_empty(heads, rows // heads, H // heads)
+                setattr(self, name, nn.Parameter(block))
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        given = super().extra_repr()
+        return f"{given}, heads={self.heads}" if self.heads > 1 else given
 
     def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
         cuts = resets is not None or lengths is not None or reset_states is not None
@@ -41,7 +64,7 @@ class _Layers(Interop, nn.RNNBase):
             return leaf
         if cuts:
             return run_in_segments(self, input, hx, **given)
-        return run(self, input, hx, plain=self._checks_are_torchs)
+        return run(self, input, hx, plain=self._checks_are_torchs and self.heads == 1)
 
 
 def _refuse_proj_size(torch_args: tuple[Any, ...], torch_kwargs: dict[str, Any]) -> None:
@@ -64,6 +87,8 @@ class RNN(_Layers, nn.RNN):
         batch_first: input and output are ``[B, T, *]``, not ``[T, B, *]``; the states stay
         dropout: probability of a zero, in training, in the outputs of all layers but the last
         bidirectional: other weights read the sequence backwards too; D is then 2, else 1
+        heads: equal parts of the units that do not see each other's states, n: `weight_hh` is
+            ``[n, G*H/n, H/n]``, for an n-th of the recurrent work (torch.nn has none)
         device, dtype: of the parameters
 
     Raises:
@@ -86,6 +111,7 @@ class RNN(_Layers, nn.RNN):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *torch_args: Any,
+        heads: int = 1,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
@@ -99,7 +125,7 @@ class RNN(_Layers, nn.RNN):
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
-        self._construct(mode, sizes + options, device, dtype, torch_kwargs)
+        self._construct(mode, sizes + options, device, dtype, {**torch_kwargs, "heads": heads})
 
     def forward(
         self,
@@ -139,6 +165,7 @@ class GRU(_Layers, nn.GRU):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *torch_args: Any,
+        heads: int = 1,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
@@ -146,7 +173,7 @@ class GRU(_Layers, nn.GRU):
         _refuse_proj_size(torch_args, torch_kwargs)
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
-        self._construct("GRU", sizes + options, device, dtype, torch_kwargs)
+        self._construct("GRU", sizes + options, device, dtype, {**torch_kwargs, "heads": heads})
 
     def forward(
         self,
@@ -211,13 +238,14 @@ class LSTM(_Layers, nn.LSTM):
         bidirectional: bool = False,
         proj_size: int = 0,
         *torch_args: Any,
+        heads: int = 1,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
     ) -> None:
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, proj_size, *torch_args)
-        self._construct("LSTM", sizes + options, device, dtype, torch_kwargs)
+        self._construct("LSTM", sizes + options, device, dtype, {**torch_kwargs, "heads": heads})
 
     def forward(
         self,
