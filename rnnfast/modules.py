@@ -20,7 +20,7 @@ class _Layers(Interop, nn.RNNBase):
     """What the three classes share."""
 
     torch_class: ClassVar[type[nn.RNNBase]]
-    heads: int = 1  # an attribute of the object where there are more
+    heads = 1  # an attribute of the object where there are more
     _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
