@@ -104,6 +104,21 @@ class Case:
         needs = [self.chance(0.7) for _ in range(1 + len(states_n) + len(weights))]
         return [cell, grad, grads, x, batch_sizes, weights, bidirectional, reserve, needs]
 
+    def segments(self) -> list[Any]:
+        """Good arguments of ``rnnfast::segments``."""
+        T, B = (self.random.choice(SIZES[1:]) for _ in range(2))
+        rows, lengths, batch_sizes = T * B, None, None
+        if self.chance(0.2):
+            steps = sorted(self.random.randint(1, 6) for _ in range(T))[::-1]
+            batch_sizes, B, rows = torch.tensor(steps), steps[0], sum(steps)
+        elif self.chance(0.5):
+            lengths = torch.randint(1, T + 1, (B,), generator=self.generator)
+        resets = None
+        if lengths is None or self.chance(0.7):
+            resets = torch.rand(rows, generator=self.generator) < 0.3
+        batch_first = batch_sizes is None and self.chance(0.5)
+        return [resets, lengths, batch_sizes, T, B, batch_first]
+
     def spoil(self, value: Any) -> Any:
         """Something else in the place of an argument."""
         choose = self.random.choice
@@ -174,6 +189,18 @@ def check_layer(arguments: list[Any], results: Any) -> None:
     torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
+def check_segments(arguments: list[Any], results: Any) -> None:
+    _, lengths, batch_sizes, T, B, _ = arguments
+    rows, sizes, elements, carries, first, last = results
+    whole = int(batch_sizes.sum()) if batch_sizes is not None else T * B
+    covered = whole if lengths is None else int(lengths.sum())
+    assert len(rows) == len(rows.unique()) == int(sizes.sum()) == covered
+    assert covered == 0 or (int(rows.min()) >= 0 and int(rows.max()) < whole)
+    assert bool((sizes[1:] <= sizes[:-1]).all())
+    assert carries.shape == (2, len(elements))
+    assert elements[first].tolist() == elements[last].tolist() == list(range(B))
+
+
 def check_backward(arguments: list[Any], results: Any) -> None:
     x, weights, needs = arguments[3], arguments[5], arguments[8]
     assert len(results) == sum(map(bool, needs))
@@ -183,11 +210,18 @@ def check_backward(arguments: list[Any], results: Any) -> None:
         assert shape is None or grad.shape == shape
 
 
+OPS: tuple[tuple[Any, Any, Any], ...] = (
+    (LAYER, check_layer, Case.layer),
+    (BACKWARD, check_backward, Case.backward),
+    (torch.ops.rnnfast.segments.default, check_segments, Case.segments),
+)
+
+
 def run_op(number: int) -> str:
     """One call of a raw op."""
     case = Case(number)
-    op, check = (LAYER, check_layer) if case.chance(0.6) else (BACKWARD, check_backward)
-    arguments = case.layer() if op is LAYER else case.backward()
+    op, check, make = case.random.choices(OPS, (6, 4, 3))[0]
+    arguments = make(case)
     spoilt = case.spoilt(arguments)
     try:
         results = op(*arguments)
