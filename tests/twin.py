@@ -71,8 +71,9 @@ def package(folder: Path) -> Path:
 
 def environment(folder: Path) -> dict[str, str]:
     """For a process that finds `package(folder)`, and this plugin."""
-    paths = [str(folder), str(Path(__file__).parent)]
-    result = {**os.environ, FOLDER: str(folder), "PYTHONPATH": os.pathsep.join(paths)}
+    paths = [str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    found = os.pathsep.join(path for path in paths if path)
+    result = {**os.environ, FOLDER: str(folder), "PYTHONPATH": found}
     result.pop("ATEN_CPU_CAPABILITY", None)
     return result
 
