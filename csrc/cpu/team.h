@@ -11,8 +11,8 @@
 #include <omp.h>
 #endif
 
-#include "cpu/tiles.h"
 #include "cpu/plan.h"
+#include "cpu/tiles.h"
 
 namespace rnnfast {
 
