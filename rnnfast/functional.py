@@ -4,6 +4,8 @@ The classes of :mod:`rnnfast.modules` and :mod:`rnnfast.cells` check their argum
 does and then call :func:`stack` or :func:`cell`. :func:`route` says what will serve a call.
 """
 
+from __future__ import annotations  # Dynamo runs definitions, and cannot those of types
+
 import functools
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -5,6 +5,8 @@ written in place and no tensor decides the control flow. The fused kernels are t
 and it serves what they cannot.
 """
 
+from __future__ import annotations  # Dynamo runs definitions, and cannot those of types
+
 from collections.abc import Callable, Sequence
 
 import torch
