@@ -62,7 +62,7 @@ def _change_classes(model: _Model, target: dict[type[nn.Module], type[nn.Module]
     for name, module in model.named_modules():
         unmark(module)
         original = parametrize.type_before_parametrizations(module)
-        if getattr(module, "heads", 1) > 1:
+        if isinstance(module, (RNN, GRU, LSTM)) and module._heads > 1:
             _logger.warning("%s stays: torch.nn has no layers with heads", name or "the model")
         elif original in target:
             module.__class__ = _like(type(module), original, target[original])

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast import functional, ops, segments
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
-from rnnfast.layers import as_lengths, check_sizes
+from rnnfast.layers import as_lengths, check_sizes, heads_of
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.routes import cuda_plan
 from rnnfast.spec import CELLS, MODES, CellSpec
@@ -143,7 +143,7 @@ def _explain_layers(
         route = route._replace(reason=f"{route.reason}; {batch} stretches, the longest of {steps}")
     if sizes is not None:
         uniform = bool(sizes[0] == sizes[-1])
-    heads = getattr(module, "heads", 1)
+    heads = heads_of(module)
     if heads > 1:
         kind = "reference" if route.kind == "torch" else route.kind
         route = functional.Route(kind, f"{route.reason}; {heads} heads, one after the other")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import segments
+from rnnfast._interop import Interop
 from rnnfast._library import _C
 from rnnfast.functional import is_pair, stack
 from rnnfast.spec import MODES
@@ -117,8 +118,14 @@ def _stack(
         bidirectional=bool(module.bidirectional),
         batch_first=batch_first,
         proj_size=module.proj_size,
-        heads=getattr(module, "heads", 1),
+        heads=heads_of(module),
     )
+
+
+def heads_of(module: nn.RNNBase) -> int:
+    """Of a layer of ours; torch.nn's have one."""
+    ours: Any = module
+    return int(ours._heads) if isinstance(module, Interop) else 1
 
 
 def run_in_segments(

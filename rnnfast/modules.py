@@ -20,7 +20,7 @@ class _Layers(Interop, nn.RNNBase):
     """What the three classes share."""
 
     torch_class: ClassVar[type[nn.RNNBase]]
-    heads = 1  # an attribute of the object where there are more
+    _heads = 1  # an attribute of the object where there are more
     _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class _Layers(Interop, nn.RNNBase):
             raise ValueError(f"heads must divide hidden_size, {H}, got {heads}")
         if self.proj_size:
             raise ValueError("heads: there is no projection of an LSTM with heads")
-        self.heads = heads
+        self._heads = heads
         for name in self._flat_weights_names:
             if name.startswith("weight_hh"):
                 rows = getattr(self, name).size(0)
@@ -55,7 +55,7 @@ class _Layers(Interop, nn.RNNBase):
 
     def extra_repr(self) -> str:
         given = super().extra_repr()
-        return f"{given}, heads={self.heads}" if self.heads > 1 else given
+        return f"{given}, heads={self._heads}" if self._heads > 1 else given
 
     def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
         cuts = resets is not None or lengths is not None or reset_states is not None
@@ -64,7 +64,7 @@ class _Layers(Interop, nn.RNNBase):
             return leaf
         if cuts:
             return run_in_segments(self, input, hx, **given)
-        return run(self, input, hx, plain=self._checks_are_torchs and self.heads == 1)
+        return run(self, input, hx, plain=self._checks_are_torchs and self._heads == 1)
 
 
 def _refuse_proj_size(torch_args: tuple[Any, ...], torch_kwargs: dict[str, Any]) -> None:

@@ -133,7 +133,28 @@ def test_a_module_like_others(name: str, caplog: pytest.LogCaptureFixture) -> No
     assert type(ours) is getattr(rnnfast, name)
     assert "torch.nn has no layers with heads" in caplog.text
     plain = getattr(rnnfast, name)(I, H, heads=1)
-    assert "heads" not in vars(plain)
+    assert "_heads" not in vars(plain)
+
+
+@every_class
+@pytest.mark.parametrize("heads", [4, nn.ModuleList([nn.Linear(2, 2)])], ids=["number", "modules"])
+def test_what_others_call_heads_is_theirs(name: str, heads: Any) -> None:
+    """In models that are converted, in subclasses of torch's layers and of ours."""
+    theirs = getattr(nn, name)(I, H)
+    model = nn.Sequential(theirs)
+    model.heads, x = heads, torch.randn(T, B, I)
+    expected = tensors(theirs(x))
+    assert type(rnnfast.convert(model)[0]) is getattr(rnnfast, name)
+    assert_close(tensors(model[0](x)), expected, 1e-6)
+    assert type(rnnfast.revert(model)[0]) is getattr(nn, name)
+    for library in (nn, rnnfast):
+        cls = type("Attentive", (getattr(library, name),), {})
+        with rnnfast.patched():
+            other = cls(I, H)
+        other.heads = heads
+        other.load_state_dict(theirs.state_dict(), strict=False)
+        assert_close(tensors(other(x)), expected, 1e-6)
+        assert rnnfast.explain(other, x).layers[0].route == "fused"
 
 
 @pytest.mark.parametrize("heads", [0, -1, 5, 24])
