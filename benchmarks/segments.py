@@ -16,7 +16,6 @@ Values are compared before anything is timed; all sides take turns in one run.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,8 +28,8 @@ from torch.nn.utils.rnn import (
 )
 
 import rnnfast
-from benchmarks import results, table
-from benchmarks.timing import FULL, QUICK, Budget, summarise, take_turns
+from benchmarks import beside, table
+from benchmarks.timing import Budget
 
 SHAPES = ((128, 8, 64, 64), (128, 32, 64, 128), (128, 64, 128, 256))
 """T, B, I, H."""
@@ -91,29 +90,12 @@ def pair(cell: str, features: int, hidden: int) -> tuple[Any, Any]:
     return theirs, ours
 
 
-def measure(
-    sides: dict[str, Callable[[], Tensor]], leaves: Sequence[Sequence[Tensor]], budget: Budget
-) -> list[list[str]]:
+def rows_of(sides: Sequence[beside.Side], budget: Budget) -> list[list[str]]:
     """A row for each side: inference, training, and how many times as fast the last one is."""
-    with torch.no_grad():
-        values = [side() for side in sides.values()]
-    for value in values[1:]:
-        torch.testing.assert_close(value, values[0], rtol=1e-4, atol=1e-5)
-
-    def train(side: Callable[[], Tensor], of: Sequence[Tensor]) -> Callable[[], object]:
-        def call() -> object:
-            return torch.autograd.grad(side().square().mean(), of)
-
-        return call
-
-    with torch.inference_mode():
-        inference = take_turns(list(sides.values()), budget)
-    calls = [train(side, of) for side, of in zip(sides.values(), leaves, strict=True)]
-    training = take_turns(calls, budget)
-    medians = [[summarise(s).median * 1e3 for s in found] for found in (inference, training)]
+    found = beside.seconds(sides, budget).values()
     return [
-        [name, *(f"{m[i]:.3g} ms = {m[i] / m[-1]:.1f}" for m in medians)]
-        for i, name in enumerate(sides)
+        [one.name, *(f"{of[i] * 1e3:.3g} ms = {of[i] / of[-1]:.1f}" for of in found)]
+        for i, one in enumerate(sides)
     ]
 
 
@@ -126,15 +108,14 @@ def resets(cell: str, shape: tuple[int, ...], budget: Budget) -> list[list[str]]
     begins = torch.rand(T, B) < 1 / MEAN_EPISODE
     h = torch.randn(1, B, hidden)
     hx = (h, torch.randn(1, B, hidden)) if cell == "LSTM" else h
-    sides = {
-        f"torch.nn.{cell}, step by step": lambda: steps_of_layer(theirs, x, hx, begins),
-        f"torch.nn.{cell}Cell, step by step": lambda: steps_of_cell(one, x, hx, begins),
-        f"torch.nn.{cell}, split and padded": lambda: split_and_pad(theirs, x, hx, begins),
-        f"rnnfast.{cell}, split and padded": lambda: split_and_pad(ours, x, hx, begins),
-        f"rnnfast.{cell}(resets=)": lambda: ours(x, hx, resets=begins)[0],
-    }
-    leaves = [list(m.parameters()) for m in (theirs, one, theirs, ours, ours)]
-    return measure(sides, leaves, budget)
+    ways: list[tuple[str, Any, Callable[[], Tensor]]] = [
+        ("torch.nn, step by step", theirs, lambda: steps_of_layer(theirs, x, hx, begins)),
+        ("torch.nn's cell, step by step", one, lambda: steps_of_cell(one, x, hx, begins)),
+        ("torch.nn, split and padded", theirs, lambda: split_and_pad(theirs, x, hx, begins)),
+        ("rnnfast, split and padded", ours, lambda: split_and_pad(ours, x, hx, begins)),
+        ("rnnfast, resets=", ours, lambda: ours(x, hx, resets=begins)[0]),
+    ]
+    return rows_of([beside.side(f"{cell}: {name}", *way) for name, *way in ways], budget)
 
 
 def lengths(cell: str, shape: tuple[int, ...], budget: Budget) -> list[list[str]]:
@@ -142,29 +123,19 @@ def lengths(cell: str, shape: tuple[int, ...], budget: Budget) -> list[list[str]
     theirs, ours = pair(cell, features, hidden)
     x = torch.randn(T, B, features)
     ends = torch.randint(1, T + 1, (B,))
-    sides = {
-        f"torch.nn.{cell}, packed": lambda: pack(theirs, x, ends),
-        f"rnnfast.{cell}, packed": lambda: pack(ours, x, ends),
-        f"rnnfast.{cell}(lengths=)": lambda: ours(x, lengths=ends)[0],
-    }
-    return measure(sides, [list(m.parameters()) for m in (theirs, ours, ours)], budget)
+    ways: list[tuple[str, Any, Callable[[], Tensor]]] = [
+        ("torch.nn, packed", theirs, lambda: pack(theirs, x, ends)),
+        ("rnnfast, packed", ours, lambda: pack(ours, x, ends)),
+        ("rnnfast, lengths=", ours, lambda: ours(x, lengths=ends)[0]),
+    ]
+    return rows_of([beside.side(f"{cell}: {name}", *way) for name, *way in ways], budget)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.segments", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
-    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    facts = results.environment(torch.float32, "rnnfast")
-    print(f"{facts['cpu']}, {facts['threads']} threads, float32, torch {facts['torch']}")
-    budget = QUICK if options.quick else FULL
-    for what, rows_of in (("resets", resets), ("lengths", lengths)):
+    options, budget = beside.begin("benchmarks.segments", __doc__, CELLS)
+    for what, measure in (("resets", resets), ("lengths", lengths)):
         for shape in SHAPES:
-            rows = [row for cell in options.cells for row in rows_of(cell, shape, budget)]
+            rows = [row for cell in options.cells for row in measure(cell, shape, budget)]
             title = f"{what}: T, B, I, H = {', '.join(map(str, shape))}"
             table.show(title, ["", "inference", "training"], rows)
 

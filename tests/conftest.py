@@ -61,8 +61,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_configure() -> None:
     """Side by side with others, a process takes its share of the cores: two at least, so that
-    layers are shared by threads everywhere.
+    layers are shared by threads everywhere. There are more threads than cores then, and torch's
+    own wait for each other without a core: spinning, they take twice as long.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of processes that are started from here
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes > 1:
         torch.set_num_threads(max(2, len(os.sched_getaffinity(0)) // processes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +14,15 @@ import torch
 from problems import assert_close, cotangents
 from side_by_side import LAYERS, states, tensors
 from test_segments import random_resets
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
+
+# The repository's root, last: an installed rnnfast must win over the source folder beside this one.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from benchmarks.heads import on_the_diagonal
 
 T, B, I, H = 9, 4, 5, 12  # noqa: E741
 OPTIONS: list[dict[str, Any]] = [
@@ -25,12 +32,6 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 every_class = pytest.mark.parametrize("name", LAYERS)
 heads_ = pytest.mark.parametrize("heads", [2, 3, 12])
-
-
-def on_the_diagonal(block: Tensor, gates: int) -> Tensor:
-    """``[n, G*h, h]`` as the matrix ``[G*H, H]`` of torch.nn."""
-    parts = block.unflatten(1, (gates, -1)).transpose(0, 1)  # [G, n, h, h]
-    return torch.cat([torch.block_diag(*gate) for gate in parts])
 
 
 def pair(name: str, heads: int, **options: Any) -> tuple[Any, Any]:
