@@ -1,8 +1,8 @@
 """The benchmarks: a number is only as good as what made it.
 
 Contract: problems are what their names say; the value check lets a right layer pass and stops a
-layer that is wrong in any weight, in any gradient or in dtype; the timer's figures follow from its
-clock; a record survives the way to disk; reports show what was measured.
+layer that is wrong in any weight, in any gradient or in dtype; a record survives the way to disk;
+reports show what was measured.
 """
 
 from __future__ import annotations
@@ -151,67 +151,7 @@ def test_the_training_pass_leaves_the_gradients_the_check_compared() -> None:
         torch.testing.assert_close(parameter.grad, expected[f"grad of {key}"], rtol=0, atol=0)
 
 
-# ---- the timer ----
-
-
-class Clock:
-    """A clock that only moves when somebody works."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.log: list[str] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def worker(self, name: str, seconds: float) -> Callable[[], None]:
-        def work() -> None:
-            self.now += seconds
-            self.log.append(name)
-
-        return work
-
-
-def test_sides_alternate_in_rotating_order() -> None:
-    clock = Clock()
-    budget = timing.Budget(total=0, block=1, rounds=(4, 4), warm_up=0, lead_in=0)
-    pair = timing.interleave(clock.worker("a", 3.0), clock.worker("b", 1.5), budget, clock)
-    assert "".join(clock.log) == "aabb" + "ab" + "ba" + "ab" + "ba"  # two warm-up calls a side
-    assert pair == timing.Pair((3.0,) * 4, (1.5,) * 4)
-    assert pair.ratios == [2.0] * 4
-
-
-def test_short_calls_are_timed_in_blocks_after_one_untimed_call() -> None:
-    clock = Clock()
-    budget = timing.Budget(total=0, block=1.0, rounds=(2, 2), warm_up=0, lead_in=0.5)
-    pair = timing.interleave(clock.worker("a", 0.25), clock.worker("b", 1.0), budget, clock)
-    assert "".join(clock.log) == "aabb" + "aaaaab" + "baaaaa"
-    assert pair == timing.Pair((0.25, 0.25), (1.0, 1.0))
-
-
-def test_more_than_two_sides_take_turns_too() -> None:
-    clock = Clock()
-    budget = timing.Budget(total=0, block=1, rounds=(3, 3), warm_up=0, lead_in=0)
-    sides = [clock.worker(name, seconds) for name, seconds in (("a", 1), ("b", 2), ("c", 3))]
-    samples = timing.take_turns(sides, budget, clock)
-    assert "".join(clock.log) == "aabbcc" + "abc" + "cba" + "abc"
-    assert samples == [(1.0,) * 3, (2.0,) * 3, (3.0,) * 3]
-
-
-def test_a_short_side_settles_before_it_is_timed() -> None:
-    clock = Clock()
-    budget = timing.Budget(total=0, block=0.5, rounds=(1, 1), warm_up=0, lead_in=0.5, settle=0.75)
-    sides = [clock.worker("a", 0.25), clock.worker("b", 1.0)]
-    timing.take_turns(sides, budget, clock)
-    assert "".join(clock.log) == "aabb" + "aaa" + "aa" + "b"  # a long side needs no settling
-
-
-@pytest.mark.parametrize(("total", "expected"), [(0, 3), (12, 6), (1000, 8)])
-def test_rounds_follow_the_time_budget_within_limits(total: float, expected: int) -> None:
-    clock = Clock()
-    budget = timing.Budget(total=total, block=1, rounds=(3, 8), warm_up=0, lead_in=0)
-    pair = timing.interleave(clock.worker("a", 1), clock.worker("b", 1), budget, clock)
-    assert len(pair.baseline) == len(pair.candidate) == expected
+# ---- records and reports ----
 
 
 def test_statistics_of_known_samples() -> None:
@@ -221,9 +161,6 @@ def test_statistics_of_known_samples() -> None:
     measured = results.Measurement(SMALL, "gru", "training", pair, workloads.Errors(0, 0), "")
     assert measured.speed_up == 3.0  # of the medians: 3 and 1
     assert measured.pairwise == timing.Summary(3.0, 2.4, 4.2)  # of 2, 3 and 5
-
-
-# ---- records and reports ----
 
 
 @pytest.fixture
@@ -428,21 +365,3 @@ def test_the_precision_tables_hold_every_dtype_cell_and_side() -> None:
 def test_the_page_on_precision_has_a_block_for_the_tables() -> None:
     text = (results.REPOSITORY / "docs" / "numerics.md").read_text()
     assert "| 9.9e-9 |" in report.replace_block(text, "| 9.9e-9 |", numerics.BEGIN, numerics.END)
-
-
-# ---- the README ----
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/numerics.md", "docs/peers.md", "CONTRIBUTING.md"]
-)
-def test_what_a_page_links_to_exists(page: str) -> None:
-    path = results.REPOSITORY / page
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
-    assert [link for link in links if not (path.parent / link).exists()] == []
-
-
-def test_the_readme_lists_every_example() -> None:
-    text = (results.REPOSITORY / "README.md").read_text()
-    examples = {path.name for path in (results.REPOSITORY / "examples").glob("*.py")}
-    assert {name for name in examples if f"(examples/{name})" not in text} <= {"common.py"}

@@ -1,4 +1,4 @@
-"""The code in the documents runs."""
+"""The code in the documents runs, what they link to exists."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 WITH_CODE = sorted(p.name for p in DOCS.glob("*.md") if "```python" in p.read_text("utf-8"))
 
 
@@ -19,3 +20,18 @@ def test_the_code_of_a_document_runs(name: str) -> None:
     namespace: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, name, "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/numerics.md", "docs/peers.md", "CONTRIBUTING.md"]
+)
+def test_what_a_page_links_to_exists(page: str) -> None:
+    path = ROOT / page
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_lists_every_example() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    examples = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert {name for name in examples if f"(examples/{name})" not in text} <= {"common.py"}

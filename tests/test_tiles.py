@@ -59,7 +59,7 @@ def test_products_bit_by_bit(instructions: str, tmp_path: Path) -> None:
     [
         ("test_bfloat16.py", ""),
         ("test_tiles.py", ""),
-        ("test_compile.py", "autocast_is or autocast_gives"),
+        ("test_autocast.py", "autocast_is or autocast_gives"),
         ("test_values.py", "infinite_weight and bfloat16"),
     ],
 )
