@@ -83,8 +83,10 @@ def test_plan_follows_the_caches() -> None:
         return str(_C.plan("lstm", "float32", *problem, l2=l2)["split"])
 
     large, small = 2 << 20, 1 << 20
-    assert split(256, 16, 1024, 1024, 1, 2, l2=small) == "batch"
-    assert split(256, 16, 1024, 1024, 1, 2, l2=large) == "hidden", "each core reads half of w_hh"
+    assert split(256, 16, 512, 512, 1, 2, l2=small) == "batch", "an L3 that is fast holds w_hh"
+    assert split(256, 16, 512, 512, 1, 2, l2=large) == "hidden", "each core reads half of w_hh"
+    assert split(256, 16, 1024, 1024, 1, 2, l2=small) == "hidden", "more than its part of an L3"
+    assert split(256, 300, 1024, 1024, 1, 2, l2=small) == "batch"
     assert split(128, 32, 128, 128, 1, 2, l2=large) == "batch", "w_hh is near to both cores"
     assert split(128, 300, 512, 512, 1, 2, l2=large) == "batch", "so many rows hide how far it is"
 
@@ -92,10 +94,10 @@ def test_plan_follows_the_caches() -> None:
         plan = _C.plan("lstm", "float32", 9, 99, 99, 99, 1, 2, l1=l1)
         return plan["block_rows"], plan["outer_rows"], plan["vector_width"]
 
-    blocks = rows(48 << 10)[2] == 16
-    assert rows(32 << 10)[0] == 0, "nothing beside the block, or narrow registers"
-    assert rows(48 << 10)[:2] == (64 * blocks, 256)
-    assert rows(1 << 20)[:2] == (66 * blocks, 256)
+    wide = rows(48 << 10)[2] == 16
+    assert (rows(32 << 10)[0] == 0) == wide, "nothing beside a block of wide registers"
+    assert rows(48 << 10)[:2] == (64 if wide else 66, 256)
+    assert rows(1 << 20)[:2] == (66, 256)
     assert rows(1)[:2] == (0, 128)
 
 
@@ -105,7 +107,9 @@ def test_plan_of_tiles() -> None:
 
     assert split(128, 64, 512, 512, 1, 2) == "batch", "32 rows a thread fill two tiles"
     assert split(256, 16, 1024, 1024, 1, 2) == "hidden", "8 rows a thread would fill half of one"
-    assert split(256, 16, 1024, 1024, 1, 2, tiles=False) == "batch"
+    assert split(256, 16, 1024, 1024, 1, 2, tiles=False) == "hidden", "w_hh is far"
+    assert split(256, 16, 512, 512, 1, 2) == "hidden"
+    assert split(256, 16, 512, 512, 1, 2, tiles=False) == "batch"
     assert split(4, 16, 64, 64, 1, 2) == "none", "tiles are done before a thread is awake"
     assert split(4, 16, 64, 64, 1, 2, tiles=False) == "hidden"
 

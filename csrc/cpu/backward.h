@@ -57,8 +57,8 @@ struct LayerBackward {
   int64_t packed_size() const {
     return (pack_w_hh() ? h_panels.size() : 0) + (grad_x.defined() ? x_panels.size() : 0);
   }
-  bool copy_x() const { return kByTiles<S> || layer.I % Vec<S>::kWidth != 0; }
-  bool copy_h() const { return kByTiles<S> || layer.H % Vec<S>::kWidth != 0 || !layer.uniform; }
+  bool copy_x() const { return kByTiles<S>; }
+  bool copy_h() const { return kByTiles<S> || !layer.uniform; }
   int64_t copied_rows() const {
     return kByTiles<S> ? ceil_div(chunk_rows(), kTileDepth) * kTileDepth : chunk_rows();
   }

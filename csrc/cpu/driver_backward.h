@@ -30,8 +30,7 @@ struct BackwardDirection {
                                    // differ from those of x
   int64_t state_stride, gates_stride, h_gates_stride;  // padded to whole registers
   S *x_rows, *h_rows;        // [rows of a chunk, whole registers] copies of x, of the states
-                             // before, for tiles in pairs of rows; null: these are readable in
-                             // whole registers
+                             // before, for tiles in pairs of rows; null: taken where they stand
   T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
   T *grad_b_ih, *grad_b_hh;  // [G*H]
   T* grad_x;                 // [rows, I]
@@ -130,7 +129,7 @@ void step_back(const BackwardDirection<S>& d, const Walk& back, int64_t i, int64
            });
 }
 
-// A view of the rows of a chunk that whole registers may be read from.
+// The rows of a chunk, where they stand or copied.
 template <class T>
 struct Rows {
   const T* data;
@@ -173,16 +172,10 @@ void pack_operands(const BackwardDirection<S>& d, Range rows, Range steps, const
     if (mine(pair)) pack(d.h_rows, pair, none, none, d.hidden);
 }
 
-// Of the chunk's rows of x, and of the states before them, the copies that are needed.
+// The states before the chunk's rows, side by side, where they are not so already.
 template <class S>
-void copy_operands(const BackwardDirection<S>& d, Range rows, Range steps, const Walk& back,
-                   const Member& member) {
-  if (d.x_rows && d.grad_w_ih)
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      if (row % member.size != member.rank) continue;
-      std::copy_n(d.x + row * d.input, d.input,
-                  d.x_rows + (row - rows.begin) * whole_registers<S>(d.input));
-    }
+void copy_states_before(const BackwardDirection<S>& d, Range rows, Range steps, const Walk& back,
+                        const Member& member) {
   if (!d.h_rows || !d.grad_w_hh || d.began_with_zeros) return;
   for (int64_t i = steps.begin + member.rank; i < steps.end; i += member.size) {
     const int64_t t = back.time(i), at = back.steps.offset_at(t) - rows.begin;
@@ -223,7 +216,7 @@ void add_gradients(const BackwardDirection<S>& d, const Walk& back, Range steps,
   if constexpr (kByTiles<S>) {
     pack_operands(d, rows, steps, back, member);
   } else {
-    copy_operands(d, rows, steps, back, member);
+    copy_states_before(d, rows, steps, back, member);
   }
   member.wait();
   const Range gates = member.share(Cell::kGates * d.hidden, kMaxRows);

@@ -12,28 +12,42 @@ namespace rnnfast {
 // Registers of columns in a tile of `add_outer`: the widest tile of the most rows.
 inline constexpr int kOuterVectors = kVectorRegisters >= 32 ? 3 : 2;
 
+// Columns [k, k + width) of `depth` rows of x, side by side, zeros up to whole registers.
+template <class T>
+void gather_columns(const T* x, int64_t x_stride, int64_t depth, int64_t width, int vectors,
+                    T* to) {
+  constexpr int64_t kWidth = Vec<T>::kWidth;
+  for (int64_t row = 0; row < depth; ++row, x += x_stride)
+    for (int v = 0; v < vectors; ++v, to += kWidth) {
+      const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;
+      Vec<T>::load(x + v * kWidth, lanes).store(to);
+    }
+}
+
 // dst [N, K] += a [rows, N] transposed times x [rows, K], for columns [columns) of a, in blocks of
 // kBlockDepth rows, of which outer_rows are summed before dst is read and written; fresh: dst holds
-// nothing yet. The rows of x are readable up to whole registers.
+// nothing yet. The columns of a tile are brought together first: rows that are a power of two apart
+// would have room for a few of them only in L1.
 template <class T>
 void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t x_stride, int64_t K,
                int64_t rows, int64_t outer_rows, T* dst, bool fresh) {
-  constexpr int64_t kWidth = Vec<T>::kWidth;
+  constexpr int64_t kWidth = Vec<T>::kWidth, kColumns = kOuterVectors * kWidth;
   TileSums<T> sums;
+  alignas(kVectorBytes) T panel[kGradChunkRows * kColumns];
   for (int64_t row = 0; row < rows; row += outer_rows) {
     const bool first = fresh && row == 0;
     const int64_t depth = rows - row < outer_rows ? rows - row : outer_rows;
-    for (int64_t k = 0; k < K; k += kOuterVectors * kWidth) {
-      const int64_t width = K - k < kOuterVectors * kWidth ? K - k : kOuterVectors * kWidth;
+    for (int64_t k = 0; k < K; k += kColumns) {
+      const int64_t width = K - k < kColumns ? K - k : kColumns;
       const int vectors = static_cast<int>((width + kWidth - 1) / kWidth);
+      gather_columns(x + row * x_stride + k, x_stride, depth, width, vectors, panel);
       for (int64_t n = columns.begin; n < columns.end;) {
         const int count = even_tile(columns.end - n, tile_rows(vectors));
         for (int m = 0; m < count; ++m)  // what the sums are added to, into L2 meanwhile
           for (int v = 0; v < vectors; ++v)
             __builtin_prefetch(dst + (n + m) * K + k + v * kWidth, 0, 2);
-        tile_function<T, Left::kColumns, false>(count, vectors)(a + row * a_stride + n, a_stride,
-                                                                x + row * x_stride + k, x_stride,
-                                                                depth, false, sums.values);
+        tile_function<T, Left::kColumns, false>(count, vectors)(
+            a + row * a_stride + n, a_stride, panel, vectors * kWidth, depth, false, sums.values);
         for (int m = 0; m < count; ++m)
           for (int v = 0; v < vectors; ++v) {
             const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;

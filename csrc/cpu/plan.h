@@ -60,10 +60,13 @@ inline constexpr double kLeastHandOver = 40;
 // Rows per thread from which register tiles run at full speed, so that splitting the batch costs
 // nothing.
 inline constexpr int64_t kRowsForFullTiles = 8, kRowsForFullBfloat16Tiles = 32;
-// A core with so large an L2 sees an L3 hardly faster than memory (Emerald Rapids: 2 MB; Zen has
-// 1 MB at most and reads its L3 fast). There the batch is split where each core's L2 holds w_hh, or
-// for so many rows a thread that reading it counts for little; else each thread has its part of it.
-inline constexpr int64_t kLargeL2 = int64_t{3} << 19, kRowsForFarWeights = 128;
+// The batch is split where w_hh is near to each core, or for so many rows a thread that reading it
+// counts for little; else each thread has its part of it. Near are half of a large L2, whose core
+// sees an L3 hardly faster than memory (Emerald Rapids: 2 MB), and else a core's part of an L3 that
+// is fast (Zen, with 1 MB of L2 at most; on Zen 3 a w_hh of 12 to 16 MB is 1.1 to 1.3 times faster
+// in parts, one of 4 MB the same).
+inline constexpr int64_t kLargeL2 = int64_t{3} << 19, kPartOfL3 = int64_t{8} << 20,
+                         kRowsForFarWeights = 128;
 // With fewer rows, register tiles are as fast as those of bfloat16.
 inline constexpr int64_t kLeastTileRows = 8;
 // Up to so many rows in the whole call, packing the weights costs more than it saves.
@@ -83,10 +86,10 @@ inline constexpr int64_t kBlockDepth = 128;
 inline constexpr int kMaxVectors = 4, kMaxBlockRows = 66;
 
 // As many rows as have their sums in L1 beside a block; where these are few, none: each tile then
-// reads all of K. For registers of 64 bytes alone: with these a core asks L2 for more than half of
-// what it gives (Emerald Rapids: 1.2 to 1.3 times faster in blocks; Zen 3, of 32: the same).
+// reads all of K. With registers of 64 bytes a core asks L2 for more than half of what it gives
+// (Emerald Rapids: 1.2 to 1.3 times faster in blocks; Zen 3, of 32: a GRU 1.1, the others the
+// same).
 inline int block_rows_of(const Problem& p) {
-  if (p.vector_width * p.element_bytes < 64) return 0;
   const int64_t width = int64_t{kMaxVectors} * p.vector_width * p.element_bytes,
                 rows = (p.caches.l1 - kBlockDepth * width) / width;
   return static_cast<int>(rows < kMaxBlockRows / 2 ? 0
@@ -121,8 +124,9 @@ inline Split split_of(const Problem& p, int threads) {
   if (p.T * p.B <= kShortRows && groups % threads == 0) return Split::kHidden;
   const bool tiles = by_tiles(p);
   const int64_t full = tiles ? kRowsForFullBfloat16Tiles : kRowsForFullTiles;
-  const bool near = p.caches.l2 < kLargeL2 || rows > kRowsForFarWeights ||
-                    p.gates * p.H * p.H * (tiles ? 2 : p.element_bytes) <= p.caches.l2 / 2;
+  const bool near =
+      rows > kRowsForFarWeights || p.gates * p.H * p.H * (tiles ? 2 : p.element_bytes) <=
+                                       (p.caches.l2 < kLargeL2 ? kPartOfL3 : p.caches.l2 / 2);
   return p.uniform && even && rows >= full && near ? Split::kBatch : Split::kHidden;
 }
 
