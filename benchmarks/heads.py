@@ -51,7 +51,7 @@ def row(cell: str, shape: tuple[int, ...], heads: int, budget: Budget) -> list[s
     ]
     found = beside.seconds(sides, budget).values()
     return [
-        f"{cell}, {heads} heads",
+        f"{cell}, {heads} head{'s' * (heads > 1)}",
         *(f"{a * 1e3:.3g} / {b * 1e3:.3g} ms = {a / b:.2f}" for a, b in found),
     ]
 
