@@ -20,7 +20,6 @@ struct BackwardDirection {
   int64_t grad_output_stride;      // direction, or null: zero. D*H
   const T* timelines[kMaxStates];  // as written by forward
   const T* gates;                  // as written by forward
-  bool consecutive;                // dense: the states before rows r, r+1, ... stand side by side
   S* carry[2];                     // [B, gates_stride] hidden-side gate gradients of the last
                                    // step, by parity; zeros at first
   T* grad_states[kMaxStates];      // [B, state_stride] in: gradients of states_n; then those of
