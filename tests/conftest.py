@@ -46,7 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="all combinations of the parameters, not those alone in which every two values meet",
     )
-    parser.addoption("--fuzz", type=int, default=3_000, help="so many hostile calls of the raw ops")
+    parser.addoption(
+        "--fuzz", type=int, default=100_000, help="so many hostile calls of the raw ops"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -305,9 +305,10 @@ def main() -> int:
     parser.add_argument("--kind", choices=("ops", "modules"), default="ops")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=10000)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--where", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     outcomes = run(options.first, options.count, options.where, options.kind)
     print(", ".join(f"{count} {name}" for name, count in outcomes.most_common()))
     return 0

@@ -1,4 +1,5 @@
-"""Hostile arguments, many of them: see fuzzing.py. `--fuzz 1000000` runs so many of the raw ops.
+"""Hostile arguments, many of them: see fuzzing.py. `--fuzz 1000000` runs so many of the raw ops, on
+one thread: beside other processes two wait for each other most of the time.
 
 A crash, a hang, a write past the end of an argument, an exception that is none of torch's, values
 other than the reference's: each fails with the number of the case, which runs it again alone.
@@ -17,15 +18,16 @@ import torch
 import rnnfast
 
 PROGRAM = Path(__file__).parent / "fuzzing.py"
-MODULES = 10  # as many cases of the raw ops for one of the modules
-RATE = 200  # cases a second at the very least, on a machine that does other things too
+FEWER = 20  # as many cases of the raw ops for one of the modules, and for one with two threads
+RATE = 100  # cases a second at the very least, on a machine that does other things too
 
 
-def run(kind: str, count: int, tmp_path: Path) -> str:
+def run(kind: str, count: int, tmp_path: Path, threads: int = 1) -> str:
     where = tmp_path / "number"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "ignore", str(PROGRAM), "--kind", kind]
     command += ["--count", str(count), "--where", str(where)]
+    command += ["--threads", str(threads)]
     try:
         ran = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=60 + count / RATE
@@ -50,7 +52,12 @@ def test_hostile_arguments_of_the_ops(request: pytest.FixtureRequest, tmp_path: 
 
 
 def test_hostile_arguments_of_the_modules(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    outcomes = run("modules", request.config.getoption("--fuzz") // MODULES, tmp_path)
+    outcomes = run("modules", request.config.getoption("--fuzz") // FEWER, tmp_path)
+    assert "result" in outcomes
+
+
+def test_hostile_arguments_and_two_threads(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    outcomes = run("ops", request.config.getoption("--fuzz") // FEWER, tmp_path, threads=2)
     assert "result" in outcomes
 
 

@@ -13,17 +13,11 @@ import torch
 from emulated import Simt
 from problems import MODES, Problem, assert_close
 from test_ops import BAD_BACKWARD, BAD_LAYER, BAD_STEPS, STEPS, assert_refused
-from test_parity import KEPT, backward_arguments, kept, name
+from test_parity import KEPT, backward_arguments, kept, name, strided
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rnnfast import ops
-
-
-def strided(t: Tensor) -> Tensor:
-    """The same values, every other element in memory, the last two dimensions exchanged."""
-    apart = torch.stack([t, t], -1)[..., 0]
-    return apart.mT.contiguous().mT if t.dim() > 1 else apart
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -90,6 +90,12 @@ def expected(problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
     return values, list(torch.autograd.grad(values, leaves, grads, allow_unused=True))
 
 
+def strided(t: Tensor) -> Tensor:
+    """The same values, every other element in memory, the last two dimensions exchanged."""
+    apart = torch.stack([t, t], -1)[..., 0]
+    return apart.mT.contiguous().mT if t.dim() > 1 else apart
+
+
 def assert_gradients_close(
     actual: list[Tensor], wanted: list[Tensor | None], tolerance: float
 ) -> None:
