@@ -193,6 +193,7 @@ void project(const ForwardDirection<S, N>& d, Range steps, const Member& member)
     const auto consume = [&](int64_t row, int64_t unit, const T* sums) {
       T* x_gates = d.x_gates + (row - first) * d.x_gates_stride + unit * Cell::kGates;
       const int64_t units = d.w_ih.panels.units_from(unit);
+#pragma GCC unroll 4
       for (int g = 0; g < Cell::kGates; ++g) {
         V sum = V::load(sums + g * V::kWidth);
         if (d.b_ih) sum = sum + V::load(d.b_ih + g * d.hidden + unit, units);
@@ -246,6 +247,8 @@ ForwardStep<S, N> forward_step(const ForwardDirection<S, N>& d, int64_t i, int64
 }
 
 // The cell for one register of units of one row: sums are W_hh h, gate by gate.
+// All loops over gates and states are unrolled: GCC would keep these arrays in memory, copied by 16
+// bytes and read by 32 or 64, for which the processor waits.
 template <class Cell, class S, class N>
 RNNFAST_FN void forward_units(const ForwardDirection<S, N>& d, const ForwardStep<S, N>& step,
                               int64_t row, int64_t unit, const Compute<S>* sums) {
@@ -255,6 +258,7 @@ RNNFAST_FN void forward_units(const ForwardDirection<S, N>& d, const ForwardStep
                 state = row * d.state_stride + unit;
   V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
   const T* x_gates = step.x_gates + row * d.x_gates_stride + unit * Cell::kGates;
+#pragma GCC unroll 4
   for (int g = 0; g < Cell::kGates; ++g) {
     x[g] = V::load(x_gates + g * V::kWidth);
     h[g] = V::load(sums + g * V::kWidth);
@@ -268,11 +272,13 @@ RNNFAST_FN void forward_units(const ForwardDirection<S, N>& d, const ForwardStep
     s[0].store(step.operand_out + row * d.operand_stride + unit, units);
   if constexpr (Cell::kStates > 1) s[1].store(d.c + state);
   s[0].store(step.output + row * d.output_stride + unit, units);
+#pragma GCC unroll 4
   for (int k = 0; k < Cell::kStates; ++k) {
     if (row >= step.staying) s[k].store(d.states_n[k] + row * H + unit, units);
     if (step.after[k]) s[k].store(step.after[k] + row * H + unit, units);
   }
   if (step.gates)
+#pragma GCC unroll 4
     for (int k = 0; k < Cell::kReserve; ++k)
       q[k].store(step.gates + (row * Cell::kReserve + k) * H + unit, units);
 }

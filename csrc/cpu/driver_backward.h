@@ -77,8 +77,10 @@ RNNFAST_FN void backward_units(const BackwardDirection<S>& d, const BackwardStep
                 state = row * d.state_stride + unit;
   V q[kReserveSlots<Cell>], s[Cell::kStates], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates],
       dh[Cell::kGates];
+#pragma GCC unroll 4
   for (int k = 0; k < Cell::kReserve; ++k)
     q[k] = V::load(step.gates + (row * Cell::kReserve + k) * H + unit, units);
+#pragma GCC unroll 4
   for (int k = 0; k < Cell::kStates; ++k) {
     const T* before = row < step.continued ? step.before[k] : step.initial[k];
     s[k] = V::load(step.after[k] + row * H + unit, units);
@@ -89,12 +91,15 @@ RNNFAST_FN void backward_units(const BackwardDirection<S>& d, const BackwardStep
   if (step.grad_output)
     ds[0] = ds[0] + V::load(step.grad_output + row * d.grad_output_stride + unit, units);
   Cell::backward(q, p, s, ds, dx, dh);
+#pragma GCC unroll 4
   for (int k = 0; k < Cell::kStates; ++k) ds[k].store(d.grad_states[k] + state);
   const int64_t at = row * d.gates_stride + unit;
+#pragma GCC unroll 4
   for (int g = 0; g < Cell::kGates; ++g) {
     dx[g].store(step.grad_x_gates + at + g * H, units);
     dh[g].store(step.carry + at + g * H, units);
   }
+#pragma GCC unroll 4
   for (int g = Cell::kSharedGates; g < Cell::kGates; ++g)
     dh[g].store(step.grad_h_gates + row * d.h_gates_stride + (g - Cell::kSharedGates) * H + unit,
                 units);
