@@ -35,7 +35,9 @@ def side(name: str, module: nn.Module, call: Callable[[], Tensor]) -> Side:
 
 
 def compare(sides: Sequence[Side]) -> None:
-    """Raises AssertionError unless all give the first one's values, in the mode that is on."""
+    """Raises AssertionError unless all give the first one's outputs, in the mode that is on;
+    gradients are the tests' to compare.
+    """
     values = [one.call() for one in sides]
     for value in values[1:]:
         torch.testing.assert_close(value, values[0], rtol=1e-4, atol=1e-5)
