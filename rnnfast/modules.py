@@ -53,6 +53,11 @@ class _Layers(Interop, nn.RNNBase):
                 setattr(self, name, nn.Parameter(block))
         self.reset_parameters()
 
+    def flatten_parameters(self) -> None:
+        """As torch.nn, for cuDNN; which has no layers with heads."""
+        if self._heads == 1:
+            super().flatten_parameters()
+
     def extra_repr(self) -> str:
         given = super().extra_repr()
         return f"{given}, heads={self._heads}" if self._heads > 1 else given

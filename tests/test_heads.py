@@ -158,6 +158,20 @@ def test_what_others_call_heads_is_theirs(name: str, heads: Any) -> None:
         assert rnnfast.explain(other, x).layers[0].route == "fused"
 
 
+@every_class
+def test_cudnn_gets_no_weights_with_heads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU `to` and `load_state_dict` would lay them out for cuDNN, which refuses."""
+    flattened: list[int] = []
+
+    def flatten(layer: nn.RNNBase) -> None:
+        flattened.append(getattr(layer, "_heads", 1))
+
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", flatten)
+    for heads in (1, 3):
+        getattr(rnnfast, name)(I, H, heads=heads).to(torch.float64)
+    assert set(flattened) == {1}
+
+
 @pytest.mark.parametrize("heads", [0, -1, 5, 24])
 def test_heads_divide_the_units(heads: int) -> None:
     with pytest.raises(ValueError, match="heads must divide hidden_size, 12, got"):
