@@ -11,6 +11,7 @@ torchrun --nproc-per-node 2 examples/distributed.py [--backend torch|rnnfast] [-
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -63,6 +64,8 @@ def train(model: nn.Module, steps: int, device: torch.device, rank: int, size: i
 def main(arguments: Sequence[str] | None = None) -> tuple[float, float]:
     """Trains in all processes; returns the loss, and how far the weights are from one process's."""
     library, steps = parse(__doc__, arguments, steps=300)
+    if "RANK" not in os.environ:
+        sys.exit("start its processes by: torchrun --nproc-per-node 2 examples/distributed.py")
     on_gpus = torch.cuda.is_available()
     distributed.init_process_group("nccl" if on_gpus else "gloo")
     rank, size = distributed.get_rank(), distributed.get_world_size()

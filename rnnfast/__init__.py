@@ -50,3 +50,7 @@ __all__ = [
     "unfreeze",
     "unpatch",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"]

@@ -37,14 +37,18 @@ def convert(model: _Model) -> _Model:
 
     Returns:
         `model`
+
+    Raises:
+        TypeError: `model` is no module
     """
+    check_is_module("convert", model)
     if not any(isinstance(module, tuple(_TO_OURS)) for module in model.modules()):
         warnings.warn(
             f"rnnfast.convert changes nothing: {type(model).__name__} holds no torch.nn.RNN, GRU,"
             " LSTM or cell of theirs",
             stacklevel=2,
         )
-    return _change_classes(model, _TO_OURS)
+    return _change_classes("convert", model, _TO_OURS)
 
 
 def revert(model: _Model) -> _Model:
@@ -54,25 +58,56 @@ def revert(model: _Model) -> _Model:
 
     Returns:
         `model`
+
+    Raises:
+        TypeError: `model` is no module
     """
-    return _change_classes(model, _TO_TORCH)
+    check_is_module("revert", model)
+    return _change_classes("revert", model, _TO_TORCH)
 
 
-def _change_classes(model: _Model, target: dict[type[nn.Module], type[nn.Module]]) -> _Model:
+def check_is_module(function: str, model: object) -> None:
+    """Raise TypeError for what is no model that `function` could change."""
+    if isinstance(model, nn.Module):
+        return
+    hint = ""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        hint = f", the class {model.__name__}; rnnfast.patch() is for classes"
+    raise TypeError(
+        f"rnnfast.{function}: expected a torch.nn.Module, got {type(model).__name__}{hint}"
+    )
+
+
+def _change_classes(
+    function: str, model: _Model, target: dict[type[nn.Module], type[nn.Module]]
+) -> _Model:
     for name, module in model.named_modules():
         unmark(module)
         original = parametrize.type_before_parametrizations(module)
         if isinstance(module, (RNN, GRU, LSTM)) and module._heads > 1:
-            _logger.warning("%s stays: torch.nn has no layers with heads", name or "the model")
+            _logger.warning(
+                "rnnfast.%s leaves %s: torch.nn has no layers with heads",
+                function,
+                name or "the model",
+            )
         elif original in target:
             module.__class__ = _like(type(module), original, target[original])
         elif issubclass(original, tuple(target)) and original not in target.values():
+            base = next(source for source in target if issubclass(original, source))
+            hint = (
+                "; under rnnfast.patch() what it calls of that is fast"
+                if target is _TO_OURS
+                else ""
+            )
             _logger.warning(
-                "%s is left as it is: its class, %s.%s, is derived from %s",
+                "rnnfast.%s leaves %s: its class, %s.%s, is derived from %s.%s%s",
+                function,
                 name or "the model",
                 original.__module__,
                 original.__qualname__,
-                next(source.__name__ for source in target if issubclass(original, source)),
+                base.__module__.partition(".")[0],
+                base.__name__,
+                hint,
             )
     return model
 

@@ -136,7 +136,7 @@ def _explain_layers(
     route = functional.route(x, (*_states(hx), *weights), module.proj_size)
     if resets is not None or lengths is not None:
         flat = None if resets is None else resets.reshape(-1)
-        ends = None if lengths is None else as_lengths(lengths)
+        ends = None if lengths is None else as_lengths(lengths, batch if input.dim() == 3 else None)
         batch_first = module.batch_first and sizes is None
         sizes = segments.find(flat, ends, sizes, (steps, batch), batch_first, x.device).batch_sizes
         steps, batch = len(sizes), int(sizes[0])

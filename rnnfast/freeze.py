@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rnnfast import ops
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
+from rnnfast.convert import check_is_module
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import is_patched
 
@@ -37,6 +38,7 @@ def freeze(model: _Model) -> _Model:
 
     Raises:
         ValueError: there is no layer or cell of rnnfast in `model`
+        TypeError: `model` is no module
         RuntimeError: a weight was made in inference mode
     """
     return _set(model, frozen=True)
@@ -50,11 +52,13 @@ def unfreeze(model: _Model) -> _Model:
 
     Raises:
         ValueError: there is no layer or cell of rnnfast in `model`
+        TypeError: `model` is no module
     """
     return _set(model, frozen=False)
 
 
 def _set(model: _Model, *, frozen: bool) -> _Model:
+    check_is_module("freeze" if frozen else "unfreeze", model)
     modules = {n: m for n, m in model.named_modules() if isinstance(m, _OURS) or is_patched(m)}
     if not modules:
         raise ValueError(
@@ -67,7 +71,7 @@ def _set(model: _Model, *, frozen: bool) -> _Model:
                 ops.set_frozen(weight, frozen)
             elif frozen:
                 _logger.warning(
-                    "%s of %s is not kept: it is %s",
+                    "rnnfast.freeze: %s of %s is not kept: it is %s",
                     weight_name,
                     name or "the model",
                     _why_not(weight),

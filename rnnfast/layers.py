@@ -92,7 +92,7 @@ def _run(
         return spec.operator(*data, hx, weights, *flags)
     batch_first = module.batch_first and batch_sizes is None
     if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
-        _check_length(input, batch_sizes, batch_first)
+        check_length(input, batch_sizes, batch_first)
     output, states = _stack(module, input, batch_sizes, states, weights, batch_first)
     return output, spec.hx_of(states)
 
@@ -153,7 +153,8 @@ def run_in_segments(
     if packed:
         return _run_packed_in_segments(module, input, hx, resets, reset_states, lengths)
     if lengths is not None:
-        lengths = as_lengths(lengths)
+        batch = input.size(0 if module.batch_first else 1) if input.dim() == 3 else None
+        lengths = as_lengths(lengths, batch)
     if input.dim() == 3:
         return _run_in_segments(module, input, None, hx, resets, reset_states, lengths)
     batch_dim = 0 if module.batch_first else 1
@@ -161,8 +162,6 @@ def run_in_segments(
         hx = _batched_states(module, hx, 2)
     if reset_states is not None:
         reset_states = _batched_states(module, reset_states, 2)
-    if lengths is not None:
-        lengths = lengths.reshape(1)
     output, hidden = _run_in_segments(
         module, input.unsqueeze(batch_dim), None, hx, resets, reset_states, lengths
     )
@@ -202,7 +201,7 @@ def _run_in_segments(
     spec, weights = MODES[module.mode], _current_weights(module)
     batch_first = module.batch_first and batch_sizes is None
     module.check_input(input, batch_sizes)
-    _check_length(input, batch_sizes, batch_first)
+    check_length(input, batch_sizes, batch_first)
     if batch_sizes is not None:
         T, B = len(batch_sizes), int(batch_sizes[0])
     else:
@@ -214,7 +213,8 @@ def _run_in_segments(
         states = spec.states_of(hx)
     others: tuple[Tensor, ...] = ()
     if reset_states is not None:
-        others = tuple(s.expand(-1, B, -1) for s in spec.states_of(reset_states))
+        given = spec.states_of(reset_states)
+        others = tuple(s.expand(-1, B, -1) if s.size(1) == 1 else s for s in given)
         module.check_forward_args(input, spec.hx_of(others), batch_sizes)
     found = segments.find(resets, lengths, batch_sizes, (T, B), batch_first, input.device)
     output, states_n = segments.run(
@@ -266,12 +266,23 @@ def flat_resets(resets: Any, input: Any, leading: int) -> Tensor:
     return resets.reshape(-1)
 
 
-def as_lengths(lengths: Any) -> Tensor:
-    """A tensor of a tensor or list, on the CPU unless it was given elsewhere."""
-    if isinstance(lengths, Tensor):
-        return lengths
-    found = torch.as_tensor(lengths, device="cpu")
-    return found if found.numel() else found.long()
+def as_lengths(lengths: Any, batch: int | None) -> Tensor:
+    """``[B]`` of a tensor or list, on the CPU unless it was given elsewhere; ``[1]`` of a number
+    where there is no batch.
+    """
+    found = lengths
+    if not isinstance(lengths, Tensor):
+        found = torch.as_tensor(lengths, device="cpu")
+        found = found if found.numel() else found.long()
+    if batch is None and found.numel() == 1:
+        batch, found = 1, found.reshape(1)
+    if found.dtype != torch.int64 or found.shape != (batch,):
+        wanted = "a number" if batch is None else f"a number for each of {batch} sequences"
+        raise RuntimeError(
+            f"lengths: expected {wanted}, of dtype torch.int64, "
+            f"got {found.dtype} of shape {tuple(found.shape)}"
+        )
+    return found
 
 
 def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:
@@ -288,7 +299,7 @@ def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, h
         module.check_input(input, batch_sizes)
     else:
         module.check_forward_args(input, hx, batch_sizes)
-    _check_length(input, batch_sizes, batch_first)
+    check_length(input, batch_sizes, batch_first)
 
 
 def _check_dim(module: nn.RNNBase, dim: int) -> None:
@@ -341,7 +352,7 @@ def _raise_dim(subject: str, dim: int, got: str) -> NoReturn:
     raise RuntimeError(f"For {form} input, {subject} also be {dim}-D but got {got}")
 
 
-def _check_length(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> None:
+def check_length(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> None:
     """Refuse no steps, and a PackedSequence that does not fit together, of which torch.nn cuts the
     rest off in silence.
 

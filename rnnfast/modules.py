@@ -41,6 +41,8 @@ class _Layers(Interop, nn.RNNBase):
     def _divide(self, heads: int) -> None:
         """Gives each of so many parts of the units its own block of ``weight_hh``."""
         H = self.hidden_size
+        if not isinstance(heads, int):
+            raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
         if heads < 1 or H % heads:
             raise ValueError(f"heads must divide hidden_size, {H}, got {heads}")
         if self.proj_size:

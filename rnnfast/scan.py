@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import segments
-from rnnfast.layers import as_lengths, flat_resets
+from rnnfast.layers import as_lengths, check_length, flat_resets
 from rnnfast.reference import loop
 from rnnfast.spec import States
 
 __all__ = ["scan"]
 
+Step: TypeAlias = Callable[[Tensor, States], tuple[Tensor, States]]
+
 
 def scan(
-    step: Callable[[Tensor, States], tuple[Tensor, States]],
+    step: Step,
     x: Any,
     states: Sequence[Tensor],
     *,
@@ -53,16 +55,16 @@ def scan(
     Raises:
         ValueError, TypeError, RuntimeError: arguments that do not fit together
     """
-    if not states:
-        raise ValueError("scan: there must be a state at least")
     if resets is None and reset_states is not None:
         raise ValueError("reset_states: there are no resets to begin anew with them")
+    states, others = _check(x, states, reset_states, batch_first)
+    step = _checked(step, len(states))
     if not isinstance(x, PackedSequence):
-        return _scan(step, x, None, states, resets, reset_states or (), lengths, batch_first)
+        return _scan(step, x, None, states, resets, others, lengths, batch_first)
     if lengths is not None:
         raise ValueError("lengths: a PackedSequence has its own")
     data, batch_sizes, order, back = x
-    states, others = _ordered(states, order), reset_states or ()
+    states = _ordered(states, order)
     if any(s.shape[0] > 1 for s in others):
         others = _ordered(others, order)
     if resets is not None:
@@ -71,8 +73,86 @@ def scan(
     return PackedSequence(output, batch_sizes, order, back), tuple(_ordered(last, back))
 
 
+def _check(
+    x: Any, states: Any, reset_states: Any, batch_first: bool
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Both kinds of states, as they are or none, if they and `x` have as many rows."""
+    if isinstance(x, PackedSequence):
+        B = int(x.batch_sizes[0])
+    elif not isinstance(x, Tensor) or x.dim() < 2:
+        found = f"{x.dim()}D" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"scan: expected x [T, B, *] or a PackedSequence, got {found}")
+    else:
+        check_length(x, None, batch_first)
+        B = x.shape[0 if batch_first else 1]
+    _check_states("states", states)
+    if not states:
+        raise ValueError("scan: there must be a state at least")
+    for i, state in enumerate(states):
+        if state.dim() == 0 or state.shape[0] != B:
+            raise RuntimeError(
+                f"states[{i}]: expected a row for each of x, ({B}, *), got {tuple(state.shape)}"
+            )
+    if reset_states is None:
+        return states, ()
+    _check_states("reset_states", reset_states)
+    if len(reset_states) != len(states):
+        raise ValueError(f"reset_states: expected {len(states)} as states, got {len(reset_states)}")
+    for i, (other, state) in enumerate(zip(reset_states, states, strict=True)):
+        if other.shape not in (state.shape, (1, *state.shape[1:])):
+            raise RuntimeError(
+                f"reset_states[{i}]: expected {tuple(state.shape)} as states[{i}], or one row,"
+                f" got {tuple(other.shape)}"
+            )
+    return states, reset_states
+
+
+def _check_states(name: str, states: Any) -> None:
+    if not isinstance(states, (tuple, list)):
+        one = f"; for one state write [{name}]" if isinstance(states, Tensor) else ""
+        raise TypeError(f"{name}: expected a sequence of tensors, got {type(states).__name__}{one}")
+    for state in states:
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{name}: expected tensors, got {type(state).__name__}")
+
+
+def _checked(step: Callable[[Tensor, States], Any], count: int) -> Step:
+    """`step`, whose results are what scan goes on with."""
+
+    def run(x: Tensor, states: States) -> tuple[Tensor, States]:
+        found = step(x, states)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise TypeError(
+                f"scan: step must return (output, states), got {type(found).__name__}"
+                + (f" of {len(found)}" if isinstance(found, (tuple, list)) else "")
+            )
+        output, after = found
+        if not isinstance(after, (tuple, list)) or len(after) != count:
+            got = f"{len(after)}" if isinstance(after, (tuple, list)) else type(after).__name__
+            raise TypeError(
+                f"scan: step must return (output, states), states a tuple of {count} as it was"
+                f" given, got {got}"
+            )
+        for name, value in (
+            ("output", output),
+            *((f"states[{i}]", s) for i, s in enumerate(after)),
+        ):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"scan: step must return tensors, got {type(value).__name__}, {name}"
+                )
+            if value.dim() == 0 or value.shape[0] != x.shape[0]:
+                raise RuntimeError(
+                    f"scan: step must return a row for each of x, ({x.shape[0]}, *), got "
+                    f"{tuple(value.shape)}, {name}"
+                )
+        return output, tuple(after)
+
+    return run
+
+
 def _scan(
-    step: Callable[[Tensor, States], tuple[Tensor, States]],
+    step: Step,
     x: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
@@ -100,7 +180,7 @@ def _scan(
     else:
         leading, T = 1, len(batch_sizes)
     others = [s.expand(B, *s.shape[1:]).unsqueeze(0) for s in reset_states]
-    ends = None if lengths is None else as_lengths(lengths)
+    ends = None if lengths is None else as_lengths(lengths, B)
     found = segments.find(resets, ends, batch_sizes, (T, B), batch_first, x.device)
     output, last = segments.run(layers, x, found, own, others, 1, leading)
     return output, tuple(s[0] for s in last)

@@ -144,11 +144,20 @@ def test_subclasses_are_left_alone_and_named(caplog: pytest.LogCaptureFixture) -
     assert [type(m) for m in model] == [OwnForward, rnnfast.GRU]
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"0 is left as it is: its class, {__name__}.OwnForward, is derived from GRU"
+        f"rnnfast.convert leaves 0: its class, {__name__}.OwnForward, is derived from torch.GRU;"
+        " under rnnfast.patch() what it calls of that is fast"
     )
     caplog.clear()
     rnnfast.revert(nn.Sequential(OursDerived(5, 6)))
-    assert "OursDerived, is derived from GRU" in caplog.text
+    assert "rnnfast.revert leaves 0: " in caplog.text
+    assert caplog.text.rstrip().endswith("OursDerived, is derived from rnnfast.GRU")
+
+
+@pytest.mark.parametrize("function", ["convert", "revert", "freeze", "unfreeze"])
+@pytest.mark.parametrize("model", [[nn.GRU(5, 6)], nn.GRU, None], ids=["list", "class", "None"])
+def test_what_is_no_model_is_refused(function: str, model: Any) -> None:
+    with pytest.raises(TypeError, match=f"rnnfast.{function}: expected a torch.nn.Module, got"):
+        getattr(rnnfast, function)(model)
 
 
 def test_models_of_ours_convert_in_silence(caplog: pytest.LogCaptureFixture) -> None:

@@ -172,6 +172,12 @@ def test_cudnn_gets_no_weights_with_heads(name: str, monkeypatch: pytest.MonkeyP
     assert set(flattened) == {1}
 
 
+@pytest.mark.parametrize("heads", [2.0, "2", None])
+def test_heads_are_an_integer(heads: Any) -> None:
+    with pytest.raises(TypeError, match="heads should be of type int, got: "):
+        rnnfast.GRU(I, H, heads=heads)
+
+
 @pytest.mark.parametrize("heads", [0, -1, 5, 24])
 def test_heads_divide_the_units(heads: int) -> None:
     with pytest.raises(ValueError, match="heads must divide hidden_size, 12, got"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import rnnfast
 
 T, B, I, H = 9, 4, 5, 6  # noqa: E741
 States = tuple[Tensor, ...]
+RESETS: dict[str, Any] = {"resets": random_resets()}
 
 
 class NormalisedCell(nn.Module):
@@ -133,8 +135,20 @@ def test_images_and_a_step_that_is_compiled() -> None:
         ({"reset_states": [torch.zeros(B, H)]}, ValueError, "there are no resets"),
         ({"resets": torch.zeros(T, B)}, TypeError, "dtype torch.bool"),
         ({"resets": torch.zeros(B, T, dtype=torch.bool)}, RuntimeError, "for each step"),
-        ({"lengths": [1, 2, 3]}, RuntimeError, "lengths must be a Long tensor of sizes"),
+        ({"lengths": [1, 2, 3]}, RuntimeError, "^lengths: expected a number for each of 4"),
         ({"lengths": [1, 2, 3, 10]}, RuntimeError, "from 1 to the number of steps"),
+        ({"states": torch.zeros(B, H)}, TypeError, r"for one state write \[states\]"),
+        ({"states": [H]}, TypeError, "states: expected tensors, got int"),
+        ({"states": [torch.zeros(B + 1, H)]}, RuntimeError, r"\(4, \*\), got \(5, 6\)"),
+        ({"states": [torch.zeros(B - 2, H)]}, RuntimeError, r"\(4, \*\), got \(2, 6\)"),
+        ({"states": [torch.tensor(0.0)]}, RuntimeError, r"\(4, \*\), got \(\)"),
+        ({"x": torch.randn(B)}, ValueError, r"expected x \[T, B, \*\] or .*, got 1D"),
+        ({"x": None}, ValueError, "got NoneType"),
+        ({"x": torch.randn(0, B, I)}, RuntimeError, "sequence length to be larger than 0"),
+        (RESETS | {"reset_states": torch.zeros(B, H)}, TypeError, r"write \[reset_states\]"),
+        (RESETS | {"reset_states": [torch.zeros(B, H)] * 2}, ValueError, "expected 1 as states"),
+        (RESETS | {"reset_states": [torch.zeros(3, H)]}, RuntimeError, r"\(4, 6\) as states\[0\]"),
+        (RESETS | {"reset_states": [torch.zeros(B, 1)]}, RuntimeError, r"got \(4, 1\)"),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -143,9 +157,47 @@ def test_bad_arguments_are_refused(
     def step(x: Tensor, states: States) -> tuple[Tensor, States]:
         return x, states
 
-    states = arguments.pop("states", [torch.zeros(B, H)])
+    given = {"x": torch.randn(T, B, I), "states": [torch.zeros(B, H)]} | arguments
     with pytest.raises(error, match=text):
-        rnnfast.scan(step, torch.randn(T, B, I), states, **arguments)
+        rnnfast.scan(step, **given)
+
+
+@pytest.mark.parametrize("arguments", [{}, RESETS, {"lengths": [5, 9, 1, 7]}], ids=str)
+@pytest.mark.parametrize(
+    ("found", "error", "text"),
+    [
+        (lambda h: h, TypeError, r"must return \(output, states\), got Tensor"),
+        (lambda h: (h, h), TypeError, "a tuple of 1 as it was given, got Tensor"),
+        (lambda h: (h,), TypeError, "got tuple of 1"),
+        (lambda h: (h, (h, h)), TypeError, "a tuple of 1 as it was given, got 2"),
+        (lambda h: (h, ()), TypeError, "a tuple of 1 as it was given, got 0"),
+        (lambda h: (h, (None,)), TypeError, r"return tensors, got NoneType, states\[0\]"),
+        (lambda h: (h[:0], (h,)), RuntimeError, r"\(0, 6\), output"),
+        (lambda h: (h, (h[:0],)), RuntimeError, r"\(0, 6\), states\[0\]"),
+    ],
+)
+def test_what_a_step_may_not_return(
+    found: Callable[[Tensor], Any], error: type[Exception], text: str, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(error, match=text):
+        rnnfast.scan(
+            lambda _, states: found(states[0]),
+            torch.randn(T, B, I),
+            [torch.zeros(B, H)],
+            **arguments,
+        )
+
+
+def test_states_may_grow() -> None:
+    """As the keys of an attention over all steps so far."""
+
+    def step(x: Tensor, states: States) -> tuple[Tensor, States]:
+        seen = torch.cat([states[0], x[:, None]], 1)
+        return seen.mean(1), (seen,)
+
+    x = torch.randn(T, B, I)
+    output, (seen,) = rnnfast.scan(step, x, [x.new_zeros(B, 0, I)])
+    assert_close([output[-1], seen], [x.mean(0), x.transpose(0, 1)], 1e-6)
 
 
 def test_lengths_of_a_packed_sequence_are_its_own() -> None:

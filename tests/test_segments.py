@@ -261,8 +261,9 @@ def test_second_derivatives_and_forward_mode() -> None:
         ({"reset_states": torch.zeros(1, B, H)}, ValueError, "there are no resets"),
         ({"lengths": [0, 1, 2, 3]}, RuntimeError, "lengths must be from 1 to the number of steps"),
         ({"lengths": [1, 2, 3, T + 1]}, RuntimeError, "lengths must be from 1"),
-        ({"lengths": [1, 2, 3]}, RuntimeError, "lengths must be a Long tensor"),
-        ({"lengths": [1.0, 2.0, 3.0, 4.0]}, RuntimeError, "lengths must be a Long tensor"),
+        ({"lengths": [1, 2, 3]}, RuntimeError, "^lengths: expected a number for each of 4"),
+        ({"lengths": 3}, RuntimeError, "^lengths: expected a number for each of 4"),
+        ({"lengths": [1.0, 2.0, 3.0, 4.0]}, RuntimeError, "torch.int64, got torch.float32"),
         (
             {"resets": random_resets(), "reset_states": torch.zeros(1, B, H + 1)},
             RuntimeError,
@@ -272,7 +273,7 @@ def test_second_derivatives_and_forward_mode() -> None:
         (
             {"resets": random_resets(), "reset_states": torch.zeros(1, 3, H)},
             RuntimeError,
-            "must match the existing size",
+            r"Expected hidden size \(1, 4, 6\), got \[1, 3, 6\]",
         ),
     ],
 )
