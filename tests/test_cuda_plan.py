@@ -114,6 +114,16 @@ def test_small_float32_layers_are_exact_where_tf32_is_allowed(
         assert kernels == {"fma", "step"}
 
 
+def test_what_no_gpu_has_measured_is_not_chosen() -> None:
+    """An instance in parts of 16 rows; once there is a figure, another one takes its place here."""
+    exact = {"tf32": False}
+    entries = plan("lstm", "float32", 100, 32, 512, kernel="grid", **exact)
+    assert (512, 32, 16) in [(p.get("hidden"), p.get("peers"), p.get("part")) for p in entries]
+    assert [p["kernel"] for p in plan("lstm", "float32", 100, 32, 512, **exact)] == ["step"]
+    mixed = plan("gru", "float32", 100, 8, 512, kernel="grid", **exact)[:-1]
+    assert [p["part"] for p in mixed] == sorted(p["part"] for p in mixed), "measured ones first"
+
+
 def served(kernel: str) -> tuple[str, str, int, int, int]:
     """A problem that every GPU kernel of that name serves."""
     dtype = "float32" if kernel == "fma" else "bfloat16"

@@ -75,9 +75,26 @@ def test_spills_and_shared_memory_count_in_time_loops_alone() -> None:
 
 def test_dynamic_shared_memory_is_that_of_the_layouts() -> None:
     small, large = (f"persistent_forward<Shape<Gru, Bf16Operand, {i}>>" for i in (0, 2))
-    found = cuda_compile.dynamic_shared(["step_forward<Gru, float>", small, large])
-    assert found.keys() == {small, large}
-    assert 0 < found[small] < found[large] <= 227 * 1024
+    grid = "grid_forward<GridShape<Gru, Bf16Operand, 0>>"
+    found = cuda_compile.dynamic_shared(["step_forward<Gru, float>", small, large, grid])
+    assert found.keys() == {small, large, grid}
+    assert 0 < found[small] < found[large] < found[grid] <= 227 * 1024
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "grid_backward<GridShape<Lstm, HalfOperand, 3>>",
+        "fma_forward<FmaShape<Gru, 1>, true, false>",
+        "small_forward<SmallShape<Gru, HalfOperand, 0>, true, true>",
+        "single_step<SingleShape<Gru>>",
+    ],
+)
+def test_every_time_loop_may_not_spill(kernel: str) -> None:
+    usage = cuda_compile.Usage("mangled", "90", registers=255, spilled=8, shared=0)
+    compilation = cuda_compile.Compilation(Path("a.cu"), "90", (usage,), "")
+    (spill,) = cuda_compile.complaints([compilation], {"mangled": kernel}, cuda_compile.HOT, {})
+    assert spill == f"a.cu for sm_90: {kernel} spills 8 bytes"
 
 
 def test_a_warning_of_nvcc_is_an_error(tmp_path: Path) -> None:

@@ -28,8 +28,17 @@ from benchmarks.table import show
 from tools.toolkit import ARCHITECTURES, find_nvcc
 
 ROOT = Path(__file__).parents[1]
-HOT = "persistent"
+HOT = r"^(persistent|small|fma|grid)_(forward|backward)|^single_step"
 """Kernels whose name matches run the whole time loop: a spill in them costs every step."""
+
+SPILLS = {
+    "fma_backward<FmaShape<Gru, 5>": 96,
+    "grid_backward<GridShape<Gru, Tf32Operand": 8,
+}
+"""Bytes of the hot kernels that spill. The first is faster for it: on an H200 0.65 microseconds a
+step for 128 rows of H = 128, where the kernels that do not spill take 0.85 and more. Of the other,
+one instance stores 4 bytes and reads 8 in a step, whatever is held in shared memory.
+"""
 
 GATES = {"Elman": "1", "Gru": "3", "Lstm": "4"}
 
@@ -106,11 +115,12 @@ def dynamic_shared(names: Iterable[str]) -> dict[str, int]:
         command = [compiler, "-std=c++20", "-iquote", str(ROOT / "csrc"), str(source)]
         subprocess.run([*command, "-o", program], check=True)
         lines = subprocess.check_output([program], text=True).splitlines()
-    sizes = {tuple(words[:3]): int(words[3]) for words in map(str.split, lines)}
+    sizes = {tuple(words[:4]): int(words[4]) for words in map(str.split, lines)}
+    shapes = re.compile(r"\b((?:Grid)?Shape)<(Elman|Gru|Lstm)\b.*?, (\w+Operand), (\d+)>")
     found = {}
     for name in names:
-        if shape := re.search(r"(?<!\w)Shape<(Elman|Gru|Lstm)\b.*?, (\w+Operand), (\d+)>", name):
-            found[name] = sizes[GATES[shape[1]], shape[2], shape[3]]
+        if shape := shapes.search(name):
+            found[name] = sizes[shape[1], GATES[shape[2]], shape[3], shape[4]]
     return found
 
 
@@ -147,7 +157,7 @@ def complaints(
             runs = dynamic.get(name, 0) <= BLOCK_BYTES[usage.architecture] * 1024
             if not re.search(hot, name) or not runs:
                 continue
-            if usage.spilled:
+            if usage.spilled > SPILLS.get(name.rpartition(",")[0], 0):
                 lines.append(f"{where}: {name} spills {usage.spilled} bytes")
             if usage.shared > STATIC_BUDGET:
                 lines.append(f"{where}: {name} has {usage.shared} bytes of static shared memory")

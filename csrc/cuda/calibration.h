@@ -30,6 +30,10 @@ inline double ratio_distance(int64_t a, int64_t b) {
   return std::abs(std::log(static_cast<double>(a) / static_cast<double>(b)));
 }
 
+inline bool of_instance(const Measured& m, const Plan& plan) {
+  return m.hidden == plan.hidden && m.peers == plan.peers && m.part == plan.part;
+}
+
 // The measurement of a plan's kernel, or of that of its family at the nearest H; null if there is
 // none for such a cell.
 inline const Measured* find_measured(const Plan& plan, const Problem& p) {
@@ -43,10 +47,15 @@ inline const Measured* find_measured(const Plan& plan, const Problem& p) {
     if (m.kernel != plan.kernel || m.gates != p.gates || m.backward != p.backward ||
         !same_precision)
       continue;
-    if (m.hidden == plan.hidden && m.peers == plan.peers && m.part == plan.part) return &m;
+    if (of_instance(m, plan)) return &m;
     if (!best || ratio_distance(m.hidden, hidden) < ratio_distance(best->hidden, hidden)) best = &m;
   }
   return best;
+}
+
+inline bool is_measured(const Plan& plan, const Problem& p) {
+  const Measured* m = find_measured(plan, p);
+  return m && of_instance(*m, plan);
 }
 
 // Which of the batch sizes of a measurement is nearest to a problem's rows, over all directions.

@@ -25,6 +25,9 @@ inline constexpr double kGridClocks = 1000, kGridBytesPerClock = 10;
 // `step`: two launches, and a product that reads w_hh from the L2 cache.
 inline constexpr double kLaunchMicroseconds = 2.45;
 inline constexpr double kL2BytesPerMicrosecond = 5.5e6;
+// By how much longer a kernel of the whole sequence may take and is chosen: without a CUDA graph
+// the host is slower than the GPU with the launches of `step`.
+inline constexpr double kStepwisePenalty = 1.08;
 
 inline constexpr int kSchedulers = 4;               // of a multiprocessor
 inline constexpr int kRegisters = 65536;            // of a multiprocessor

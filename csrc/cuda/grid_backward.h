@@ -115,10 +115,9 @@ struct GridBackward {
   }
 
   // What the step before sent back through w_hh.
-  template <class Ask>
-  DEVICE void add_product(int round, int part, Ask ask) {
+  DEVICE void add_product(int round, int part, const typename Worker::Next& following) {
     float sum[1][2];
-    self.product(round, part, sum, ask);
+    self.product(round, part, following, sum);
     if (!self.active) return;
     Pair grad = self.state(part, 0);
     grad.number[0] += sum[0][0], grad.number[1] += sum[0][1];
@@ -163,12 +162,10 @@ struct GridBackward {
                 sums = to_start || before < living ? before : living;
       Place here = at, followed = next, far = then;
       for (int part = 0; part < most; ++part) {
-        if (part < sums)
-          add_product(n - 1, part, [&] {  // as forward
-            const bool last = part + 1 == sums;
-            if (sums > 1)
-              self.exchange.request(self.asked, last ? n : n - 1, last ? 0 : part + 1, 0);
-          });
+        if (part < sums) {  // as forward
+          const bool last = part + 1 == sums;
+          add_product(n - 1, part, {sums > 1, last ? n : n - 1, last ? 0 : part + 1});
+        }
         if (part < living) {
           step(n, part, here);
           const bool last = part + 1 == living;
@@ -184,7 +181,7 @@ struct GridBackward {
         fence = 0;
         dev::fence_words();
       }
-      if (sums <= 1) self.exchange.request(self.asked, n, 0, 0);
+      if (sums <= 1) self.exchange.request(self.asked, n, 0);
     }
     for (int part = 0; part < self.parts; ++part) {
       UNROLL

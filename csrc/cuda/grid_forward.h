@@ -120,10 +120,9 @@ struct GridForward {
   }
 
   // First what the other CTAs wait for.
-  template <class Ask>
-  DEVICE void step(int n, int part, const Place& at, Ask ask) {
+  DEVICE void step(int n, int part, const Place& at, const typename Worker::Next& following) {
     float sum[kGates][2];
-    self.product(n, part, sum, ask);
+    self.product(n, part, following, sum);
     if (!self.active) return;
     Pair states[Cell::kStates];
     Stored stored[Cell::kStates], kept[kSlots];
@@ -149,7 +148,7 @@ struct GridForward {
     Place at = self.place(time(0)), next = self.place(time(1));
     load_inputs(at);
     ahead.run(next);
-    self.exchange.request(self.asked, 0, 0, 0);
+    self.exchange.request(self.asked, 0, 0);
     int fence = 0;
     for (int n = 0; n < self.count; ++n) {
       const Place then = self.place(time(n + 2));
@@ -158,10 +157,7 @@ struct GridForward {
       for (int part = 0; part < living; ++part) {
         const bool last = part + 1 == living;
         // What the next part needs has been sent while others were multiplied, if there are any.
-        step(n, part, here, [&] {
-          if (living > 1)
-            self.exchange.request(self.asked, last ? n + 1 : n, last ? 0 : part + 1, 0);
-        });
+        step(n, part, here, {living > 1, last ? n + 1 : n, last ? 0 : part + 1});
         here = self.choose(last, next, self.next_part(here));
         load_inputs(here);
         ahead.run(far);
@@ -172,7 +168,7 @@ struct GridForward {
         fence = 0;
         dev::fence_words();
       }
-      if (living == 1) self.exchange.request(self.asked, n + 1, 0, 0);
+      if (living == 1) self.exchange.request(self.asked, n + 1, 0);
     }
     for (int part = 0; part < self.parts; ++part) {
       UNROLL

@@ -11,7 +11,7 @@
 namespace rnnfast::cuda {
 
 using GridTable = std::array<SequenceLauncher, kGridInstanceCount>;
-using GridTables = std::array<GridTable, 3>;  // by Precision; none is for kFloat
+using GridTables = std::array<GridTable, 4>;  // by Precision
 
 // One file per cell defines it.
 template <class Cell>

@@ -14,11 +14,14 @@ struct GridShape {
   using Cell = Cell_;
   using Operand = Operand_;
   using Element = typename Operand::Element;
-  using Number = Approximate;
+  static constexpr Precision kPrecision = Operand::kPrecision;
+  static constexpr bool kTwoParts = kPrecision == Precision::kFloat;
+  using Number = std::conditional_t<kTwoParts, Careful, Approximate>;
   static constexpr GridInstance kInstance = kGridInstances[kIndex];
-  static constexpr bool kWide = sizeof(Element) == 4;  // float32, as TF32
-  static constexpr GridLayout kLayout = grid_layout(kInstance, Cell::kGates, kWide);
-  static constexpr bool kBackward = kInstance.backward, kTwoParts = false;
+  static constexpr bool kWide = sizeof(Element) == 4;
+  static constexpr GridLayout kLayout = grid_layout(kInstance, Cell::kGates, kPrecision);
+  static constexpr bool kBackward = kInstance.backward;
+  static constexpr bool kHoldsParts = false;  // weights are divided when they are multiplied
   static constexpr int kHidden = kLayout.hidden, kUnits = kLayout.units, kRows = kLayout.rows;
   static constexpr int kPeers = kLayout.peers, kBlocks = kLayout.blocks;
   static constexpr int kColumns = kLayout.columns, kIn = kLayout.in, kOut = kLayout.out;
@@ -68,7 +71,8 @@ KERNEL LAUNCH_BOUNDS(kPackThreads) grid_pack(const LayerPackArgs layer) {
   for (int i = 0; i < 4; ++i) {
     const int unit = to + (i & 1);
     if constexpr (S::kWide) {
-      words[i] = dev::to_tf32(weight<S>(args, out, unit, in, from + (i >> 1)));
+      const float w = weight<S>(args, out, unit, in, from + (i >> 1));
+      words[i] = S::kTwoParts ? as_bits(w) : dev::to_tf32(w);
     } else {
       const int first = from + (i >> 1) * 8;
       words[i] = dev::pack2<typename S::Element>(weight<S>(args, out, unit, in, first),

@@ -19,12 +19,16 @@ inline constexpr int kGridMostParts = 16;
 
 // What a shape is compiled for: few kernels, as each takes long to compile.
 enum class GridCells { kAll, kGated };
-enum class GridTypes { kAll, kHalf, kFloat };  // kFloat: float32 as TF32
+// Sets of types: 16 bits, float32 as TF32, float32 in two TF32 parts.
+enum GridTypes : unsigned { kGridHalf = 1, kGridTf32 = 2, kGridFloat = 4 };
+constexpr unsigned grid_type(Precision how) {
+  return is_half(how) ? kGridHalf : how == Precision::kTf32 ? kGridTf32 : kGridFloat;
+}
 
 struct GridInstance {
   bool backward;
   GridCells cells;
-  GridTypes types;
+  unsigned types;          // of GridTypes
   int hidden;              // H at most
   int units;               // of a CTA, 16 or 32
   int rows;                // of a part of the batch, 8 or 16; a CTA may have several parts
@@ -34,30 +38,36 @@ struct GridInstance {
 // Measured on an H200 with prototypes: one part, and the slope over parts. Where a shape was
 // measured with several parts only, or not at all, from those beside it.
 inline constexpr GridInstance kGridInstances[] = {
-    {false, GridCells::kAll, GridTypes::kHalf, 256, 32, 16, {1.6, 1.26}},
-    {false, GridCells::kGated, GridTypes::kHalf, 512, 32, 16, {1.97, 1.4}},
-    {false, GridCells::kGated, GridTypes::kFloat, 768, 16, 8, {0.9, 0.7}},
-    {false, GridCells::kGated, GridTypes::kAll, 768, 32, 8, {1.41, 1.1}},
-    {false, GridCells::kGated, GridTypes::kHalf, 768, 32, 16, {2.27, 1.7}},
-    {false, GridCells::kGated, GridTypes::kAll, 1024, 16, 8, {0.99, 0.8}},
-    {false, GridCells::kGated, GridTypes::kHalf, 1024, 32, 8, {1.54, 1.2}},
-    {false, GridCells::kAll, GridTypes::kHalf, 1024, 32, 16, {2.44, 1.9}},
-    {false, GridCells::kAll, GridTypes::kHalf, 2048, 16, 16, {2.2, 1.8}},
-    {true, GridCells::kAll, GridTypes::kHalf, 256, 32, 16, {1.7, 1.5}},
-    {true, GridCells::kGated, GridTypes::kHalf, 512, 32, 16, {2.2, 1.8}},
-    {true, GridCells::kGated, GridTypes::kFloat, 768, 16, 8, {1.5, 1.2}},
-    {true, GridCells::kGated, GridTypes::kAll, 768, 32, 8, {1.8, 1.5}},
-    {true, GridCells::kGated, GridTypes::kHalf, 768, 32, 16, {2.5, 2.5}},
-    {true, GridCells::kGated, GridTypes::kFloat, 1024, 16, 8, {1.6, 1.3}},
-    {true, GridCells::kGated, GridTypes::kHalf, 1024, 32, 8, {2.07, 1.8}},
-    {true, GridCells::kAll, GridTypes::kHalf, 1024, 32, 16, {2.7, 2.55}},
-    {true, GridCells::kAll, GridTypes::kHalf, 2048, 16, 16, {3.6, 3.3}},
+    {false, GridCells::kAll, kGridHalf, 256, 32, 16, {1.6, 1.26}},
+    {false, GridCells::kGated, kGridHalf, 512, 32, 16, {1.97, 1.4}},
+    {false, GridCells::kAll, kGridFloat, 512, 16, 16, {0.95, 0.7}},
+    {false, GridCells::kGated, kGridTf32, 768, 16, 8, {0.9, 0.7}},
+    {false, GridCells::kAll, kGridTf32 | kGridFloat, 768, 16, 16, {1.1, 0.9}},
+    {false, GridCells::kGated, kGridHalf | kGridTf32, 768, 32, 8, {1.41, 1.1}},
+    {false, GridCells::kGated, kGridHalf, 768, 32, 16, {2.27, 1.7}},
+    {false, GridCells::kGated, kGridHalf | kGridTf32, 1024, 16, 8, {0.99, 0.8}},
+    {false, GridCells::kAll, kGridTf32 | kGridFloat, 1024, 16, 16, {1.3, 1.1}},
+    {false, GridCells::kGated, kGridHalf, 1024, 32, 8, {1.54, 1.2}},
+    {false, GridCells::kAll, kGridHalf, 1024, 32, 16, {2.44, 1.9}},
+    {false, GridCells::kAll, kGridHalf | kGridFloat, 2048, 16, 16, {2.2, 1.8}},
+    {true, GridCells::kAll, kGridHalf, 256, 32, 16, {1.7, 1.5}},
+    {true, GridCells::kGated, kGridHalf, 512, 32, 16, {2.2, 1.8}},
+    {true, GridCells::kAll, kGridFloat, 512, 16, 16, {1.4, 1.1}},
+    {true, GridCells::kGated, kGridTf32, 768, 16, 8, {1.5, 1.2}},
+    {true, GridCells::kAll, kGridTf32 | kGridFloat, 768, 16, 16, {1.8, 1.6}},
+    {true, GridCells::kGated, kGridHalf | kGridTf32, 768, 32, 8, {1.8, 1.5}},
+    {true, GridCells::kGated, kGridHalf, 768, 32, 16, {2.5, 2.5}},
+    {true, GridCells::kGated, kGridTf32, 1024, 16, 8, {1.6, 1.3}},
+    {true, GridCells::kAll, kGridTf32 | kGridFloat, 1024, 16, 16, {2.2, 2.0}},
+    {true, GridCells::kGated, kGridHalf, 1024, 32, 8, {2.07, 1.8}},
+    {true, GridCells::kAll, kGridHalf, 1024, 32, 16, {2.7, 2.55}},
+    {true, GridCells::kAll, kGridHalf | kGridFloat, 2048, 16, 16, {3.6, 3.3}},
 };
 inline constexpr int kGridInstanceCount = std::size(kGridInstances);
 
 struct GridLayout {
   int gates, states, element_bytes;
-  bool backward;
+  bool backward, two_parts;
   int hidden, units, rows, peers;
   int blocks;            // of 16 units, the M of an mma
   int columns;           // of 8 rows, the N of an mma
@@ -94,26 +104,30 @@ inline constexpr int kMaxGridSharedBytes = 227 * 1024;
 // Operands that a warp can hold in registers, of the 255 of a thread, beside its sums, what it
 // loads at a time, and what the step itself needs. From the compiler's reports: none may spill.
 constexpr int grid_held_fragments(const GridLayout& l) {
-  const int sums = 4 * l.chains * l.out * l.blocks * l.columns;
+  const int sums = (l.two_parts ? 12 : 4) * l.chains * l.out * l.blocks * l.columns;
   int step = l.backward ? 80 : 56;
   if (l.gates == 4) step += 8;
-  if (!l.backward && l.columns == 2) step += 4;
-  if (l.element_bytes > 2) step += l.backward ? 8 + 8 * l.gates : 8 + 2 * l.gates;
+  if (!l.backward && l.columns == 2) step += l.chunk > 4 ? 8 : 4;
+  if (l.element_bytes > 2) step += l.backward ? 12 + 8 * l.gates : 8 + 2 * l.gates;
+  if (l.element_bytes > 2 && l.backward && l.columns == 2) step += 12;
+  if (l.element_bytes == 2 && l.backward && l.gates == 4 && l.columns == 2) step += 4;
+  if (l.two_parts) step += 16;
   return (255 - step - sums - 4 * l.chunk) / 4;
 }
 
-constexpr GridLayout grid_layout(const GridInstance& instance, int gates, bool wide) {
+constexpr GridLayout grid_layout(const GridInstance& instance, int gates, Precision how) {
   GridLayout l{};
   l.gates = gates, l.states = gates == 4 ? 2 : 1, l.backward = instance.backward;
-  l.element_bytes = wide ? 4 : 2;
+  l.element_bytes = is_half(how) ? 2 : 4, l.two_parts = how == Precision::kFloat;
   l.hidden = instance.hidden, l.units = instance.units, l.rows = instance.rows;
   l.peers = l.hidden / l.units, l.blocks = l.units / kMmaUnits, l.columns = l.rows / kMmaBatch;
   l.in = l.backward ? gates : 1, l.out = l.backward ? 1 : gates;
   l.warp_tiles = l.in * l.hidden / kMmaUnits / kGridWarps;
-  const int steps = wide ? 2 * l.warp_tiles : l.warp_tiles;  // an mma of TF32 is half as deep
+  // An mma of TF32 is half as deep.
+  const int steps = l.element_bytes > 2 ? 2 * l.warp_tiles : l.warp_tiles;
   l.fragments = steps * l.out * l.blocks;
   const int sums = l.out * l.blocks * l.columns;
-  l.chains = sums >= 3 ? 1 : sums == 2 ? 2 : 4;
+  l.chains = sums >= 3 ? 1 : sums == 2 || l.two_parts ? 2 : 4;
   l.loads = steps * l.columns / 2;
   for (int n = sums > 12 ? 4 : 8; l.chunk == 0; --n)
     if (l.loads % n == 0) l.chunk = n;
@@ -124,18 +138,16 @@ constexpr GridLayout grid_layout(const GridInstance& instance, int gates, bool w
 }
 
 constexpr bool grid_possible(const GridInstance& instance, int gates, Precision how) {
-  const bool wide = !is_half(how);
-  const GridLayout l = grid_layout(instance, gates, wide);
-  return how != Precision::kFloat &&
-         instance.types != (wide ? GridTypes::kHalf : GridTypes::kFloat) &&
-         (gates > 1 || instance.cells == GridCells::kAll) && !(wide && l.columns > 1) &&
-         l.warp_tiles * l.columns * (wide ? 2 : 1) % 2 == 0 &&
+  const GridLayout l = grid_layout(instance, gates, how);
+  return (instance.types & grid_type(how)) != 0 &&
+         (gates > 1 || instance.cells == GridCells::kAll) &&
+         l.warp_tiles * l.columns * (is_half(how) ? 1 : 2) % 2 == 0 &&
          l.shared_bytes(1) <= kMaxGridSharedBytes;
 }
 
 // Other cells and float32 against GRU in 16 bits, as assumed.
 inline double grid_factor(const GridLayout& l) {
-  const double wide = l.element_bytes > 2 ? 1.6 : 1;
+  const double wide = l.two_parts ? 2.2 : l.element_bytes > 2 ? 1.6 : 1;
   if (l.backward) return wide * (l.gates == 4 ? 1.3 : l.gates == 1 ? 0.6 : 1);
   return wide * (l.gates == 4 ? 1.2 : l.gates == 1 ? 0.8 : 1);
 }
@@ -151,7 +163,7 @@ inline void add_grid_plans(const Problem& p, Plans& plans) {
     if (instance.backward != p.backward || instance.hidden < p.H ||
         !grid_possible(instance, p.gates, *how))
       continue;
-    const GridLayout l = grid_layout(instance, p.gates, !is_half(*how));
+    const GridLayout l = grid_layout(instance, p.gates, *how);
     const int64_t groups = p.device.processors / l.peers / p.directions;
     if (groups == 0) continue;
     const int64_t all = (p.B - 1) / l.rows + 1, parts = (all - 1) / groups + 1;

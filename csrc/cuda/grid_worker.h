@@ -205,17 +205,24 @@ struct GridWorker {
         S::kStatesAt)[(part * S::Cell::kStates + k) * S::kActive * kWarpSize + dev::tid()];
   }
 
+  // The product to come, if it is known to have been sent.
+  struct Next {
+    bool sent;
+    int round, part;
+  };
+
   // sum[o]: the products of this thread's pair with the vector of a round, of which the first
   // operands have been asked for; in active warps. Meets the CTA: all warps have then received.
-  // `ask` is called as soon as the registers of the sums are free.
-  template <class Ask>
-  DEVICE void product(int round, int part, float (&sum)[S::kOut][2], Ask ask) {
+  // What an operand leaves free is asked for at once, of this vector and then of the next one, so
+  // that some are always on their way.
+  DEVICE void product(int round, int part, const Next& next, float (&sum)[S::kOut][2]) {
     constexpr int kM = S::kOut * S::kBlocks, kTilesOfLoad = 2 / S::kColumns;
-    float acc[S::kChains][kM][S::kColumns][4] = {};
+    SumOf<S> acc[S::kChains][kM][S::kColumns] = {};
+    const uint8_t *here = exchange.operands(round, part),
+                  *there = exchange.operands(next.round, next.part);
     UNROLL
     for (int first = 0; first < S::kLoads; first += S::kChunk) {
-      if (first > 0) exchange.request(asked, round, part, first);
-      exchange.receive(asked, round, part, first);
+      exchange.receive(asked, here, first);
       UNROLL
       for (int k = 0; k < S::kChunk; ++k) {
         UNROLL
@@ -228,6 +235,10 @@ struct GridWorker {
           for (int m = 0; m < kM; ++m)
             weights.multiply(acc[tile % S::kChains][m][column], tile * kM + m, b0, b1);
         }
+        if (first + S::kChunk < S::kLoads)
+          asked[k] = exchange.load(here, first + S::kChunk + k);
+        else if (next.sent)
+          asked[k] = exchange.load(there, k);
       }
     }
     if constexpr (S::kPartials == 1) dev::cta_sync();  // all have read the last sums
@@ -235,20 +246,21 @@ struct GridWorker {
     for (int m = 0; m < kM; ++m) {
       UNROLL
       for (int n = 0; n < S::kColumns; ++n) {
+        float (&v)[4] = acc[0][m][n].value;
+        acc[0][m][n].end();
         UNROLL
         for (int chain = 1; chain < S::kChains; ++chain) {
+          acc[chain][m][n].end();
           UNROLL
-          for (int j = 0; j < 4; ++j) acc[0][m][n][j] += acc[chain][m][n][j];
+          for (int j = 0; j < 4; ++j) v[j] += acc[chain][m][n].value[j];
         }
         uint4 u;  // the pairs of two rows
-        u.x = as_bits(acc[0][m][n][0]), u.y = as_bits(acc[0][m][n][2]);
-        u.z = as_bits(acc[0][m][n][1]), u.w = as_bits(acc[0][m][n][3]);
+        u.x = as_bits(v[0]), u.y = as_bits(v[2]), u.z = as_bits(v[1]), u.w = as_bits(v[3]);
         *reinterpret_cast<uint4*>(dev::smem() + flip + partial_write +
                                   (m * S::kColumns + n) * kFragmentBytes) = u;
       }
     }
     dev::cta_sync();
-    ask();
     UNROLL
     for (int o = 0; o < S::kOut; ++o) sum[o][0] = sum[o][1] = 0.f;
     if (active) {

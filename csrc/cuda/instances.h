@@ -175,7 +175,7 @@ constexpr int register_fragments(const Layout& l) {
   if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
   // Six peers: who sends to whom is no matter of shifts. H = 1024 and one gate: the longest rows.
   const bool longest = l.gates == 1 && l.peers == 16 && l.units == 64;
-  if (l.element_bytes > 2 && !l.backward) step += l.peers == 6 ? 8 : longest ? 16 : 0;
+  if (l.element_bytes > 2 && !l.backward) step += l.peers == 6 ? 8 : longest ? 20 : 0;
   return (registers - step) / 4;
 }
 

@@ -16,7 +16,9 @@ inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision 
                                                const Plan& plan) {
   if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
   if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
-  if (plan.kernel == Kernel::kGrid && precision != Precision::kFloat)
+  // Of float32 without TF32, parts of 8 rows are persistent.h's.
+  const bool small_parts = precision == Precision::kFloat && plan.part == kMmaBatch;
+  if (plan.kernel == Kernel::kGrid && !small_parts)
     return grid_kernel(cell, precision, plan.instance);
   return persistent_kernel(cell, precision, plan.instance);
 }

@@ -114,19 +114,24 @@ inline bool too_coarse(const Plan& plan, const Problem& p) {
 }
 
 // The kernels to try for a problem, the best first. The last one is `step`, which runs anything;
-// each of the others may still find at its launch that the device has no room for it.
+// each of the others may still find at its launch that the device has no room for it. What no GPU
+// has measured runs only on request, and comes last then.
 inline Plans plans(const Problem& p) {
   Plans all = calibrated_plans(p), result;
   const Plan step = all.back();
   all.pop_back();
   for (const Plan& plan : all) {
     // One time step reads the weights once anyway.
-    const bool better = (p.T > 1 || plan.kernel == Kernel::kSingle) && !too_coarse(plan, p) &&
-                        plan.microseconds < step.microseconds;
+    const bool better =
+        p.T == 1 ? plan.kernel == Kernel::kSingle && plan.microseconds < step.microseconds
+                 : is_measured(plan, p) && !too_coarse(plan, p) &&
+                       plan.microseconds < step.microseconds * cost::kStepwisePenalty;
     if (p.wanted ? p.wanted->kernel == plan.kernel : better) result.push_back(plan);
   }
-  std::stable_sort(result.begin(), result.end(),
-                   [](const Plan& a, const Plan& b) { return a.microseconds < b.microseconds; });
+  std::stable_sort(result.begin(), result.end(), [&](const Plan& a, const Plan& b) {
+    const bool first = is_measured(a, p), second = is_measured(b, p);
+    return first != second ? first : a.microseconds < b.microseconds;
+  });
   if (p.wanted && p.wanted->entry >= 0) {
     const size_t entry = p.wanted->entry;
     result = entry < result.size() ? Plans{result[entry]} : Plans();

@@ -44,6 +44,7 @@ struct Shape {
   static constexpr Exchange kExchange = kInstance.exchange;
   static constexpr Precision kPrecision = Operand::kPrecision;
   static constexpr bool kBackward = kInstance.backward, kTwoParts = kPrecision == Precision::kFloat;
+  static constexpr bool kHoldsParts = true;  // of a weight, both
   static constexpr int kPeers = kLayout.peers, kSplits = kLayout.splits;
   static constexpr int kColumns = kLayout.columns, kBatch = kColumns * kMmaBatch;
   static constexpr int kGroups = kLayout.groups;

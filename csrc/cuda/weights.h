@@ -34,6 +34,16 @@ struct TwoPartSum {
 template <class S>
 using SumOf = std::conditional_t<S::kTwoParts, TwoPartSum, TileSum>;
 
+// A float32 number as the sum of two TF32 numbers.
+struct TwoParts {
+  uint32_t high, low;
+
+  static DEVICE TwoParts of(float x) {
+    const uint32_t high = dev::to_tf32(x);
+    return {high, dev::to_tf32(x - as_float(high))};
+  }
+};
+
 // The A operands of one warp: registers, and evenly among them some in shared memory, whose loads
 // overlap with the products of the others.
 template <class S>
@@ -66,29 +76,47 @@ struct ResidentWeights {
     return reinterpret_cast<uint4*>(dev::smem() + shared_at + shared_before(f) * kFragmentBytes);
   }
 
-  DEVICE void multiply(float (&sum)[4], int f, uint32_t b0, uint32_t b1) const {
+  using Fragment = uint32_t[4];
+  DEVICE void read(Fragment& a, int f) const {
     if (in_shared(f)) {
       const uint4 v = *shared(f);
-      const uint32_t a[4] = {v.x, v.y, v.z, v.w};
-      dev::mma<typename S::Operand::Mma>(sum, a, b0, b1);
+      a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
     } else {
-      dev::mma<typename S::Operand::Mma>(sum, held[f - shared_before(f)], b0, b1);
+      UNROLL
+      for (int i = 0; i < 4; ++i) a[i] = held[f - shared_before(f)][i];
+    }
+  }
+  // The parts of the f-th operand, which are held, or of which the sum is.
+  DEVICE void read_parts(Fragment& high, Fragment& low, int f) const {
+    if constexpr (S::kHoldsParts) {
+      read(high, 2 * f), read(low, 2 * f + 1);
+    } else {
+      Fragment whole;
+      read(whole, f);
+      UNROLL
+      for (int i = 0; i < 4; ++i) {
+        // Or the compiler would divide them once, for which there are no registers.
+        const TwoParts parts = TwoParts::of(dev::opaque(as_float(whole[i])));
+        high[i] = parts.high, low[i] = parts.low;
+      }
     }
   }
 
-  // Adds K tile `tile`, output `out` to sum.
-  DEVICE void multiply_tile(SumOf<S>& sum, int tile, int out, uint32_t b0, uint32_t b1) const {
-    const int f = tile * S::kOut + out;
+  // Adds to `sum` the products of the f-th operand.
+  DEVICE void multiply(SumOf<S>& sum, int f, uint32_t b0, uint32_t b1) const {
+    using Mma = typename S::Operand::Mma;
     if constexpr (S::kTwoParts) {
-      const uint32_t high0 = dev::to_tf32(as_float(b0)), high1 = dev::to_tf32(as_float(b1));
-      const uint32_t low0 = dev::to_tf32(as_float(b0) - as_float(high0)),
-                     low1 = dev::to_tf32(as_float(b1) - as_float(high1));
-      multiply(sum.high, 2 * f, high0, high1);
-      multiply(sum.low, 2 * f + 1, high0, high1);
-      multiply(sum.low, 2 * f, low0, low1);
+      const TwoParts first = TwoParts::of(as_float(b0)), second = TwoParts::of(as_float(b1));
+      Fragment high, low;
+      read_parts(high, low, f);
+      dev::mma<Mma>(sum.high, high, first.high, second.high);
+      dev::mma<Mma>(sum.low, low, first.high, second.high);
+      dev::mma<Mma>(sum.low, high, first.low, second.low);
       if (++sum.products == TwoPartSum::kMost) sum.add_high();
     } else {
-      multiply(sum.value, f, b0, b1);
+      Fragment a;
+      read(a, f);
+      dev::mma<Mma>(sum.value, a, b0, b1);
     }
   }
 };
@@ -115,8 +143,8 @@ struct PackWeights {
     if constexpr (kPerWord == 2) {
       return dev::pack2<E>(values[0], values[1]);
     } else {
-      const uint32_t high = dev::to_tf32(values[0]);
-      return part == 0 ? high : dev::to_tf32(values[0] - as_float(high));
+      const TwoParts parts = TwoParts::of(values[0]);
+      return part == 0 ? parts.high : parts.low;
     }
   }
 

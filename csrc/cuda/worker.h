@@ -256,7 +256,8 @@ struct Worker {
         const int at = k + (S::kColumns == 1 ? n : 0), column = S::kColumns == 1 ? 0 : n;
         UNROLL
         for (int o = 0; o < S::kOut; ++o)
-          weights.multiply_tile(part[at % S::kChains][o][column], at, o, b[2 * n], b[2 * n + 1]);
+          weights.multiply(part[at % S::kChains][o][column], at * S::kOut + o, b[2 * n],
+                           b[2 * n + 1]);
       }
     }
     float acc[S::kOut][S::kColumns][4];
@@ -300,8 +301,8 @@ struct Worker {
           UNROLL
           for (int m = 0; m < kPairs; ++m)
             if (k + n < S::kWarpTiles)
-              weights.multiply_tile(sum[m][n % kChains], (first + m) * S::kWarpTiles + k + n, 0,
-                                    b[2 * n], b[2 * n + 1]);
+              weights.multiply(sum[m][n % kChains], (first + m) * S::kWarpTiles + k + n, b[2 * n],
+                               b[2 * n + 1]);
         }
       }
       UNROLL

@@ -19,6 +19,7 @@ from test_parity import (
     assert_gradients_close,
     backward_arguments,
     check,
+    expected,
     kept,
     name,
 )
@@ -48,18 +49,23 @@ class Instance(NamedTuple):
     part: int
 
 
-FORWARD = {
+INSTANCES = {
     Instance(256, 8, 16),
+    Instance(512, 32, 16),
     Instance(512, 16, 16),
     Instance(768, 48, 8),
+    Instance(768, 48, 16),
     Instance(768, 24, 8),
     Instance(768, 24, 16),
     Instance(1024, 64, 8),
+    Instance(1024, 64, 16),
     Instance(1024, 32, 8),
     Instance(1024, 32, 16),
     Instance(2048, 128, 16),
 }
-DTYPES_AND_TF32 = [*DTYPES, torch.float32]  # float32 as TF32
+# Dtype, and whether products may round their operands to TF32.
+RUNS = [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)]
+RUNS += [(torch.float32, False)]
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +84,7 @@ def grids(problem: Problem, processors: int, backward: bool) -> list[dict[str, A
         problem.H,
         1 + problem.bidirectional,
         backward=backward,
-        tf32=True,
+        tf32=torch.backends.cudnn.allow_tf32,
         kernel="grid",
         processors=processors,
         **HOPPER,
@@ -103,11 +109,41 @@ def test_values_and_gradients(
     check(Problem(mode, dtype=dtype, **shape), Simt("grid"))
 
 
-@covering("mode, dtype, instance", MODES, DTYPES_AND_TF32, sorted(FORWARD), ids=name)
-def test_every_instance(mode: str, dtype: torch.dtype, instance: Instance) -> None:
+# On 32 processors H <= 512 has one group, which takes the batch in parts of 16 rows.
+IN_TWO_PARTS: list[tuple[int, dict[str, Any]]] = [
+    (32, {"T": 3, "B": 19, "H": 30}),
+    (32, {"T": 2, "B": 1, "H": 1, "I": 1, "states_given": False}),
+    (64, {"lengths": (4, 3) + (2,) * 15 + (1,) * 16, "H": 7, "bidirectional": True}),
+]
+
+
+@covering("mode, size", MODES, IN_TWO_PARTS, ids=name)
+def test_float32_as_two_parts(mode: str, size: tuple[int, dict[str, Any]]) -> None:
+    processors, shape = size
+    torch.ops.rnnfast_simt.set_processors(processors)
+    problem = Problem(mode, dtype=torch.float32, **shape)
+    forward, backward = (
+        Simt(f"grid/{[p['part'] for p in grids(problem, processors, way)].index(16)}")
+        for way in (False, True)
+    )
+    values, gradients = expected(problem)
+    torch.ops.rnnfast_simt.launched()
+    found = kept(problem, forward)
+    grads = backward.layer_backward(*backward_arguments(problem, forward, found))
+    assert torch.ops.rnnfast_simt.launched() == ["grid", "grid"]
+    assert_close(
+        [v.double() for v in found[0]], [v.detach() for v in values], TOLERANCE[torch.float32]
+    )
+    if not problem.states:
+        del grads[1 : len(values)]
+    assert_gradients_close(grads, gradients, TOLERANCE[torch.float32])
+
+
+@covering("mode, run, instance", MODES, RUNS, sorted(INSTANCES), ids=name)
+def test_every_instance(mode: str, run: tuple[torch.dtype, bool], instance: Instance) -> None:
     """Just below the size that it serves. From the CPU's reserve, which other tests prove."""
-    torch.backends.cudnn.allow_tf32 = True
-    tolerance = TF32_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]
+    dtype, torch.backends.cudnn.allow_tf32 = run
+    tolerance = TF32_TOLERANCE if run[1] else TOLERANCE[dtype]
     problem = Problem(mode, T=2, B=3, I=2, H=instance.hidden - 3, dtype=dtype, states_given=False)
     entries = [entry_of(problem, instance, backward) for backward in (False, True)]
     if entries == [None, None]:
@@ -127,16 +163,19 @@ def test_every_instance(mode: str, dtype: torch.dtype, instance: Instance) -> No
         assert_gradients_close(gradients, list(ops.layer_backward(*arguments)), tolerance)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("run", RUNS, ids=name)
 @pytest.mark.parametrize("backward", [False, True])
-def test_the_instances_are_those_tested(dtype: str, backward: bool) -> None:
+def test_the_instances_are_those_tested(run: tuple[torch.dtype, bool], backward: bool) -> None:
     for cell in CELLS:
         plans = _C.cuda_plan(
-            cell, dtype, 5, 3, 9, 1, backward=backward, tf32=True, kernel="grid", processors=132,
-            **HOPPER,
+            cell, name(run[0]), 5, 3, 9, 1, backward=backward, tf32=run[1], kernel="grid",
+            processors=132, **HOPPER,
         )  # fmt: skip
-        shapes = [(p["hidden"], p["peers"], p["part"]) for p in plans if p["kernel"] == "grid"]
-        assert set(shapes) <= FORWARD
+        grids = [p for p in plans if p["kernel"] == "grid"]
+        if run == (torch.float32, False):  # those in parts of 8 rows are test_parity.py's
+            grids = [p for p in grids if p["part"] == 16]
+        shapes = [(p["hidden"], p["peers"], p["part"]) for p in grids]
+        assert set(shapes) <= INSTANCES
         assert len(set(shapes)) == len(shapes)
 
 
@@ -165,12 +204,14 @@ def test_the_ring_goes_round(mode: str, shape: dict[str, Any]) -> None:
         assert_close(Simt("grid", seed).layer_backward(*arguments), gradients, 0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_a_nan_is_not_a_missing_word(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("run", RUNS, ids=name)
+def test_a_nan_is_not_a_missing_word(run: tuple[torch.dtype, bool]) -> None:
     """All bits of the words that are awaited are ones before they come, as those of some NaNs."""
+    dtype, torch.backends.cudnn.allow_tf32 = run
     problem = Problem("GRU", T=2, B=2, I=2, H=6, dtype=dtype)
     cell, x, sizes, states, weights, both, _ = problem.layer_arguments(True)
-    nans = torch.full_like(states[0], -1, dtype=torch.int16).view(dtype)
+    bits = torch.int32 if dtype == torch.float32 else torch.int16
+    nans = torch.full_like(states[0], -1, dtype=bits).view(dtype)
     assert nans.isnan().all()
     nans[:, 1] = 0  # rows know nothing of each other
     simt = Simt("grid")
