@@ -122,8 +122,10 @@ def _explain_layers(
     resets: Tensor | None,
     lengths: Any,
 ) -> Explanation:
-    uniform, sizes = True, None
+    uniform, sizes, batched = True, None, True
     if isinstance(input, PackedSequence):
+        if lengths is not None:
+            raise ValueError("lengths: a PackedSequence has its own")
         _check_layers(module, input.data, input.batch_sizes, hx)
         x, sizes = input.data, input.batch_sizes
         steps, batch = len(sizes), int(sizes[0])
@@ -131,12 +133,13 @@ def _explain_layers(
         _check_layers(module, input, None, hx)
         x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
         first, second, _ = x.shape
+        batched = input.dim() == 3
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
     route = functional.route(x, (*_states(hx), *weights), module.proj_size)
     if resets is not None or lengths is not None:
         flat = None if resets is None else resets.reshape(-1)
-        ends = None if lengths is None else as_lengths(lengths, batch if input.dim() == 3 else None)
+        ends = None if lengths is None else as_lengths(lengths, batch if batched else None)
         batch_first = module.batch_first and sizes is None
         sizes = segments.find(flat, ends, sizes, (steps, batch), batch_first, x.device).batch_sizes
         steps, batch = len(sizes), int(sizes[0])

@@ -31,7 +31,8 @@ def freeze(model: _Model) -> _Model:
     A change of the weights that autograd knows of (an optimizer's step, ``load_state_dict``,
     ``to``, ``copy_`` under ``no_grad``, another tensor for ``.data``) counts at the next call. One
     that it cannot see does not: a write through ``weight.data``, through numpy, from another
-    process. Copies of the model, and parameters that take the place of these later, are not frozen.
+    process; after one, freeze the model again. Copies of it, and parameters that take the place of
+    these later, are not frozen.
 
     Returns:
         `model`
@@ -68,6 +69,7 @@ def _set(model: _Model, *, frozen: bool) -> _Model:
     for name, module in modules.items():
         for weight_name, weight in _matrices(module):
             if weight is not None and ops.can_freeze(weight) and weight.dim() == 2:
+                ops.set_frozen(weight, False)  # what was kept may be of older numbers
                 ops.set_frozen(weight, frozen)
             elif frozen:
                 _logger.warning(

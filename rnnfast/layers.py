@@ -270,8 +270,9 @@ def as_lengths(lengths: Any, batch: int | None) -> Tensor:
     """``[B]`` of a tensor or list, on the CPU unless it was given elsewhere; ``[1]`` of a number
     where there is no batch.
     """
-    found = lengths
-    if not isinstance(lengths, Tensor):
+    if isinstance(lengths, Tensor):
+        found = lengths
+    else:
         found = torch.as_tensor(lengths, device="cpu")
         found = found if found.numel() else found.long()
     if batch is None and found.numel() == 1:

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from rnnfast import __main__, diagnose, routes
@@ -84,6 +85,10 @@ def test_explain_counts_the_stretches_between_resets() -> None:
     (explained,) = rnnfast.explain(layer, x, resets=resets, lengths=[6, 5]).layers
     assert explained.route == "fused"
     assert explained.reason.endswith("; 3 stretches, the longest of 5")
+    (alone,) = rnnfast.explain(layer, x[:, 0], lengths=4).layers
+    assert alone.reason.endswith("; 1 stretches, the longest of 4")
+    with pytest.raises(ValueError, match="a PackedSequence has its own"):
+        rnnfast.explain(layer, pack_padded_sequence(x, torch.tensor([6, 5])), lengths=[6, 5])
 
 
 def test_explain_takes_layers_of_torch_and_nothing_else() -> None:

@@ -167,14 +167,17 @@ def test_training_and_inference_in_turn(dtype: torch.dtype) -> None:
             torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
-def test_what_is_packed_is_kept_until_thawed() -> None:
-    """Seen by a change that autograd does not count, which is the user's to avoid."""
+@pytest.mark.parametrize("anew", [rnnfast.unfreeze, rnnfast.freeze], ids=["thawed", "frozen"])
+def test_what_is_packed_is_kept_until_thawed_or_frozen_anew(
+    anew: Callable[[nn.Module], nn.Module],
+) -> None:
+    """Seen by a change that autograd does not count, which is the user's to tell of."""
     layer, x = rnnfast.freeze(make("GRU")), torch.randn(6, 8, 24)
     before = run(layer, x)[0]
     for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
         weight.data.mul_(2)  # type: ignore[union-attr]
     torch.testing.assert_close(run(layer, x)[0], before, rtol=0, atol=0)
-    assert_frozen_equals_thawed(rnnfast.unfreeze(layer), x)
+    assert_frozen_equals_thawed(anew(layer), x)
     assert not torch.equal(run(layer, x)[0], before)
 
 
