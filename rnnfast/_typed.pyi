@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 _Device = torch.device | str | int
 
 class RNN(nn.RNN):
+    recompute: bool
     def __init__(
         self,
         input_size: int,
@@ -26,6 +27,7 @@ class RNN(nn.RNN):
         bidirectional: bool = False,
         *,
         heads: int = 1,
+        recompute: bool = False,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
@@ -50,6 +52,7 @@ class RNN(nn.RNN):
     ) -> tuple[PackedSequence, Tensor]: ...
 
 class GRU(nn.GRU):
+    recompute: bool
     def __init__(
         self,
         input_size: int,
@@ -61,6 +64,7 @@ class GRU(nn.GRU):
         bidirectional: bool = False,
         *,
         heads: int = 1,
+        recompute: bool = False,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
@@ -85,6 +89,7 @@ class GRU(nn.GRU):
     ) -> tuple[PackedSequence, Tensor]: ...
 
 class LSTM(nn.LSTM):
+    recompute: bool
     def __init__(
         self,
         input_size: int,
@@ -97,6 +102,7 @@ class LSTM(nn.LSTM):
         proj_size: int = 0,
         *,
         heads: int = 1,
+        recompute: bool = False,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from rnnfast import functional, ops, segments
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
-from rnnfast.layers import as_lengths, check_sizes, heads_of
+from rnnfast.layers import as_lengths, check_sizes, heads_of, recomputes
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.routes import cuda_plan
 from rnnfast.spec import CELLS, MODES, CellSpec
@@ -150,6 +150,8 @@ def _explain_layers(
     if heads > 1:
         kind = "reference" if route.kind == "torch" else route.kind
         route = functional.Route(kind, f"{route.reason}; {heads} heads, one after the other")
+    if recomputes(module) and route.kind == "fused" and MODES[module.mode].kept is not None:
+        route = route._replace(reason=f"{route.reason}; backward computes the gates again")
     directions = 2 if module.bidirectional else 1
     layers = []
     for i in range(module.num_layers):

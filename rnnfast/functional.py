@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnnfast import ops, reference
+from rnnfast import recompute as recomputed
 from rnnfast.routes import (
     FUSED,
     Route,
@@ -77,6 +78,7 @@ def stack(
     batch_first: bool = False,
     proj_size: int = 0,
     heads: int = 1,
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs all layers of an RNN, GRU or LSTM over a sequence.
 
@@ -98,6 +100,7 @@ def stack(
         proj_size: P of an LSTM with a projection, or 0.
         heads: n equal parts of the units that do not see each other's states: ``w_hh`` is
             ``[n, G*H/n, H/n]``, its block k that of units ``[k*H/n, (k+1)*H/n)``.
+        recompute: our kernels keep the states alone for backward, which computes the gates again.
 
     Returns:
         ``(output, states_n)`` in the layouts of ``input`` and ``states``.
@@ -135,7 +138,7 @@ def stack(
     between = dropout if training else 0.0
     with without_autocast(input) if casting else nullcontext():
         output, states_n = _layers(
-            _layer(chosen, heads),
+            _layer(chosen, heads, recompute),
             spec,
             input,
             batch_sizes,
@@ -160,9 +163,11 @@ def _available(operator: Any, chosen: Route) -> Route:
     return chosen
 
 
-def _layer(chosen: Route, heads: int) -> Any:
+def _layer(chosen: Route, heads: int, recompute: bool) -> Any:
     """What runs one layer."""
     layer = _fused_layer if chosen.kind == "fused" else _reference_layer
+    if recompute and chosen.kind == "fused":
+        layer = recomputed.layer
     return layer if heads == 1 else functools.partial(_layer_of_heads, layer, heads)
 
 

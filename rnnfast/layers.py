@@ -119,6 +119,7 @@ def _stack(
         batch_first=batch_first,
         proj_size=module.proj_size,
         heads=heads_of(module),
+        recompute=recomputes(module),
     )
 
 
@@ -126,6 +127,12 @@ def heads_of(module: nn.RNNBase) -> int:
     """Of a layer of ours; torch.nn's have one."""
     ours: Any = module
     return int(ours._heads) if isinstance(module, Interop) else 1
+
+
+def recomputes(module: nn.RNNBase) -> bool:
+    """Whether a layer of ours computes its gates again in backward; torch.nn's do not."""
+    ours: Any = module
+    return isinstance(module, Interop) and bool(ours.recompute)
 
 
 def run_in_segments(

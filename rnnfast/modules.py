@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
 
 from rnnfast._interop import Interop
 from rnnfast.layers import has_checks_of, run, run_in_segments
@@ -21,6 +21,8 @@ class _Layers(Interop, nn.RNNBase):
 
     torch_class: ClassVar[type[nn.RNNBase]]
     _heads = 1  # an attribute of the object where there are more
+    recompute: bool = False
+    """Whether backward computes the gates again; may be set at any time."""
     _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -33,8 +35,10 @@ class _Layers(Interop, nn.RNNBase):
         """``RNNBase.__init__``; a device and dtype not given by name may be among `args`."""
         given = {"device": device, "dtype": dtype}
         kwargs |= {name: value for name, value in given.items() if value is not None}
-        heads = kwargs.pop("heads")
+        heads, recompute = kwargs.pop("heads"), kwargs.pop("recompute")
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
+        if recompute:
+            self.recompute = True
         if heads != 1:
             self._divide(heads)
 
@@ -61,8 +65,8 @@ class _Layers(Interop, nn.RNNBase):
             super().flatten_parameters()
 
     def extra_repr(self) -> str:
-        given = super().extra_repr()
-        return f"{given}, heads={self._heads}" if self._heads > 1 else given
+        heads = f", heads={self._heads}" if self._heads > 1 else ""
+        return super().extra_repr() + heads + (", recompute=True" if self.recompute else "")
 
     def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
         cuts = resets is not None or lengths is not None or reset_states is not None
@@ -71,7 +75,8 @@ class _Layers(Interop, nn.RNNBase):
             return leaf
         if cuts:
             return run_in_segments(self, input, hx, **given)
-        return run(self, input, hx, plain=self._checks_are_torchs and self._heads == 1)
+        special = self._heads > 1 or (self.recompute and is_grad_enabled())
+        return run(self, input, hx, plain=self._checks_are_torchs and not special)
 
 
 def _refuse_proj_size(torch_args: tuple[Any, ...], torch_kwargs: dict[str, Any]) -> None:
@@ -96,6 +101,8 @@ class RNN(_Layers, nn.RNN):
         bidirectional: other weights read the sequence backwards too; D is then 2, else 1
         heads: equal parts of the units that do not see each other's states, n: `weight_hh` is
             ``[n, G*H/n, H/n]``, for an n-th of the recurrent work (torch.nn has none)
+        recompute: backward computes the gates of GRU and LSTM again, for less memory between the
+            passes (torch.nn has none); also an attribute, which may be set later
         device, dtype: of the parameters
 
     Raises:
@@ -119,6 +126,7 @@ class RNN(_Layers, nn.RNN):
         bidirectional: bool = False,
         *torch_args: Any,
         heads: int = 1,
+        recompute: bool = False,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
@@ -129,10 +137,11 @@ class RNN(_Layers, nn.RNN):
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
         self.nonlinearity = nonlinearity
+        own = {"heads": heads, "recompute": recompute}
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
-        self._construct(mode, sizes + options, device, dtype, {**torch_kwargs, "heads": heads})
+        self._construct(mode, sizes + options, device, dtype, {**torch_kwargs, **own})
 
     def forward(
         self,
@@ -173,14 +182,16 @@ class GRU(_Layers, nn.GRU):
         bidirectional: bool = False,
         *torch_args: Any,
         heads: int = 1,
+        recompute: bool = False,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
     ) -> None:
         _refuse_proj_size(torch_args, torch_kwargs)
+        own = {"heads": heads, "recompute": recompute}
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
-        self._construct("GRU", sizes + options, device, dtype, {**torch_kwargs, "heads": heads})
+        self._construct("GRU", sizes + options, device, dtype, {**torch_kwargs, **own})
 
     def forward(
         self,
@@ -246,13 +257,15 @@ class LSTM(_Layers, nn.LSTM):
         proj_size: int = 0,
         *torch_args: Any,
         heads: int = 1,
+        recompute: bool = False,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
     ) -> None:
+        own = {"heads": heads, "recompute": recompute}
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, proj_size, *torch_args)
-        self._construct("LSTM", sizes + options, device, dtype, {**torch_kwargs, "heads": heads})
+        self._construct("LSTM", sizes + options, device, dtype, {**torch_kwargs, **own})
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from torch import nn
 # The repository's root, last: an installed rnnfast must win over the source folder beside this one.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import beside, cells, heads, segments
+from benchmarks import beside, cells, heads, recompute, segments
 from benchmarks.timing import Budget
 
 ONCE = Budget(total=0, block=0, rounds=(1, 1), warm_up=0, lead_in=0)
@@ -46,6 +46,13 @@ def test_segments(cell: str, measure: Any, ways: int) -> None:
 @pytest.mark.parametrize("cell", heads.CELLS)
 def test_heads(cell: str) -> None:
     assert heads.row(cell, (3, 2, 4, 6), 2, ONCE)[0] == f"{cell}, 2 heads"
+
+
+@pytest.mark.parametrize("cell", recompute.CELLS)
+def test_recompute(cell: str) -> None:
+    rows = recompute.rows(cell, (200, 3, 4, 5, 2), ONCE)
+    assert [row[0] for row in rows] == [f"{cell}: {way}" for way in recompute.WAYS]
+    assert all(int(row[2]) >= 0 for row in rows)
 
 
 @pytest.mark.parametrize("cell", cells.CELLS)
