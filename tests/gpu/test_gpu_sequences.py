@@ -96,6 +96,22 @@ def test_resets_lengths_and_heads(
 
 
 @LAYERS
+@DTYPES
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_gates_computed_again(
+    name: str, dtype: torch.dtype, tolerance: float, packed: bool
+) -> None:
+    layer = getattr(rnnfast, name)(I, H, 2, bidirectional=True, device=DEVICE, dtype=dtype)
+    x = torch.randn(T, B, I, device=DEVICE, dtype=dtype, requires_grad=True)
+    found = []
+    for layer.recompute in (False, True):
+        options = {"lengths": LENGTHS} if packed else {}
+        values, grads = results(layer, x, options)
+        found.append([v.detach().double().cpu() for v in (*values, *grads)])
+    assert_alike(found[1], found[0], tolerance)
+
+
+@LAYERS
 def test_a_mask_of_a_packed_sequence(name: str) -> None:
     exact = getattr(rnnfast, name)(I, H, bidirectional=True, dtype=torch.float64)
     layer, x = copy.deepcopy(exact).to(DEVICE), torch.randn(T, B, I, dtype=torch.float64)
