@@ -132,7 +132,7 @@ def heads_of(module: nn.RNNBase) -> int:
 def recomputes(module: nn.RNNBase) -> bool:
     """Whether a layer of ours computes its gates again in backward; torch.nn's do not."""
     ours: Any = module
-    return isinstance(module, Interop) and bool(ours.recompute)
+    return isinstance(module, Interop) and ours.recompute is True
 
 
 def run_in_segments(
@@ -189,8 +189,14 @@ def _run_packed_in_segments(
         raise ValueError("lengths: a PackedSequence has its own")
     if hx is not None:
         hx = module.permute_hidden(hx, sorted_indices)
-    if reset_states is not None and MODES[module.mode].states_of(reset_states)[0].size(1) > 1:
-        reset_states = module.permute_hidden(reset_states, sorted_indices)
+    if reset_states is not None and sorted_indices is not None:
+        spec = MODES[module.mode]
+        reset_states = spec.hx_of(
+            [  # one for all rows stays, and a wrong number of rows, which is refused below
+                s.index_select(1, sorted_indices) if s.size(1) == len(sorted_indices) else s
+                for s in spec.states_of(reset_states)
+            ]
+        )
     output, hidden = _run_in_segments(module, input, batch_sizes, hx, resets, reset_states, None)
     hidden = module.permute_hidden(hidden, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
@@ -280,7 +286,11 @@ def as_lengths(lengths: Any, batch: int | None) -> Tensor:
     if isinstance(lengths, Tensor):
         found = lengths
     else:
-        found = torch.as_tensor(lengths, device="cpu")
+        try:
+            found = torch.as_tensor(lengths, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            text = f"lengths: expected a tensor or list of integers, got {type(lengths).__name__}"
+            raise TypeError(f"{text}: {error}") from error
         found = found if found.numel() else found.long()
     if batch is None and found.numel() == 1:
         batch, found = 1, found.reshape(1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, is_grad_enabled, nn
 
 from rnnfast._interop import Interop
-from rnnfast.layers import has_checks_of, run, run_in_segments
+from rnnfast.layers import has_checks_of, recomputes, run, run_in_segments
 
 
 class _Layers(Interop, nn.RNNBase):
@@ -22,7 +22,7 @@ class _Layers(Interop, nn.RNNBase):
     torch_class: ClassVar[type[nn.RNNBase]]
     _heads = 1  # an attribute of the object where there are more
     recompute: bool = False
-    """Whether backward computes the gates again; may be set at any time."""
+    """True: backward computes the gates again; may be set at any time."""
     _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -66,7 +66,15 @@ class _Layers(Interop, nn.RNNBase):
 
     def extra_repr(self) -> str:
         heads = f", heads={self._heads}" if self._heads > 1 else ""
-        return super().extra_repr() + heads + (", recompute=True" if self.recompute else "")
+        return super().extra_repr() + heads + (", recompute=True" if recomputes(self) else "")
+
+    def __prepare_scriptable__(self) -> Any:
+        if self._heads > 1:
+            raise RuntimeError(
+                "torch.jit.script compiles torch.nn's layers in the place of ours, and torch.nn has"
+                " none with heads; torch.jit.trace records this one"
+            )
+        return super().__prepare_scriptable__()
 
     def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
         cuts = resets is not None or lengths is not None or reset_states is not None
@@ -75,7 +83,7 @@ class _Layers(Interop, nn.RNNBase):
             return leaf
         if cuts:
             return run_in_segments(self, input, hx, **given)
-        special = self._heads > 1 or (self.recompute and is_grad_enabled())
+        special = self._heads > 1 or (is_grad_enabled() and recomputes(self))
         return run(self, input, hx, plain=self._checks_are_torchs and not special)
 
 

@@ -57,6 +57,8 @@ def scan(
     """
     if resets is None and reset_states is not None:
         raise ValueError("reset_states: there are no resets to begin anew with them")
+    if not callable(step):
+        raise TypeError(f"step: expected a function of (x, states), got {type(step).__name__}")
     states, others = _check(x, states, reset_states, batch_first)
     step = _checked(step, len(states))
     if not isinstance(x, PackedSequence):
@@ -64,9 +66,8 @@ def scan(
     if lengths is not None:
         raise ValueError("lengths: a PackedSequence has its own")
     data, batch_sizes, order, back = x
-    states = _ordered(states, order)
-    if any(s.shape[0] > 1 for s in others):
-        others = _ordered(others, order)
+    B, states = states[0].shape[0], _ordered(states, order)
+    others = [s if s.shape[0] != B else _ordered([s], order)[0] for s in others]
     if resets is not None:
         resets = flat_resets(resets, x, 1)
     output, last = _scan(step, data, batch_sizes, states, resets, others, None, False)
@@ -167,7 +168,8 @@ def _scan(
         return torch.cat(outputs), [s.unsqueeze(0) for s in last]
 
     B, own = states[0].shape[0], [s.unsqueeze(0) for s in states]
-    if resets is None and lengths is None:
+    ends = None if lengths is None else as_lengths(lengths, B)
+    if (resets is None and ends is None) or B == 0:
         if batch_sizes is not None:
             output, last = layers(x, batch_sizes, own)
             return output, tuple(s[0] for s in last)
@@ -180,7 +182,6 @@ def _scan(
     else:
         leading, T = 1, len(batch_sizes)
     others = [s.expand(B, *s.shape[1:]).unsqueeze(0) for s in reset_states]
-    ends = None if lengths is None else as_lengths(lengths, B)
     found = segments.find(resets, ends, batch_sizes, (T, B), batch_first, x.device)
     output, last = segments.run(layers, x, found, own, others, 1, leading)
     return output, tuple(s[0] for s in last)

@@ -85,6 +85,14 @@ def test_packed_resets_and_lengths(name: str) -> None:
     assert_close(tensors(ours(x, **options)), tensors(same(x, **options)), 1e-12)
 
 
+def test_torchscript_refuses_heads_and_leaves_the_model_alone() -> None:
+    model = nn.Sequential(rnnfast.GRU(I, H, heads=2))
+    with pytest.raises(RuntimeError, match=r"torch\.nn has none with heads"):
+        torch.jit.script(model)
+    assert type(model[0]) is rnnfast.GRU
+    assert model(torch.randn(T, B, I))[0].shape == (T, B, H)
+
+
 @every_class
 def test_compiles_whole(name: str) -> None:
     _, ours = pair(name, 3, num_layers=2)

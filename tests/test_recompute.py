@@ -16,7 +16,7 @@ import torch
 from problems import assert_close, cotangents
 from side_by_side import LAYERS, states, tensors
 from test_segments import random_resets
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
@@ -210,6 +210,15 @@ def test_explain_says_so() -> None:
         plain, other = pair(name, I, H)
         said = [rnnfast.explain(layer, x).layers[0].reason for layer in (plain, other)]
         assert said[1] == said[0] + "; backward computes the gates again" * (name != "RNN")
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1, 1]), "no", 1], ids=str)
+def test_what_others_call_recompute_is_theirs(value: Any) -> None:
+    model = nn.GRU(I, H)
+    model.recompute = value
+    layer = rnnfast.convert(model)
+    assert repr(layer) == "GRU(5, 6)"
+    assert layer(torch.randn(T, B, I))[0].shape == (T, B, H)
 
 
 def test_an_option_like_others() -> None:

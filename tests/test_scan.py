@@ -188,6 +188,43 @@ def test_what_a_step_may_not_return(
         )
 
 
+@pytest.mark.parametrize("rows", [(1, B), (B, 1), (B, B), (1, 1)], ids=str)
+def test_reset_states_for_each_row_or_one_for_all(rows: tuple[int, int]) -> None:
+    """Also where the rows of a packed sequence are sorted."""
+    lengths = torch.tensor([5, 9, 1, 7])
+    x, resets = torch.randn(T, B, H), random_resets()
+    begin = (torch.randn(B, H), torch.randn(B, 1))
+    others = (torch.randn(rows[0], H), torch.randn(rows[1], 1))
+
+    def step(x: Tensor, states: States) -> tuple[Tensor, States]:
+        h = torch.tanh(x + states[0] * states[1])
+        return h, (h, states[1] + 1)
+
+    output, last = rnnfast.scan(step, x, begin, resets=resets, reset_states=others, lengths=lengths)
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    mask = pack_padded_sequence(resets, lengths, enforce_sorted=False)
+    found, found_n = rnnfast.scan(step, packed, begin, resets=mask, reset_states=others)
+    assert_close([pad_packed_sequence(found)[0], *found_n], [output, *last], 1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"lengths": []}, {"resets": torch.zeros(T, 0, dtype=torch.bool)}],
+    ids=["neither", "lengths", "resets"],
+)
+def test_no_rows(arguments: dict[str, Any]) -> None:
+    x, h = torch.randn(T, 0, H), torch.zeros(0, H)
+    output, (h_n,) = rnnfast.scan(lambda x, s: (x, (s[0] + x,)), x, [h], **arguments)
+    assert output.shape == (T, 0, H)
+    assert h_n.shape == (0, H)
+
+
+def test_a_step_is_a_function() -> None:
+    step: Any = None
+    with pytest.raises(TypeError, match="step: expected a function"):
+        rnnfast.scan(step, torch.randn(T, B, I), [torch.zeros(B, H)])
+
+
 def test_states_may_grow() -> None:
     """As the keys of an attention over all steps so far."""
 

@@ -185,6 +185,28 @@ def test_resets_of_a_packed_sequence(name: str) -> None:
         assert_close([pad_packed_sequence(output)[0], *tensors(states_n)], expected, 1e-12)
 
 
+@pytest.mark.parametrize("rows", [(1, B), (B, 1), (B, B), (1, 1)], ids=str)
+def test_reset_states_for_each_row_or_one_for_all(rows: tuple[int, int]) -> None:
+    """Each state by itself; also where the rows of a packed sequence are sorted."""
+    layer, x = rnnfast.LSTM(I, H), torch.randn(T, B, I)
+    lengths, resets = torch.tensor([5, 9, 1, 7]), random_resets()
+    others = tuple(torch.randn(1, n, H) for n in rows)
+    output, states_n = layer(x, resets=resets, lengths=lengths, reset_states=others)
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    mask = pack_padded_sequence(resets, lengths, enforce_sorted=False)
+    found, found_n = layer(packed, resets=mask, reset_states=others)
+    assert_close([pad_packed_sequence(found)[0], *found_n], [output, *states_n], 1e-6)
+    wrong = (torch.randn(1, B + 1, H), others[1])
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        layer(packed, resets=mask, reset_states=wrong)
+
+
+@pytest.mark.parametrize("lengths", [(n for n in [5, 9, 1, 7]), {5, 9}, "abcd", [[1], [2, 3]]])
+def test_lengths_are_numbers(lengths: Any) -> None:
+    with pytest.raises(TypeError, match=r"^lengths: expected a tensor or list of integers, got "):
+        rnnfast.GRU(I, H)(torch.randn(T, B, I), lengths=lengths)
+
+
 @modules
 def test_one_sequence_without_a_batch(name: str) -> None:
     _, ours = build(name, I, H)
