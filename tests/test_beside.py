@@ -48,10 +48,9 @@ def test_heads(cell: str) -> None:
     assert heads.row(cell, (3, 2, 4, 6), 2, ONCE)[0] == f"{cell}, 2 heads"
 
 
-@pytest.mark.parametrize("cell", recompute.CELLS)
-def test_recompute(cell: str) -> None:
-    rows = recompute.rows(cell, (200, 3, 4, 5, 2), ONCE)
-    assert [row[0] for row in rows] == [f"{cell}: {way}" for way in recompute.WAYS]
+def test_recompute() -> None:
+    rows = recompute.rows("LSTM", (200, 3, 4, 5, 2), ONCE)
+    assert [row[0] for row in rows] == [f"LSTM: {way}" for way in recompute.WAYS]
     assert all(int(row[2]) >= 0 for row in rows)
 
 
