@@ -12,10 +12,10 @@ each.
 from __future__ import annotations
 
 import copy
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,9 +51,16 @@ def sides(cell: str, shape: tuple[int, ...]) -> list[beside.Side]:
 def peak(cell: str, way: str, shape: tuple[int, ...]) -> int:
     """Bytes of this process, on Linux: its peak, so that a process can be asked once."""
     side = sides(cell, shape)[WAYS.index(way)]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most()
     side.train()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _most() - before
+
+
+def _most() -> int:
+    """Bytes that this program has held at most; getrusage counts who started it, too."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
 
 
 def peak_elsewhere(cell: str, way: str, shape: tuple[int, ...]) -> int:

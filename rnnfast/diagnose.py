@@ -150,7 +150,7 @@ def _explain_layers(
     if heads > 1:
         kind = "reference" if route.kind == "torch" else route.kind
         route = functional.Route(kind, f"{route.reason}; {heads} heads, one after the other")
-    if recomputes(module) and route.kind == "fused" and MODES[module.mode].kept is not None:
+    if recomputes(module) and route.kind == "fused" and MODES[module.mode].reserve:
         route = route._replace(reason=f"{route.reason}; backward computes the gates again")
     directions = 2 if module.bidirectional else 1
     layers = []

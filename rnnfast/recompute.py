@@ -1,9 +1,9 @@
 """A layer whose backward pass computes the gates again: less memory between the passes, more time.
 
 Backward needs the states before and after every step, and of GRU and LSTM four gates besides. The
-gates follow from the input and the states by one product for all steps, without the recurrence, so
-that the states are enough to keep. (Chen et al. 2016, arXiv 1604.06174, keep less still, and run
-the recurrence twice.)
+gates follow from the input and the states without the recurrence, so that the states are enough to
+keep: all rows of all steps are then the batch of a single step. (Chen et al. 2016, arXiv
+1604.06174, keep less still, and run the recurrence twice.)
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rnnfast import ops, reference
-from rnnfast.routes import transformed, without_autocast
+from rnnfast.routes import transformed
 from rnnfast.spec import CELLS, CellSpec
 
-_NUMBERS = 1 << 20
+_NUMBERS = 1 << 21
 """Of the gates that are computed at a time, which bounds what stands beside them."""
 
 _BATCHED = torch._C._dispatch_key_parse("Batched")
@@ -44,7 +43,7 @@ def layer(
     """
     tensors = (x, *states, *weights)
     differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if CELLS[cell].kept is None or not differentiates or _is_compiling():
+    if not CELLS[cell].reserve or not differentiates or _is_compiling():
         return ops.layer(cell, x, batch_sizes, states, weights, bidirectional)[:2]
     apply: Any = _Layer.apply
     output, *states_n = apply(cell, bidirectional, len(states), batch_sizes, x, *states, *weights)
@@ -122,26 +121,23 @@ def _gates(
     bidirectional: bool,
 ) -> Tensor:
     """``[D, rows, reserve*H]``, as the kernels keep them."""
-    assert spec.kept is not None
     h, rows = timelines[0], prod(x.shape[:-1])
-    H, flat = h.shape[-1], x.reshape(rows, x.shape[-1])
-    gates = h.new_empty(h.shape[0], rows, spec.reserve * H)
-    per_direction = len(weights) // h.shape[0]
+    directions, _, H = h.shape
+    flat = x.reshape(rows, x.shape[-1])
+    gates = h.new_empty(directions, rows, spec.reserve * H)
+    per_direction = len(weights) // directions
     at_once = max(1, _NUMBERS // (spec.reserve * max(H, 1)))
-    with without_autocast(x):
-        for d in range(h.shape[0]):
-            own = weights[d * per_direction : (d + 1) * per_direction]
-            w_ih, w_hh, *biases = [w.to(h.dtype) for w in own]
-            b_ih, b_hh = biases or (None, None)
-            before = _before(h[d], batch_sizes, rows, reverse=d == 1)
-            for first in range(0, rows, at_once):
-                some = slice(first, first + at_once)
-                x_gates = F.linear(flat[some].to(h.dtype), w_ih, b_ih)
-                h_gates = F.linear(before[some], w_hh, b_hh)
-                dtype = ops.compute_dtype(h.dtype)
-                kept = spec.kept(x_gates.to(dtype), h_gates.to(dtype))
-                for i, gate in enumerate(kept):
-                    gates[d, some, i * H : (i + 1) * H] = gate
+    for d in range(directions):
+        own = weights[d * per_direction : (d + 1) * per_direction]
+        before = _before(h[d], batch_sizes, rows, reverse=d == 1)
+        for first in range(0, rows, at_once):
+            some = slice(first, first + at_once)
+            h_0 = before[some].to(x.dtype).unsqueeze(0)
+            # Gates follow from the first state alone.
+            reserve = ops.layer(
+                spec.name, flat[some].unsqueeze(0), None, [h_0] * spec.states, own, train=True
+            )[2]
+            gates[d, some] = reserve[-1][0]
     return gates
 
 

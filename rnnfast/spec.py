@@ -14,7 +14,6 @@ from rnnfast._library import _C
 
 States = tuple[Tensor, ...]
 Step = Callable[[Tensor, Tensor, States], States]
-Gates = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,8 @@ class CellSpec:
 
     name: of our ops; in capitals torch.nn's `mode`. step: ``(x_gates [B, G*H], h_gates [B, G*H],
     states) -> states``, each state ``[B, H]``. gates: G. reserve: what backward keeps of the gates,
-    in units of H. kept: that, ``(x_gates, h_gates) -> each [B, H]``, None for nothing. reads_h:
-    whether the step reads h besides its product. operator, cell_operator: torch's, for layers and
-    for one step, or None where it has none.
+    in units of H. reads_h: whether the step reads h besides its product. operator, cell_operator:
+    torch's, for layers and for one step, or None where it has none.
     """
 
     name: str
@@ -36,7 +34,6 @@ class CellSpec:
     reads_h: bool
     operator: Any = None
     cell_operator: Any = None
-    kept: Gates | None = None
 
     @property
     def mode(self) -> str:
@@ -76,16 +73,11 @@ def gru(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
 
     ``r, z = sigmoid(x + h)``, ``n = tanh(x_n + r * h_n)``, ``h' = (1 - z) * n + z * h``.
     """
-    _, z, n, _ = gru_gates(x_gates, h_gates)
-    return (n + z * (states[0] - n),)
-
-
-def gru_gates(x_gates: Tensor, h_gates: Tensor) -> tuple[Tensor, ...]:
-    """``r, z, n`` and ``h_n``."""
     x_r, x_z, x_n = x_gates.chunk(3, -1)
     h_r, h_z, h_n = h_gates.chunk(3, -1)
     r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
-    return r, z, torch.tanh(x_n + r * h_n), h_n
+    n = torch.tanh(x_n + r * h_n)
+    return (n + z * (states[0] - n),)
 
 
 def lstm(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
@@ -94,19 +86,12 @@ def lstm(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
     ``i, f, o = sigmoid(x + h)``, ``g = tanh(x + h)``, ``c' = f * c + i * g``,
     ``h' = o * tanh(c')``.
     """
-    i, f, g, o = lstm_gates(x_gates, h_gates)
-    c = f * states[1] + i * g
-    return o * torch.tanh(c), c
-
-
-def lstm_gates(x_gates: Tensor, h_gates: Tensor) -> tuple[Tensor, ...]:
-    """``i, f, g, o``."""
     i, f, g, o = (x_gates + h_gates).chunk(4, -1)
-    return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
 
 
 _STEPS: dict[str, Step] = {"rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu, "gru": gru, "lstm": lstm}
-_KEPT: dict[str, Gates] = {"gru": gru_gates, "lstm": lstm_gates}
 
 
 def _spec(facts: Any) -> CellSpec:
@@ -120,7 +105,6 @@ def _spec(facts: Any) -> CellSpec:
         facts["reads_h"],
         getattr(_VF, name, None),
         getattr(_VF, f"{name}_cell", None),
-        _KEPT.get(name),
     )
 
 
