@@ -58,8 +58,9 @@ struct PairRegister {
   }
   static RNNFAST_FN void store(Bfloat16* p, Raw raw) { std::memcpy(p, &raw, sizeof raw); }
   static RNNFAST_FN Raw everywhere(uint32_t pair) { return (Raw)(pair - Bits{}); }
-  // vdpbf16ps: the second of each pair first. Products are exact.
-  static RNNFAST_FN void add_products(Raw& sums, Raw a, Raw b) {
+  // vdpbf16ps: the second of each pair first. Products are exact. A call, for what is one
+  // instruction elsewhere is some dozens here, and register tiles repeat it often.
+  [[gnu::noinline]] static void add_products(Raw& sums, const Raw& a, const Raw& b) {
     constexpr uint32_t kUpper = 0xffff0000;
     const auto flush = [](Bits x) RNNFAST_INLINE {
       const auto normal = (x & 0x7f800000) != 0;
