@@ -7,6 +7,7 @@
 # names more Pythons, ARCH="9.0" the GPU. PARTS="correct compare tune" of gpu-check: see tools/gpu_check.py.
 # make test TORCH=torch==2.11.0: the same with another torch, in a folder of its own, .venv-torch-2.11.0.
 # make asan: the CPU kernels under AddressSanitizer and UBSan, in .asan, run the tests of the ops and a fuzzer.
+# make tsan: those under ThreadSanitizer, in .tsan, run layers that threads share; ten minutes.
 # make drop-in: other people's libraries on our layers, in .venv-drop-in.
 # make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest;
 # TESTS=--exhaustive: more of them, see CONTRIBUTING.md.
@@ -41,9 +42,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 DROP_IN := thop ptflops opacus dill cloudpickle pytorch-forecasting onnxscript
-SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined
+COMMA := ,
+# The compilers' command lines stay out of sight, their warnings and errors do not.
+QUIET := grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
 
-.PHONY: demo test bench bench-peers asan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
+.PHONY: demo test bench bench-peers asan tsan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -62,15 +65,27 @@ bench-peers:
 	.venv-peers/bin/python -m benchmarks.peers $(OPTIONS)
 
 # CPU="avx2 avx512" names the instruction sets, FUZZ the number of hostile calls, TESTS other tests. PyTorch itself
-# is not built so: what it leaks or overruns is not seen. What is freed is kept for a while, so a process grows;
-# sizes beyond all memory are refused to torch as ever.
-asan: $(VENV)/$(TORCH_NAME)
-	RNNFAST_CUDA=0 RNNFAST_CPU="$(or $(CPU),avx2)" RNNFAST_OPTIMIZE="$(SANITIZE)" \
-		$(BIN)/python setup.py --quiet build --build-lib .asan/lib --build-temp .asan/temp
-	LD_PRELOAD="$$($(or $(CXX),g++) -print-file-name=libasan.so) $$($(or $(CXX),g++) -print-file-name=libubsan.so)" \
+# is not built so: what it leaks, overruns or shares is not seen. What is freed is kept for a while, so a process
+# grows; sizes beyond all memory are refused to torch as ever.
+asan: build
+	$(call sanitized,-O1 -fsanitize=address$(COMMA)undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined)
+	LD_PRELOAD="$(call preload,libasan.so) $(call preload,libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=.asan/lib \
 		$(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),2000) -k 'not does_not_grow' \
 		$(or $(TESTS),tests/test_ops.py tests/test_fuzz.py tests/test_values.py)
+
+# At addresses that are not random, as the sanitizer of GCC 12 wants them.
+tsan: build
+	$(call sanitized,-O1 -fsanitize=thread)
+	$(or $(CXX),g++) -std=c++20 -O1 -shared -fPIC tests/native/regions.cpp -o .tsan/regions.so -ldl
+	LD_PRELOAD="$(call preload,libtsan.so) $(CURDIR)/.tsan/regions.so" PYTHONPATH=.tsan/lib \
+		TSAN_OPTIONS=ignore_noninstrumented_modules=1:history_size=7:exitcode=66 \
+		setarch -R $(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),400) -k 'not does_not_grow' \
+		$(or $(TESTS),tests/test_large.py tests/test_segments.py tests/test_freeze.py tests/test_fuzz.py)
+
+sanitized = set -o pipefail; RNNFAST_CUDA=0 RNNFAST_CPU="$(or $(CPU),avx2)" RNNFAST_OPTIMIZE="$(1)" \
+	$(BIN)/python setup.py --quiet build --build-lib .$@/lib --build-temp .$@/temp 2>&1 | $(QUIET)
+preload = $$($(or $(CXX),g++) -print-file-name=$(1))
 
 # Each by itself, without what it would install in the place of our torch.
 drop-in: .venv-drop-in/peers
@@ -113,12 +128,11 @@ format: build
 build: $(VENV)/built
 
 # Editable, an edited .py file counts at once, edited C++ rebuilds; so does a torch that was changed by
-# hand. The compilers' command lines stay out of sight, their warnings and errors do not.
+# hand.
 $(VENV)/built: $(VENV)/$(TORCH_NAME) $(wildcard $(VENV)/lib/python3*/site-packages/torch-*.dist-info) \
 		setup.py pyproject.toml $(wildcard tools/*.py) $(PACKAGE) $(CXX_SOURCES)
 	@echo "building rnnfast into $(VENV)"
-	@set -o pipefail; $(BIN)/python setup.py --quiet $(BUILD) 2>&1 | \
-		grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
+	@set -o pipefail; $(BIN)/python setup.py --quiet $(BUILD) 2>&1 | $(QUIET)
 	@$(INSTALL) --no-build-isolation $(EDITABLE) '.[$(EXTRAS)]'
 	@touch $@
 

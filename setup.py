@@ -86,7 +86,7 @@ class Build(building.Build):
 CPU = [cpu_extension("rnnfast._C", sorted(glob("csrc/*.cpp")), [])]
 CPU += [
     cpu_extension(f"rnnfast._cpu_{name}", [f"csrc/cpu/{name}.cpp"], INSTRUCTION_SETS[name])
-    for name in instruction_sets()
+    for name in reversed(instruction_sets())  # what takes longest first
 ]
 setup(
     ext_modules=CPU,

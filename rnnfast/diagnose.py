@@ -1,7 +1,10 @@
 """Which implementation, kernel and plan serve a call; what was built and loaded."""
 
+import contextlib
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +12,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import functional, ops, segments
+from rnnfast._interop import Interop
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
 from rnnfast.layers import as_lengths, check_sizes, heads_of, recomputes
 from rnnfast.modules import GRU, LSTM, RNN
+from rnnfast.patching import is_patched
 from rnnfast.routes import cuda_plan
 from rnnfast.spec import CELLS, MODES, CellSpec
+
+_CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 
 
 @dataclass(frozen=True)
@@ -50,41 +57,75 @@ class Explanation:
         return "\n".join([self.module, *(f"  {layer}" for layer in self.layers)])
 
 
-def explain(
-    module: nn.Module,
-    input: Tensor | PackedSequence,
-    hx: Any = None,
-    *,
-    resets: Tensor | None = None,
-    lengths: Any = None,
-) -> Explanation:
-    """Says how `module` would run on these arguments, here and now, without running it.
+def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
+    """Says how `module` would run on these arguments, here and now.
 
     Grad mode, autocast, transforms and the number of threads count as they are at this call.
 
     Args:
-        module: a layer or cell of rnnfast, or of torch.nn, which is explained as if converted.
-        input: the sequence, packed or not, or the step that the module would be called with.
-        hx: the initial states that it would be called with, or None.
-        resets: as a layer would be called with, or None.
-        lengths: as a layer would be called with, or None.
+        module: a layer or cell of rnnfast, or of torch.nn, which is explained as if converted; or
+            a model that holds some, which runs once, eagerly, as in ``module(*args, **kwargs)``,
+            while each call of a layer in it is explained: those of torch.nn as they are.
+        *args: what `module` would be called with: of a layer its input, packed or not, and ``hx``.
+        **kwargs: likewise: of a layer ``hx``, ``resets``, ``reset_states`` and ``lengths``.
 
     Raises:
-        TypeError: `module` is neither a recurrent layer nor a recurrent cell.
+        TypeError: `module` neither is nor holds a recurrent layer or cell.
         ValueError, RuntimeError: sizes that `module` would refuse, in its words.
     """
-    if isinstance(module, (nn.RNNCell, nn.GRUCell, nn.LSTMCell)):
-        return _explain_cell(module, input, hx)
+    if isinstance(module, _CELLS):
+        return _explain_cell(module, *args, **kwargs)
     if isinstance(module, nn.RNNBase):
-        return _explain_layers(module, input, hx, resets, lengths)
-    raise TypeError(
-        f"explain: module must be an RNN, GRU, LSTM or one of their cells, got"
-        f" {type(module).__name__}; choose one of model.modules()"
+        return _explain_layers(module, *args, **kwargs)
+    return _explain_model(module, args, kwargs)
+
+
+def _explain_model(model: nn.Module, args: Any, kwargs: Any) -> Explanation:
+    """Of every call of a layer while `model` runs; the same calls of one layer are counted."""
+    held = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    held = {name: m for name, m in held.items() if isinstance(m, (nn.RNNBase, *_CELLS))}
+    if not held:
+        raise TypeError(
+            "explain: module must be an RNN, GRU, LSTM or one of their cells, or a model that holds"
+            f" some, got {type(model).__name__}"
+        )
+    found: dict[str, list[LayerExplanation]] = {}
+
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        for layer in _explain_held(module, args, kwargs):
+            layer = replace(layer, name=f"{name}, {layer.name}".removesuffix(", cell"))
+            found.setdefault(str(layer), []).append(layer)
+
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # what is compiled does not ask for new hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for name, m in held.items():
+            hook = partial(before, name)
+            stack.enter_context(m.register_forward_pre_hook(hook, with_kwargs=True))
+        model(*args, **kwargs)
+    layers = tuple(
+        same[0] if len(same) == 1 else replace(same[0], name=f"{same[0].name}, {len(same)} calls")
+        for same in found.values()
     )
+    called = {layer.name.partition(",")[0] for layer in layers}
+    missing = ", ".join(name for name in held if name not in called)
+    return Explanation(type(model).__name__ + (f", not called: {missing}" * bool(missing)), layers)
+
+
+def _explain_held(module: nn.Module, args: Any, kwargs: Any) -> tuple[LayerExplanation, ...]:
+    """A call of a layer in a model."""
+    if isinstance(module, Interop) or is_patched(module):
+        return explain(module, *args, **kwargs).layers
+    name = type(module).__name__
+    reason = f"it is torch's {name}: rnnfast.convert(model) makes it rnnfast's"
+    if type(module).__module__ != nn.RNNBase.__module__:
+        reason = f"{name} is a subclass of torch's, which convert leaves alone: rnnfast.patch()"
+    which = "cell" if isinstance(module, _CELLS) else "all layers"
+    return (LayerExplanation(which, "torch", f"{name}.forward", reason),)
 
 
 def _explain_cell(
-    module: nn.RNNCell | nn.GRUCell | nn.LSTMCell, input: Any, hx: Any
+    module: nn.RNNCell | nn.GRUCell | nn.LSTMCell, input: Any, hx: Any = None
 ) -> Explanation:
     if isinstance(module, nn.RNNCell):
         spec = CELLS[f"rnn_{module.nonlinearity}"]
@@ -118,9 +159,11 @@ def _check_layers(module: nn.RNNBase, x: Tensor, batch_sizes: Tensor | None, hx:
 def _explain_layers(
     module: nn.RNNBase,
     input: Tensor | PackedSequence,
-    hx: Any,
-    resets: Tensor | None,
-    lengths: Any,
+    hx: Any = None,
+    *,
+    resets: Tensor | None = None,
+    reset_states: Any = None,
+    lengths: Any = None,
 ) -> Explanation:
     uniform, sizes, batched = True, None, True
     if isinstance(input, PackedSequence):
@@ -136,7 +179,7 @@ def _explain_layers(
         batched = input.dim() == 3
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
-    route = functional.route(x, (*_states(hx), *weights), module.proj_size)
+    route = functional.route(x, (*_states(hx), *_states(reset_states), *weights), module.proj_size)
     if resets is not None or lengths is not None:
         flat = None if resets is None else resets.reshape(-1)
         ends = None if lengths is None else as_lengths(lengths, batch if batched else None)

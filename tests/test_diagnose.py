@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
@@ -96,6 +97,70 @@ def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
     assert layer.route == "fused"
     with pytest.raises(TypeError, match=r"explain: module must be .*, got Linear"):
         rnnfast.explain(nn.Linear(2, 2), torch.ones(2))
+
+
+class Own(nn.LSTM):
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return super().forward(input, hx)
+
+
+class Model(nn.Module):
+    """An encoder, a loop over a cell, a layer of torch.nn, a user's own, and one for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.cell = rnnfast.GRU(4, 5, 2), rnnfast.GRUCell(5, 6)
+        self.theirs, self.own = nn.LSTM(6, 2), Own(2, 3)
+        self.unused = rnnfast.RNN(2, 2)
+
+    def forward(self, x: Tensor, *, begins: Tensor) -> Tensor:
+        states = [torch.zeros(x.size(1), 6)]
+        for x_t in self.encoder(x, resets=begins)[0]:
+            states.append(self.cell(x_t, states[-1]))
+        return cast("Tensor", self.own(self.theirs(torch.stack(states))[0])[0])
+
+
+def test_explain_of_a_model_goes_through_its_layers() -> None:
+    """With the arguments that each of them gets, which a user cannot know."""
+    model, x, begins = Model(), torch.ones(3, 2, 4), torch.zeros(3, 2, dtype=torch.bool)
+    explained = rnnfast.explain(model, x, begins=begins)
+    assert explained.module == "Model, not called: unused"
+    assert [(layer.name, layer.route) for layer in explained.layers] == [
+        ("encoder, layer 0", "fused"),
+        ("encoder, layer 1", "fused"),
+        ("cell, 3 calls", "fused"),
+        ("theirs, all layers", "torch"),
+        ("own, all layers", "torch"),
+    ]
+    assert explained.layers[0].reason.endswith("; 2 stretches, the longest of 3")
+    assert "rnnfast.convert(model)" in explained.layers[3].reason
+    assert "rnnfast.patch()" in explained.layers[4].reason
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_explain_of_a_compiled_model_and_of_one_made_under_patched() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return cast("Tensor", self.gru(x)[0])
+
+    with rnnfast.patched():
+        model = Net()
+    compiled, x = torch.compile(model, backend="eager"), torch.ones(3, 2, 4)
+    with torch.no_grad():
+        compiled(x)
+        (layer,) = rnnfast.explain(compiled, x).layers
+    assert (layer.name, layer.route) == ("_orig_mod.gru, layer 0", "fused")
+
+
+def test_explain_of_a_model_raises_what_its_layer_raises() -> None:
+    model, begins = Model(), torch.zeros(3, 2, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="Expected 4, got 9"):
+        rnnfast.explain(model, torch.ones(3, 2, 9), begins=begins)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 class Wrapped(torch.Tensor):

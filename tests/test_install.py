@@ -4,6 +4,7 @@ Catches twenty lines where a sentence would do, objects of the torch before the 
 build that goes on for minutes towards a header that is not there.
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -109,6 +110,27 @@ def test_a_build_says_what_it_builds_and_how_long_it_took(clone: Path) -> None:
     for name in ("_C", "_cpu_default"):
         assert re.search(rf"rnnfast: rnnfast\.{name} is built, \d+ s", said)
     assert re.search(r"rnnfast: built 2 libraries in \d+ s", said)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+def test_no_more_compilers_run_than_max_jobs(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Six ran on two cores: two libraries side by side, and ninja in each of them."""
+    log, compiler = tmp_path / "log", tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\necho 1 >>{log}\nsleep 0.2\n{COMPILER} "$@"\ncode=$?\n'
+        f"echo -1 >>{log}\nexit $code\n"
+    )
+    compiler.chmod(0o755)
+    for name in ("second", "third", "fourth"):
+        (clone / "csrc" / f"{name}.cpp").write_text(f"int {name};")
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("MAX_JOBS", "2")
+    assert "takes minutes, 2 compilers at a time" in build(clone, "9.8.0", cpu="default avx2")
+    running = list(itertools.accumulate(map(int, log.read_text().split())))
+    assert running[-1] == 0
+    assert max(running) == 2
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
@@ -380,4 +402,6 @@ def test_cuda_is_built_for_the_gpus_of_this_machine(
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     assert building.builds_cuda(toolkit.find_nvcc(), [], {"cxx": [], "nvcc": []}) is True
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == built
-    assert f"the CUDA kernels are built for {built}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"the CUDA kernels are built for {built}\n" in said
+    assert ("no GPU here" in said) == (not present)

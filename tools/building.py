@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +26,7 @@ class Build(BuildExtension):
         needs.require("compiler", "headers", "ninja")
         super().finalize_options()
         self.parallel = self.parallel or int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+        self.compilers, self.turn = threading.Semaphore(self.parallel), threading.Lock()
         if self.editable_mode:  # then pip asks for a folder of its own, empty at every call
             base = self.get_finalized_command("build").build_base
             self.build_temp = f"{base}/temp.{self.plat_name}-{sys.implementation.cache_tag}"
@@ -31,8 +35,8 @@ class Build(BuildExtension):
 
     def run(self) -> None:
         began, count = time.monotonic(), len(self.extensions)
-        jobs = f"{self.parallel} at a time" if self.parallel > 1 else "one by one"
-        _say(f"building {count} libraries for torch {torch.__version__}, {jobs}; takes minutes")
+        jobs = f"{self.parallel} compilers at a time" if self.parallel > 1 else "one by one"
+        _say(f"building {count} libraries for torch {torch.__version__}; takes minutes, {jobs}")
         super().run()
         for folder in {Path(self.build_lib, "rnnfast"), self._target()}:
             self._record(folder)
@@ -42,13 +46,29 @@ class Build(BuildExtension):
         # Each extension gets a folder of its own: ninja's files have the same name in all of them.
         worker = copy.copy(self)
         worker.build_temp = os.path.join(self.build_temp, ext.name)
-        began = time.monotonic()
-        _say(f"{ext.name} ...")
+        with self._compilers(alone=ext.name == "rnnfast._cuda"):
+            began = time.monotonic()
+            _say(f"{ext.name} ...")
+            try:
+                super(Build, worker).build_extension(ext)
+            except RuntimeError as error:  # the compiler has said what is wrong
+                raise SystemExit(f"rnnfast: {ext.name} does not compile: {error}") from None
+            _say(f"{ext.name} is built, {time.monotonic() - began:.0f} s")
+
+    @contextmanager
+    def _compilers(self, alone: bool) -> Iterator[None]:
+        """Waits for one that may run, or for all: a library of many files has them for itself."""
+        count = self.parallel if alone else 1
+        with self.turn:
+            for _ in range(count):
+                self.compilers.acquire()
+        # For ninja, which of itself takes more than there are cores, in each library.
+        each = count if alone else math.ceil(self.parallel / len(self.extensions))
+        os.environ["MAX_JOBS"] = str(each)
         try:
-            super(Build, worker).build_extension(ext)
-        except RuntimeError as error:  # the compiler has said what is wrong
-            raise SystemExit(f"rnnfast: {ext.name} does not compile: {error}") from None
-        _say(f"{ext.name} is built, {time.monotonic() - began:.0f} s")
+            yield
+        finally:
+            self.compilers.release(count)
 
     def _target(self) -> Path:
         """Where the libraries are when all is done: in the source folder, if built in place."""
@@ -91,6 +111,10 @@ def builds_cuda(nvcc: str | None, sources: Sequence[str], flags: dict[str, list[
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         present = [torch.cuda.get_device_capability(i) for i in range(count)]
         os.environ["TORCH_CUDA_ARCH_LIST"] = toolkit.architectures(nvcc, present)
+        if not present:
+            _say(
+                "no GPU here: the CUDA kernels take tens of minutes; RNNFAST_CUDA=0 leaves them out"
+            )
     _say(f"the CUDA kernels are built for {os.environ['TORCH_CUDA_ARCH_LIST']}")
     return True
 
