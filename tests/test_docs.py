@@ -9,12 +9,13 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-WITH_CODE = sorted(p.name for p in DOCS.glob("*.md") if "```python" in p.read_text("utf-8"))
+PAGES = {page.name: page for page in (ROOT / "README.md", *DOCS.glob("*.md"))}
+WITH_CODE = sorted(name for name, page in PAGES.items() if "```python" in page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize("name", WITH_CODE)
 def test_the_code_of_a_document_runs(name: str) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[name].read_text("utf-8"), re.DOTALL)
     assert blocks
     torch.manual_seed(0)
     namespace: dict[str, Any] = {}

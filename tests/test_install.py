@@ -104,6 +104,21 @@ def test_no_library_of_an_earlier_build_stays(clone: Path) -> None:
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+def test_an_editable_install_is_found_from_the_folder_above_the_clone(
+    clone: Path, tmp_path: Path
+) -> None:
+    """Where `rnnfast` is a folder, that of the clone, which is no package but looks like one."""
+    clone = clone.rename(tmp_path / "rnnfast")
+    build(clone, "9.8.0", "editable_wheel", "--dist-dir", str(tmp_path))
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); "
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    command = [sys.executable, "-ES", "-c", f"{installed}import rnnfast; print(rnnfast.__file__)"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.strip() == str(clone / "rnnfast" / "__init__.py"), result.stderr
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 def test_a_build_says_what_it_builds_and_how_long_it_took(clone: Path) -> None:
     said = build(clone, "9.8.0")
     assert "rnnfast: building 2 libraries for torch 9.8.0" in said
