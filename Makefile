@@ -43,6 +43,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
 DROP_IN := thop ptflops opacus dill cloudpickle pytorch-forecasting onnxscript
 COMMA := ,
+SANITIZE := -O1
 # The compilers' command lines stay out of sight, their warnings and errors do not.
 QUIET := grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
 
@@ -64,11 +65,11 @@ bench-peers:
 	@$(MAKE) --no-print-directory VENV=.venv-peers build .venv-peers/peers
 	.venv-peers/bin/python -m benchmarks.peers $(OPTIONS)
 
-# CPU="avx2 avx512" names the instruction sets, FUZZ the number of hostile calls, TESTS other tests. PyTorch itself
-# is not built so: what it leaks, overruns or shares is not seen. What is freed is kept for a while, so a process
-# grows; sizes beyond all memory are refused to torch as ever.
+# CPU="avx2 avx512" names the instruction sets, FUZZ the number of hostile calls, TESTS other tests; SANITIZE=-O0 is
+# compiled sooner. PyTorch itself is not built so: what it leaks, overruns or shares is not seen. What is freed is kept
+# for a while, so a process grows; sizes beyond all memory are refused to torch as ever.
 asan: build
-	$(call sanitized,-O1 -fsanitize=address$(COMMA)undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined)
+	$(call sanitized,$(SANITIZE) -fsanitize=address$(COMMA)undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined)
 	LD_PRELOAD="$(call preload,libasan.so) $(call preload,libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=.asan/lib \
 		$(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),2000) -k 'not does_not_grow' \
@@ -76,7 +77,7 @@ asan: build
 
 # At addresses that are not random, as the sanitizer of GCC 12 wants them.
 tsan: build
-	$(call sanitized,-O1 -fsanitize=thread)
+	$(call sanitized,$(SANITIZE) -fsanitize=thread)
 	$(or $(CXX),g++) -std=c++20 -O1 -shared -fPIC tests/native/regions.cpp -o .tsan/regions.so -ldl
 	LD_PRELOAD="$(call preload,libtsan.so) $(CURDIR)/.tsan/regions.so" PYTHONPATH=.tsan/lib \
 		TSAN_OPTIONS=ignore_noninstrumented_modules=1:history_size=7:exitcode=66 \
