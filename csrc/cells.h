@@ -10,7 +10,9 @@
 // states after it. It gives the gradients of x and h in dx and dh, and leaves in ds what reaches
 // the states before the step elementwise; what reaches h_{t-1} through W_hh is the driver's to add.
 //
-// A new cell is a struct here and a word in Cells.
+// A new cell is a struct here and a word in Cells, and a row in rnnfast/spec.py. On a GPU it then
+// runs step by step. For kernels of whole sequences it says kWholeSequence, and gets a file for
+// each of their families, such as cuda/grid_gru.cu; their shapes know cells by kGates.
 #pragma once
 
 #include <string_view>
@@ -48,6 +50,7 @@ template <class Activation>
 struct Elman {
   static constexpr const char* kName = Activation::kCell;
   static constexpr int kGates = 1, kStates = 1, kReserve = 0;
+  static constexpr bool kWholeSequence = true;
   static constexpr int kSharedGates = 1;  // dx == dh for so many, the first ones
   // Whether forward reads h, which otherwise reaches it through W_hh alone. Where it does not,
   // backward leaves zero in its ds.
@@ -73,6 +76,7 @@ struct Elman {
 struct Gru {
   static constexpr const char* kName = "gru";
   static constexpr int kGates = 3, kStates = 1, kReserve = 4;  // gates r z n; reserve r z n h_n
+  static constexpr bool kWholeSequence = true;
   static constexpr int kSharedGates = 2;
   static constexpr bool kReadsH = true;
   static constexpr bool kReadsBefore = true, kReadsAfter = false;
@@ -100,6 +104,7 @@ struct Gru {
 struct Lstm {
   static constexpr const char* kName = "lstm";
   static constexpr int kGates = 4, kStates = 2, kReserve = 4;  // gates and reserve i f g o
+  static constexpr bool kWholeSequence = true;
   static constexpr int kSharedGates = 4;
   static constexpr bool kReadsH = false;
   static constexpr bool kReadsBefore = true, kReadsAfter = true;
@@ -126,12 +131,13 @@ struct Lstm {
 struct CellFacts {
   const char* name;
   int gates, states, reserve;
-  bool reads_h;
+  bool reads_h, whole_sequence;
 };
 
 template <class Cell>
 constexpr CellFacts facts_of() {
-  return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kReserve, Cell::kReadsH};
+  return {Cell::kName,    Cell::kGates,  Cell::kStates,
+          Cell::kReserve, Cell::kReadsH, Cell::kWholeSequence};
 }
 
 template <class... Cell>
@@ -151,6 +157,14 @@ inline constexpr auto& kCells = Cells::kFacts;
 template <class F>
 bool dispatch_cell(std::string_view name, F&& f) {
   return Cells::dispatch(name, f);
+}
+
+// The same for those with kernels of whole sequences.
+template <class F>
+void dispatch_whole_sequence(std::string_view name, F&& f) {
+  dispatch_cell(name, [&](auto cell) {
+    if constexpr (decltype(cell)::kWholeSequence) f(cell);
+  });
 }
 
 }  // namespace rnnfast

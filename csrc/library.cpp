@@ -165,7 +165,9 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
   const auto wanted = cuda::find_wish(kernel);
   if (!wanted && kernel != "auto")
     throw py::value_error("cuda_plan: unknown kernel '" + kernel + "'");
-  const cuda::Problem problem{find_cell(cell).gates,
+  const CellFacts found = find_cell(cell);
+  const cuda::Problem problem{found.gates,
+                              found.whole_sequence,
                               cuda_type(dtype),
                               backward,
                               T,

@@ -229,6 +229,9 @@ def _run_in_segments(
         given = spec.states_of(reset_states)
         others = tuple(s.expand(-1, B, -1) if s.size(1) == 1 else s for s in given)
         module.check_forward_args(input, spec.hx_of(others), batch_sizes)
+        for state, other in zip(states, others, strict=False):
+            if state.dtype != other.dtype:
+                raise RuntimeError(f"reset_states: expected {state.dtype} as hx, got {other.dtype}")
     found = segments.find(resets, lengths, batch_sizes, (T, B), batch_first, input.device)
     output, states_n = segments.run(
         lambda x, sizes, initial: _stack(module, x, sizes, initial, weights),
@@ -292,10 +295,10 @@ def as_lengths(lengths: Any, batch: int | None) -> Tensor:
             text = f"lengths: expected a tensor or list of integers, got {type(lengths).__name__}"
             raise TypeError(f"{text}: {error}") from error
         found = found if found.numel() else found.long()
+    wanted = "a number" if batch is None else f"a number for each of {batch} sequences"
     if batch is None and found.numel() == 1:
         batch, found = 1, found.reshape(1)
     if found.dtype != torch.int64 or found.shape != (batch,):
-        wanted = "a number" if batch is None else f"a number for each of {batch} sequences"
         raise RuntimeError(
             f"lengths: expected {wanted}, of dtype torch.int64, "
             f"got {found.dtype} of shape {tuple(found.shape)}"

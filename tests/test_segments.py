@@ -297,6 +297,15 @@ def test_second_derivatives_and_forward_mode() -> None:
             RuntimeError,
             r"Expected hidden size \(1, 4, 6\), got \[1, 3, 6\]",
         ),
+        (
+            {
+                "resets": random_resets(),
+                "hx": torch.zeros(1, B, H),
+                "reset_states": torch.zeros(1, B, H).double(),
+            },
+            RuntimeError,
+            "reset_states: expected torch.float32 as hx, got torch.float64",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -304,6 +313,11 @@ def test_bad_arguments_are_refused(
 ) -> None:
     with pytest.raises(error, match=text):
         rnnfast.GRU(I, H)(torch.randn(T, B, I), **arguments)
+
+
+def test_lengths_that_are_no_number_without_a_batch_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="lengths: expected a number, of dtype torch.int64"):
+        rnnfast.GRU(I, H)(torch.randn(T, I), lengths=True)
 
 
 @pytest.mark.parametrize("lengths", [[8, 8, 2, 2], [8, 9, 2, 1]], ids=["sizes", "order"])

@@ -33,11 +33,17 @@ inline void check(const Status& status) {
 }
 
 inline Problem problem_of(const Layer& layer, bool backward, const Context& context) {
-  return {layer.cell.gates, type_of(layer.dtype),
-          backward,         layer.T,
-          layer.B,          layer.I,
-          layer.H,          static_cast<int>(layer.D),
-          tf32_allowed(),   context.device,
+  return {layer.cell.gates,
+          layer.cell.whole_sequence,
+          type_of(layer.dtype),
+          backward,
+          layer.T,
+          layer.B,
+          layer.I,
+          layer.H,
+          static_cast<int>(layer.D),
+          tf32_allowed(),
+          context.device,
           context.wanted};
 }
 

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const FmaTable& fma_table<Gru>() {
-  return fma_table_of<Gru>();
-}
+template const FmaTable& fma_table<Gru>();
 
 }  // namespace rnnfast::cuda

@@ -12,21 +12,13 @@ namespace rnnfast::cuda {
 
 using FmaTable = std::array<SequenceLauncher, kFmaInstanceCount>;
 
-// One file per cell defines it.
+// One file per cell holds it.
 template <class Cell>
 const FmaTable& fma_table();
-template <>
-const FmaTable& fma_table<Elman<Tanh>>();
-template <>
-const FmaTable& fma_table<Elman<Relu>>();
-template <>
-const FmaTable& fma_table<Gru>();
-template <>
-const FmaTable& fma_table<Lstm>();
 
 inline const SequenceLauncher& fma_kernel(std::string_view cell, int instance) {
   const FmaTable* table = nullptr;
-  dispatch_cell(cell, [&](auto c) { table = &fma_table<decltype(c)>(); });
+  dispatch_whole_sequence(cell, [&](auto c) { table = &fma_table<decltype(c)>(); });
   return (*table)[instance];
 }
 

@@ -52,7 +52,7 @@ constexpr SequenceLauncher fma_launcher() {
 }
 
 template <class Cell>
-const FmaTable& fma_table_of() {
+const FmaTable& fma_table() {
   static constexpr FmaTable kTable = []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
     return FmaTable{fma_launcher<Cell, kIndex>()...};
   }(std::make_integer_sequence<int, kFmaInstanceCount>{});

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const FmaTable& fma_table<Lstm>() {
-  return fma_table_of<Lstm>();
-}
+template const FmaTable& fma_table<Lstm>();
 
 }  // namespace rnnfast::cuda

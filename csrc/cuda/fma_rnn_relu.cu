@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const FmaTable& fma_table<Elman<Relu>>() {
-  return fma_table_of<Elman<Relu>>();
-}
+template const FmaTable& fma_table<Elman<Relu>>();
 
 }  // namespace rnnfast::cuda

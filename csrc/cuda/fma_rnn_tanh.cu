@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const FmaTable& fma_table<Elman<Tanh>>() {
-  return fma_table_of<Elman<Tanh>>();
-}
+template const FmaTable& fma_table<Elman<Tanh>>();
 
 }  // namespace rnnfast::cuda

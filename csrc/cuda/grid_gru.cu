@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const GridTables& grid_tables<Gru>() {
-  return grid_tables_of<Gru>();
-}
+template const GridTables& grid_tables<Gru>();
 
 }  // namespace rnnfast::cuda

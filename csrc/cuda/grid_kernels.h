@@ -13,22 +13,14 @@ namespace rnnfast::cuda {
 using GridTable = std::array<SequenceLauncher, kGridInstanceCount>;
 using GridTables = std::array<GridTable, 4>;  // by Precision
 
-// One file per cell defines it.
+// One file per cell holds it.
 template <class Cell>
 const GridTables& grid_tables();
-template <>
-const GridTables& grid_tables<Elman<Tanh>>();
-template <>
-const GridTables& grid_tables<Elman<Relu>>();
-template <>
-const GridTables& grid_tables<Gru>();
-template <>
-const GridTables& grid_tables<Lstm>();
 
 inline const SequenceLauncher& grid_kernel(std::string_view cell, Precision precision,
                                            int instance) {
   const GridTables* tables = nullptr;
-  dispatch_cell(cell, [&](auto c) { tables = &grid_tables<decltype(c)>(); });
+  dispatch_whole_sequence(cell, [&](auto c) { tables = &grid_tables<decltype(c)>(); });
   return (*tables)[static_cast<int>(precision)][instance];
 }
 

@@ -77,7 +77,7 @@ constexpr GridTable grid_table() {
 }
 
 template <class Cell>
-const GridTables& grid_tables_of() {
+const GridTables& grid_tables() {
   static constexpr GridTables kTables = {
       grid_table<Cell, Bf16Operand>(), grid_table<Cell, HalfOperand>(),
       grid_table<Cell, Tf32Operand>(), grid_table<Cell, FloatOperand>()};

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const GridTables& grid_tables<Lstm>() {
-  return grid_tables_of<Lstm>();
-}
+template const GridTables& grid_tables<Lstm>();
 
 }  // namespace rnnfast::cuda

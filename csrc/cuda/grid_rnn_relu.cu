@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const GridTables& grid_tables<Elman<Relu>>() {
-  return grid_tables_of<Elman<Relu>>();
-}
+template const GridTables& grid_tables<Elman<Relu>>();
 
 }  // namespace rnnfast::cuda

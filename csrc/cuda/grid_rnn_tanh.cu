@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const GridTables& grid_tables<Elman<Tanh>>() {
-  return grid_tables_of<Elman<Tanh>>();
-}
+template const GridTables& grid_tables<Elman<Tanh>>();
 
 }  // namespace rnnfast::cuda

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const PersistentTables& persistent_tables<Gru>() {
-  return persistent_tables_of<Gru>();
-}
+template const PersistentTables& persistent_tables<Gru>();
 
 }  // namespace rnnfast::cuda

@@ -14,22 +14,14 @@ namespace rnnfast::cuda {
 using PersistentTable = std::array<SequenceLauncher, kInstanceCount>;
 using PersistentTables = std::array<PersistentTable, 4>;  // by Precision
 
-// One file per cell defines it.
+// One file per cell holds it.
 template <class Cell>
 const PersistentTables& persistent_tables();
-template <>
-const PersistentTables& persistent_tables<Elman<Tanh>>();
-template <>
-const PersistentTables& persistent_tables<Elman<Relu>>();
-template <>
-const PersistentTables& persistent_tables<Gru>();
-template <>
-const PersistentTables& persistent_tables<Lstm>();
 
 inline const SequenceLauncher& persistent_kernel(std::string_view cell, Precision precision,
                                                  int instance) {
   const PersistentTables* tables = nullptr;
-  dispatch_cell(cell, [&](auto c) { tables = &persistent_tables<decltype(c)>(); });
+  dispatch_whole_sequence(cell, [&](auto c) { tables = &persistent_tables<decltype(c)>(); });
   return (*tables)[static_cast<int>(precision)][instance];
 }
 

@@ -69,7 +69,7 @@ constexpr PersistentTable persistent_table() {
 
 // In the order of Precision.
 template <class Cell>
-const PersistentTables& persistent_tables_of() {
+const PersistentTables& persistent_tables() {
   static constexpr PersistentTables kTables = {
       persistent_table<Cell, Bf16Operand>(), persistent_table<Cell, HalfOperand>(),
       persistent_table<Cell, Tf32Operand>(), persistent_table<Cell, FloatOperand>()};

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const PersistentTables& persistent_tables<Lstm>() {
-  return persistent_tables_of<Lstm>();
-}
+template const PersistentTables& persistent_tables<Lstm>();
 
 }  // namespace rnnfast::cuda

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const PersistentTables& persistent_tables<Elman<Relu>>() {
-  return persistent_tables_of<Elman<Relu>>();
-}
+template const PersistentTables& persistent_tables<Elman<Relu>>();
 
 }  // namespace rnnfast::cuda

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const PersistentTables& persistent_tables<Elman<Tanh>>() {
-  return persistent_tables_of<Elman<Tanh>>();
-}
+template const PersistentTables& persistent_tables<Elman<Tanh>>();
 
 }  // namespace rnnfast::cuda

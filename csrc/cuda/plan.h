@@ -77,11 +77,13 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
 // All that serve a problem, `step` last, with what the formulas expect of each.
 inline Plans modelled_plans(const Problem& p) {
   Plans all;
-  add_fma_plans(p, all);
-  add_single_plans(p, all);
-  add_persistent_plans(p, all);
-  add_small_plans(p, all);
-  add_grid_plans(p, all);
+  if (p.whole_sequence) {
+    add_fma_plans(p, all);
+    add_single_plans(p, all);
+    add_persistent_plans(p, all);
+    add_small_plans(p, all);
+    add_grid_plans(p, all);
+  }
   all.push_back(step_plan(p));
   for (Plan& plan : all)
     if (plan.part == 0) plan.part = plan.rows;

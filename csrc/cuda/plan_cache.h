@@ -23,7 +23,7 @@ class PlanCache {
   }
 
  private:
-  using Key = std::array<int64_t, 15>;
+  using Key = std::array<int64_t, 16>;
   static constexpr size_t kMost = 1024;
   std::mutex mutex_;
   std::map<Key, std::shared_ptr<const Plans>> known_;
@@ -31,6 +31,7 @@ class PlanCache {
   static Key key_of(const Problem& p) {
     const Device& d = p.device;
     return {p.gates,
+            p.whole_sequence,
             static_cast<int64_t>(p.type),
             p.backward,
             p.T,

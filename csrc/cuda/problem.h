@@ -59,7 +59,8 @@ struct Device {
 };
 
 struct Problem {
-  int gates;  // G of the cell
+  int gates;            // G of the cell
+  bool whole_sequence;  // whether there are kernels for it besides those of a step
   Type type;
   bool backward;
   int64_t T, B, I, H;  // B = batch_sizes[0] when packed

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SingleTables& single_tables<Gru>() {
-  return single_tables_of<Gru>();
-}
+template const SingleTables& single_tables<Gru>();
 
 }  // namespace rnnfast::cuda

@@ -30,21 +30,13 @@ using SingleLauncher = dev::Status (*)(const SingleArgs<void>&, int64_t tiles, i
 using SingleTable = std::array<SingleLauncher, kSingleInstanceCount>;
 using SingleTables = std::array<SingleTable, 3>;  // float32, bfloat16, float16
 
-// One file per cell defines it.
+// One file per cell holds it.
 template <class Cell>
 const SingleTables& single_tables();
-template <>
-const SingleTables& single_tables<Elman<Tanh>>();
-template <>
-const SingleTables& single_tables<Elman<Relu>>();
-template <>
-const SingleTables& single_tables<Gru>();
-template <>
-const SingleTables& single_tables<Lstm>();
 
 inline SingleLauncher single_kernel(std::string_view cell, Type type, int instance) {
   const SingleTables* tables = nullptr;
-  dispatch_cell(cell, [&](auto c) { tables = &single_tables<decltype(c)>(); });
+  dispatch_whole_sequence(cell, [&](auto c) { tables = &single_tables<decltype(c)>(); });
   return (*tables)[type == Type::kFloat32 ? 0 : type == Type::kBfloat16 ? 1 : 2][instance];
 }
 

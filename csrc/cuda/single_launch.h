@@ -49,7 +49,7 @@ constexpr SingleTable single_table() {
 }
 
 template <class Cell>
-const SingleTables& single_tables_of() {
+const SingleTables& single_tables() {
   static constexpr SingleTables kTables = {single_table<Cell, float>(),
                                            single_table<Cell, dev::Bf16>(),
                                            single_table<Cell, dev::Half>()};

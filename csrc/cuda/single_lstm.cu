@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SingleTables& single_tables<Lstm>() {
-  return single_tables_of<Lstm>();
-}
+template const SingleTables& single_tables<Lstm>();
 
 }  // namespace rnnfast::cuda

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SingleTables& single_tables<Elman<Relu>>() {
-  return single_tables_of<Elman<Relu>>();
-}
+template const SingleTables& single_tables<Elman<Relu>>();
 
 }  // namespace rnnfast::cuda

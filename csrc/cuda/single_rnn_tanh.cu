@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SingleTables& single_tables<Elman<Tanh>>() {
-  return single_tables_of<Elman<Tanh>>();
-}
+template const SingleTables& single_tables<Elman<Tanh>>();
 
 }  // namespace rnnfast::cuda

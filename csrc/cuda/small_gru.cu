@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SmallTables& small_tables<Gru>() {
-  return small_tables_of<Gru>();
-}
+template const SmallTables& small_tables<Gru>();
 
 }  // namespace rnnfast::cuda

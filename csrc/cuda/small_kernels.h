@@ -13,22 +13,14 @@ namespace rnnfast::cuda {
 using SmallTable = std::array<SequenceLauncher, kSmallCount>;
 using SmallTables = std::array<SmallTable, 2>;  // Precision::kBf16 and kHalf
 
-// One file per cell defines it.
+// One file per cell holds it.
 template <class Cell>
 const SmallTables& small_tables();
-template <>
-const SmallTables& small_tables<Elman<Tanh>>();
-template <>
-const SmallTables& small_tables<Elman<Relu>>();
-template <>
-const SmallTables& small_tables<Gru>();
-template <>
-const SmallTables& small_tables<Lstm>();
 
 inline const SequenceLauncher& small_kernel(std::string_view cell, Precision precision,
                                             int instance) {
   const SmallTables* tables = nullptr;
-  dispatch_cell(cell, [&](auto c) { tables = &small_tables<decltype(c)>(); });
+  dispatch_whole_sequence(cell, [&](auto c) { tables = &small_tables<decltype(c)>(); });
   return (*tables)[static_cast<int>(precision)][instance];
 }
 

@@ -67,7 +67,7 @@ constexpr SmallTable small_table() {
 }
 
 template <class Cell>
-const SmallTables& small_tables_of() {
+const SmallTables& small_tables() {
   static constexpr SmallTables kTables = {small_table<Cell, Bf16Operand>(),
                                           small_table<Cell, HalfOperand>()};
   return kTables;

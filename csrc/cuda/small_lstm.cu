@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SmallTables& small_tables<Lstm>() {
-  return small_tables_of<Lstm>();
-}
+template const SmallTables& small_tables<Lstm>();
 
 }  // namespace rnnfast::cuda

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SmallTables& small_tables<Elman<Relu>>() {
-  return small_tables_of<Elman<Relu>>();
-}
+template const SmallTables& small_tables<Elman<Relu>>();
 
 }  // namespace rnnfast::cuda

@@ -2,9 +2,6 @@
 
 namespace rnnfast::cuda {
 
-template <>
-const SmallTables& small_tables<Elman<Tanh>>() {
-  return small_tables_of<Elman<Tanh>>();
-}
+template const SmallTables& small_tables<Elman<Tanh>>();
 
 }  // namespace rnnfast::cuda
