@@ -316,7 +316,7 @@ def test_bad_arguments_are_refused(
 
 
 def test_lengths_that_are_no_number_without_a_batch_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="lengths: expected a number, of dtype torch.int64"):
+    with pytest.raises(RuntimeError, match=r"lengths: expected a number, of dtype torch\.int64"):
         rnnfast.GRU(I, H)(torch.randn(T, I), lengths=True)
 
 
