@@ -69,17 +69,17 @@ bench-peers:
 # compiled sooner. PyTorch itself is not built so: what it leaks, overruns or shares is not seen. What is freed is kept
 # for a while, so a process grows; sizes beyond all memory are refused to torch as ever.
 asan: build
-	$(call sanitized,$(SANITIZE) -fsanitize=address$(COMMA)undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined)
-	LD_PRELOAD="$(call preload,libasan.so) $(call preload,libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=.asan/lib \
+	@$(call sanitized,$(SANITIZE) -fsanitize=address$(COMMA)undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined)
+	@LD_PRELOAD="$(call preload,libasan.so) $(call preload,libubsan.so)" PYTHONPATH=$(call first,.asan/lib) \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		$(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),2000) -k 'not does_not_grow' \
 		$(or $(TESTS),tests/test_ops.py tests/test_fuzz.py tests/test_values.py)
 
 # At addresses that are not random, as the sanitizer of GCC 12 wants them.
 tsan: build
-	$(call sanitized,$(SANITIZE) -fsanitize=thread)
-	$(or $(CXX),g++) -std=c++20 -O1 -shared -fPIC tests/native/regions.cpp -o .tsan/regions.so -ldl
-	LD_PRELOAD="$(call preload,libtsan.so) $(CURDIR)/.tsan/regions.so" PYTHONPATH=.tsan/lib \
+	@$(call sanitized,$(SANITIZE) -fsanitize=thread)
+	@$(or $(CXX),g++) -std=c++20 -O1 -shared -fPIC tests/native/regions.cpp -o .tsan/regions.so -ldl
+	@LD_PRELOAD="$(call preload,libtsan.so) $(CURDIR)/.tsan/regions.so" PYTHONPATH=$(call first,.tsan/lib) \
 		TSAN_OPTIONS=ignore_noninstrumented_modules=1:history_size=7:exitcode=66 \
 		setarch -R $(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),400) -k 'not does_not_grow' \
 		$(or $(TESTS),tests/test_large.py tests/test_segments.py tests/test_freeze.py tests/test_fuzz.py)
@@ -87,6 +87,7 @@ tsan: build
 sanitized = set -o pipefail; RNNFAST_CUDA=0 RNNFAST_CPU="$(or $(CPU),avx2)" RNNFAST_OPTIMIZE="$(1)" \
 	$(BIN)/python setup.py --quiet build --build-lib .$@/lib --build-temp .$@/temp 2>&1 | $(QUIET)
 preload = $$($(or $(CXX),g++) -print-file-name=$(1))
+first = "$(1)$${PYTHONPATH:+:$$PYTHONPATH}"
 
 # Each by itself, without what it would install in the place of our torch.
 drop-in: .venv-drop-in/peers

@@ -91,5 +91,8 @@ CPU += [
 setup(
     ext_modules=CPU,
     cmdclass={"build_ext": Build},
+    # By a path, not by a finder: that would be asked after a folder `rnnfast` in the working
+    # directory, such as the one above a clone, has been taken for a package.
+    options={"editable_wheel": {"mode": "compat"}},
     install_requires=[f"torch=={MAJOR}.{MINOR}.*"],
 )
