@@ -1,6 +1,6 @@
-// Preloaded beside ThreadSanitizer: that OpenMP's threads begin after the thread that opens a region
-// and end before it goes on is nothing it can see, as libgomp is built without it and waits by
-// futexes.
+// Preloaded beside ThreadSanitizer: that OpenMP's threads begin after the thread that opens a
+// region and end before it goes on is nothing it can see, as libgomp is built without it and waits
+// by futexes.
 #include <dlfcn.h>
 #include <sanitizer/tsan_interface.h>
 
