@@ -70,9 +70,12 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         **kwargs: likewise: of a layer ``hx``, ``resets``, ``reset_states`` and ``lengths``.
 
     Raises:
-        TypeError: `module` neither is nor holds a recurrent layer or cell.
+        TypeError: `module` neither is nor holds a recurrent layer or cell, or no input is given.
         ValueError, RuntimeError: sizes that `module` would refuse, in its words.
     """
+    recurrent = isinstance(module, (nn.RNNBase, *_CELLS))
+    if recurrent and not args and "input" not in kwargs:
+        raise TypeError("explain: the input that the module would be called with is missing")
     if isinstance(module, _CELLS):
         return _explain_cell(module, *args, **kwargs)
     if isinstance(module, nn.RNNBase):

@@ -97,6 +97,8 @@ def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
     assert layer.route == "fused"
     with pytest.raises(TypeError, match=r"explain: module must be .*, got Linear"):
         rnnfast.explain(nn.Linear(2, 2), torch.ones(2))
+    with pytest.raises(TypeError, match=r"explain: the input .* is missing"):
+        rnnfast.explain(rnnfast.GRU(4, 5))
 
 
 class Own(nn.LSTM):
