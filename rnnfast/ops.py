@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from rnnfast.spec import CELLS
+from rnnfast.spec import CELLS, CellSpec
 
 _layer = torch.ops.rnnfast.layer.default
 _layer_backward = torch.ops.rnnfast.layer_backward.default
@@ -125,6 +125,13 @@ def reserve_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.device.type == "cuda" else compute_dtype(x.dtype)
 
 
+def _find_cell(op: str, name: str) -> CellSpec:
+    """As the kernels do, on whose devices another name does not come here."""
+    if name not in CELLS:
+        raise ValueError(f"{op}: cell must be one of {', '.join(CELLS)}, got '{name}'")
+    return CELLS[name]
+
+
 def _check_devices(
     op: str, x: Tensor, batch_sizes: Tensor | None, others: Sequence[Tensor | None]
 ) -> None:
@@ -163,7 +170,7 @@ def _layer_fake(
     train: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     _check_devices("rnnfast::layer", x, batch_sizes, [*states, *weights])
-    spec = CELLS[cell]
+    spec = _find_cell("rnnfast::layer", cell)
     directions, hidden = 1 + bidirectional, weights[1].shape[1]
     batch = _batch_size(x, batch_sizes, states)
     output = x.new_empty([*x.shape[:-1], directions * hidden])
@@ -192,9 +199,10 @@ def _layer_backward_fake(
 ) -> list[Tensor]:
     tensors = [grad_output, *grad_states_n, *weights, *reserve]
     _check_devices("rnnfast::layer_backward", x, batch_sizes, tensors)
+    states = _find_cell("rnnfast::layer_backward", cell).states
     directions, timeline, hidden = reserve[0].shape
     state = [directions, timeline - prod(x.shape[:-1]), hidden]
-    shapes = [x.shape, *[state] * CELLS[cell].states, *(w.shape for w in weights)]
+    shapes = [x.shape, *[state] * states, *(w.shape for w in weights)]
     return [x.new_empty(shape) for shape, needed in zip(shapes, needs, strict=True) if needed]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from problems import CELLS, MODES, Problem, assert_close, cotangents
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from rnnfast import ops, reference
@@ -313,3 +314,13 @@ def test_messages_name_what_was_wanted_and_got() -> None:
         LAYER(*arguments)
     with pytest.raises(ValueError, match="rnn_tanh, rnn_relu, gru, lstm, got 'peephole'"):
         LAYER("peephole", *arguments[1:])
+
+
+def test_a_cell_that_is_none_is_refused_on_the_meta_device_too() -> None:
+    """With the same words, and no KeyError, as in one of a million hostile calls."""
+    problem = Problem("GRU", device="cpu")
+    calls = ((LAYER, problem.layer_arguments(True)), (BACKWARD, problem.backward_arguments()))
+    for op, arguments in calls:
+        _, *others = tree_map_only(Tensor, lambda t: t.to("meta"), arguments)
+        with pytest.raises(ValueError, match="rnn_tanh, rnn_relu, gru, lstm, got 'peephole'"):
+            op("peephole", *others)
