@@ -201,7 +201,8 @@ def check_layer(arguments: list[Any], results: Any) -> None:
 
 
 def check_segments(arguments: list[Any], results: Any) -> None:
-    _, lengths, batch_sizes, T, B, _ = arguments
+    _, lengths, batch_sizes, *of_ints, _ = arguments
+    T, B = map(int, of_ints)  # torch takes a tensor of one number for one
     rows, sizes, elements, carries, first, last = results
     whole = int(batch_sizes.sum()) if batch_sizes is not None else T * B
     covered = whole if lengths is None else int(lengths.sum())
