@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).parent / "simt"))
 import emulated
 
 pytestmark = [
+    pytest.mark.exhaustive,  # compiles for two minutes
     pytest.mark.xdist_group("new_cell"),
     pytest.mark.skipif(
         twin.COMPILER is None or twin.NINJA is None or not (twin.ROOT / "csrc").is_dir(),

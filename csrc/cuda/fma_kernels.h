@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <string_view>
 
 #include "cells.h"
 #include "cuda/fma_shape.h"
@@ -15,11 +14,5 @@ using FmaTable = std::array<SequenceLauncher, kFmaInstanceCount>;
 // One file per cell holds it.
 template <class Cell>
 const FmaTable& fma_table();
-
-inline const SequenceLauncher& fma_kernel(std::string_view cell, int instance) {
-  const FmaTable* table = nullptr;
-  dispatch_whole_sequence(cell, [&](auto c) { table = &fma_table<decltype(c)>(); });
-  return (*table)[instance];
-}
 
 }  // namespace rnnfast::cuda

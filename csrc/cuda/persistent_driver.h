@@ -12,15 +12,24 @@
 
 namespace rnnfast::cuda {
 
-inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision precision,
-                                               const Plan& plan) {
-  if (plan.kernel == Kernel::kSmall) return small_kernel(cell, precision, plan.instance);
-  if (plan.kernel == Kernel::kFma) return fma_kernel(cell, plan.instance);
+template <class Cell>
+const SequenceLauncher& sequence_kernel(Precision precision, const Plan& plan) {
+  const auto how = static_cast<size_t>(precision);
+  if (plan.kernel == Kernel::kSmall) return small_tables<Cell>()[how][plan.instance];
+  if (plan.kernel == Kernel::kFma) return fma_table<Cell>()[plan.instance];
   // Of float32 without TF32, parts of 8 rows are persistent.h's.
   const bool small_parts = precision == Precision::kFloat && plan.part == kMmaBatch;
-  if (plan.kernel == Kernel::kGrid && !small_parts)
-    return grid_kernel(cell, precision, plan.instance);
-  return persistent_kernel(cell, precision, plan.instance);
+  if (plan.kernel == Kernel::kGrid && !small_parts) return grid_tables<Cell>()[how][plan.instance];
+  return persistent_tables<Cell>()[how][plan.instance];
+}
+
+// Of a cell that has them: a plan names none for another.
+inline const SequenceLauncher& sequence_kernel(std::string_view cell, Precision precision,
+                                               const Plan& plan) {
+  const SequenceLauncher* found = nullptr;
+  dispatch_whole_sequence(cell,
+                          [&](auto c) { found = &sequence_kernel<decltype(c)>(precision, plan); });
+  return *found;
 }
 
 inline Status launch(const SequenceLauncher& kernel, const ForwardArgs<void>& args, int64_t tiles,

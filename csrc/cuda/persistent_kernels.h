@@ -3,7 +3,6 @@
 #pragma once
 
 #include <array>
-#include <string_view>
 
 #include "cells.h"
 #include "cuda/instances.h"
@@ -17,12 +16,5 @@ using PersistentTables = std::array<PersistentTable, 4>;  // by Precision
 // One file per cell holds it.
 template <class Cell>
 const PersistentTables& persistent_tables();
-
-inline const SequenceLauncher& persistent_kernel(std::string_view cell, Precision precision,
-                                                 int instance) {
-  const PersistentTables* tables = nullptr;
-  dispatch_whole_sequence(cell, [&](auto c) { tables = &persistent_tables<decltype(c)>(); });
-  return (*tables)[static_cast<int>(precision)][instance];
-}
 
 }  // namespace rnnfast::cuda

@@ -14,6 +14,14 @@ int row_alignment(int64_t row_bytes, Pointers... matrices) {
   return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 1;
 }
 
+inline SingleLauncher single_kernel(std::string_view cell, Type type, int instance) {
+  const size_t row = type == Type::kFloat32 ? 0 : type == Type::kBfloat16 ? 1 : 2;
+  SingleLauncher found = nullptr;
+  dispatch_whole_sequence(cell,
+                          [&](auto c) { found = single_tables<decltype(c)>()[row][instance]; });
+  return found;
+}
+
 // False: it is to be run otherwise, and nothing has been written. `x` is contiguous; `args` has
 // all but w_hh and x_gates.
 inline bool run_single(const Layer& layer, const Problem& problem, const Tensor& x,

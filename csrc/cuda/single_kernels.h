@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <string_view>
 
 #include "cells.h"
 #include "cuda/args.h"
@@ -33,11 +32,5 @@ using SingleTables = std::array<SingleTable, 3>;  // float32, bfloat16, float16
 // One file per cell holds it.
 template <class Cell>
 const SingleTables& single_tables();
-
-inline SingleLauncher single_kernel(std::string_view cell, Type type, int instance) {
-  const SingleTables* tables = nullptr;
-  dispatch_whole_sequence(cell, [&](auto c) { tables = &single_tables<decltype(c)>(); });
-  return (*tables)[type == Type::kFloat32 ? 0 : type == Type::kBfloat16 ? 1 : 2][instance];
-}
 
 }  // namespace rnnfast::cuda

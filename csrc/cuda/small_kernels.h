@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <string_view>
 
 #include "cells.h"
 #include "cuda/sequence.h"
@@ -16,12 +15,5 @@ using SmallTables = std::array<SmallTable, 2>;  // Precision::kBf16 and kHalf
 // One file per cell holds it.
 template <class Cell>
 const SmallTables& small_tables();
-
-inline const SequenceLauncher& small_kernel(std::string_view cell, Precision precision,
-                                            int instance) {
-  const SmallTables* tables = nullptr;
-  dispatch_whole_sequence(cell, [&](auto c) { tables = &small_tables<decltype(c)>(); });
-  return (*tables)[static_cast<int>(precision)][instance];
-}
 
 }  // namespace rnnfast::cuda
