@@ -84,7 +84,9 @@ tsan: build
 		setarch -R $(BIN)/pytest -q -n 0 --fuzz $(or $(FUZZ),400) -k 'not does_not_grow' \
 		$(or $(TESTS),tests/test_large.py tests/test_segments.py tests/test_freeze.py tests/test_fuzz.py)
 
-sanitized = set -o pipefail; RNNFAST_CUDA=0 RNNFAST_CPU="$(or $(CPU),avx2)" RNNFAST_OPTIMIZE="$(1)" \
+# For AVX2, or where this machine or ATEN_CPU_CAPABILITY has less, for any CPU.
+sanitized = set -o pipefail; RNNFAST_CUDA=0 RNNFAST_OPTIMIZE="$(1)" RNNFAST_CPU="$(or $(CPU),$$($(BIN)/python -c \
+	'from torch.backends.cpu import get_cpu_capability as f; print("avx2" if f().startswith("AVX") else "default")'))" \
 	$(BIN)/python setup.py --quiet build --build-lib .$@/lib --build-temp .$@/temp 2>&1 | $(QUIET)
 preload = $$($(or $(CXX),g++) -print-file-name=$(1))
 first = "$(1)$${PYTHONPATH:+:$$PYTHONPATH}"

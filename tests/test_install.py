@@ -145,7 +145,7 @@ def test_no_more_compilers_run_than_max_jobs(
     assert "takes minutes, 2 compilers at a time" in build(clone, "9.8.0", cpu="default avx2")
     running = list(itertools.accumulate(map(int, log.read_text().split())))
     assert running[-1] == 0
-    assert max(running) == 2
+    assert max(running) <= 2
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
