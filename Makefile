@@ -41,7 +41,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
-DROP_IN := thop ptflops opacus dill cloudpickle pytorch-forecasting onnxscript
+DROP_IN := thop ptflops deepspeed opacus dill cloudpickle pytorch-forecasting onnxscript
 COMMA := ,
 SANITIZE := -O1
 # The compilers' command lines stay out of sight, their warnings and errors do not.

@@ -14,6 +14,8 @@ import copy
 import importlib
 import importlib.metadata
 import io
+import logging
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,6 +75,13 @@ def ptflops(made: nn.Module) -> Any:
     )
 
 
+def deepspeed(made: nn.Module) -> Any:
+    from deepspeed.profiling.flops_profiler import get_model_profile
+
+    options = {"print_profile": False, "detailed": False, "as_string": False}
+    return get_model_profile(made, args=[X], **options)
+
+
 def opacus(made: nn.Module) -> Any:
     from opacus import PrivacyEngine
     from opacus.validators import ModuleValidator
@@ -123,7 +132,7 @@ def onnxscript(made: nn.Module) -> Any:
     return sorted({node.op_type for node in exported.model.graph})
 
 
-PEERS = (thop, ptflops, opacus, dill, cloudpickle, pytorch_forecasting, onnxscript)
+PEERS = (thop, ptflops, deepspeed, opacus, dill, cloudpickle, pytorch_forecasting, onnxscript)
 
 
 class Failure(str):
@@ -140,6 +149,15 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def short(value: Any) -> str:
+    """On one line."""
+    if isinstance(value, Failure):
+        return value
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(short, value))})"
+    return f"a tensor {[*value.shape]}" if isinstance(value, Tensor) else reprlib.repr(value)
+
+
 def outcome(peer: Callable[[nn.Module], Any], name: str, how: str) -> Any:
     with way(how) as make:
         torch.manual_seed(1)
@@ -151,6 +169,7 @@ def outcome(peer: Callable[[nn.Module], Any], name: str, how: str) -> Any:
 
 def main(wanted: list[str]) -> int:
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     differing = 0
     for peer in PEERS:
         if wanted and peer.__name__ not in wanted:
@@ -163,7 +182,7 @@ def main(wanted: list[str]) -> int:
         for how in ("convert", "patch"):
             found = {n: (outcome(peer, n, "torch"), outcome(peer, n, how)) for n in NAMES}
             texts = [
-                f"{n}: {o!r} where torch.nn gives {t!r}"
+                f"{n}: {short(o)} where torch.nn gives {short(t)}"
                 for n, (t, o) in found.items()
                 if not equal(t, o)
             ]
