@@ -62,10 +62,19 @@ PEERS: dict[str, Peer] = {
     "JAX": jax_peer.jax_scan,
     "JAX, unroll 8": partial(jax_peer.jax_scan, unroll=8),
 }
-IN_BFLOAT16 = (record.OURS, record.FROZEN, record.BASELINE, "torch.compile", "oneDNN")
-"""Those that have layers in it; the others are float32 throughout."""
+IN_FLOAT32 = ("ONNX Runtime", "OpenVINO", "JAX", "JAX, unroll 8")
+"""Those that have no layers in bfloat16, or do not run them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("onnxruntime", "openvino", "onnx", "jax", "jaxlib", "numpy")
+
+
+def peers() -> dict[str, Peer]:
+    """All, and the oneDNN that ONEDNN_ROOT names, under its version."""
+    root = onednn_peer.other()
+    if root is None:
+        return PEERS
+    name = f"oneDNN {onednn_peer.version(root)}"
+    return PEERS | {name: partial(onednn_peer.onednn, root=root)}
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -123,9 +132,9 @@ def prepare(
     errors: dict[str, float] = {}
     left_out: dict[str, str] = {}
     expected = torch_peers.torch_nn(workload, name).values()
-    for peer, make in PEERS.items():
+    for peer, make in peers().items():
         try:
-            if workload.grad_output.dtype != torch.float32 and peer not in IN_BFLOAT16:
+            if workload.grad_output.dtype != torch.float32 and peer in IN_FLOAT32:
                 raise Unavailable("float32 only")
             side = make(workload, name)
             errors[peer] = compare(workload, name, side.values(), expected).candidate
