@@ -77,7 +77,7 @@ asan: build
 
 # At addresses that are not random, as the sanitizer of GCC 12 wants them.
 tsan: build
-	@$(call sanitized,$(SANITIZE) -fsanitize=thread)
+	@$(call sanitized,$(SANITIZE) -fsanitize=thread -Wno-tsan)
 	@$(or $(CXX),g++) -std=c++20 -O1 -shared -fPIC tests/native/regions.cpp -o .tsan/regions.so -ldl
 	@LD_PRELOAD="$(call preload,libtsan.so) $(CURDIR)/.tsan/regions.so" PYTHONPATH=$(call first,.tsan/lib) \
 		TSAN_OPTIONS=ignore_noninstrumented_modules=1:history_size=7:exitcode=66 \

@@ -85,6 +85,9 @@ INSTRUCTION_SET = _load_cpu()
 ``default``.
 """
 
+HAS_BFLOAT16 = INSTRUCTION_SET in ("avx512bf16", "avx512amx")
+"""Whether they multiply bfloat16 as it stands."""
+
 HAS_TILES = INSTRUCTION_SET == "avx512amx"
 """Whether they multiply bfloat16 by tiles."""
 
@@ -94,4 +97,4 @@ HAS_CUDA = _load_cuda()
 KERNEL_DEVICES = frozenset({"cpu", "meta", "cuda"} if HAS_CUDA else {"cpu", "meta"})
 """Device types that the ops serve; ``meta`` by the fake kernels."""
 
-__all__ = ["HAS_CUDA", "HAS_TILES", "INSTRUCTION_SET", "KERNEL_DEVICES", "_C"]
+__all__ = ["HAS_BFLOAT16", "HAS_CUDA", "HAS_TILES", "INSTRUCTION_SET", "KERNEL_DEVICES", "_C"]

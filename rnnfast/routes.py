@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from rnnfast._library import _C, HAS_TILES, KERNEL_DEVICES
+from rnnfast._library import _C, HAS_BFLOAT16, KERNEL_DEVICES
 from rnnfast.spec import CellSpec
 
 _KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -183,8 +183,8 @@ def autocast_products(input: Tensor, dtype: torch.dtype) -> torch.dtype:
     """
     device = input.device.type
     low: torch.dtype = torch.get_autocast_dtype(device)
-    tiles = HAS_TILES and device == "cpu" and low == torch.bfloat16 and dtype == torch.float32
-    return low if tiles else dtype
+    faster = HAS_BFLOAT16 and device == "cpu" and low == torch.bfloat16 and dtype == torch.float32
+    return low if faster else dtype
 
 
 def route_cell(

@@ -32,6 +32,11 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+needs_products = pytest.mark.skipif(
+    not _library.HAS_BFLOAT16, reason="the kernels multiply no bfloat16"
+)
+
+
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Any:
     before = torch.get_num_threads()
@@ -79,7 +84,9 @@ def test_the_error_is_at_most_torchs(mode: str, shape: dict[str, Any]) -> None:
 
 
 TRAINED: list[dict[str, Any]] = [
+    {"T": 2, "B": 7, "I": 9, "H": 17},  # in float32
     {"T": 3, "B": 7, "I": 9, "H": 17},  # too few rows for tiles
+    {"T": 300, "B": 1, "I": 33, "H": 18},
     {"T": 2, "B": 16, "I": 16, "H": 33},
     {"T": 1, "B": 33, "I": 70, "H": 16, "states_given": False},
     {"T": 30, "B": 8, "I": 31, "H": 48},
@@ -176,19 +183,19 @@ def test_batch_first_and_odd_addresses(mode: str, H: int) -> None:
         assert torch.equal(layer(shifted, hx)[0].transpose(0, 1), plain)
 
 
-@pytest.mark.skipif(
-    _library.INSTRUCTION_SET not in ("avx512bf16", "avx512amx"),
-    reason="no products of bfloat16 are loaded",
-)
+@needs_products
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("B", [1, 7] if _library.HAS_TILES else [1, 16])
-def test_inference_multiplies_bfloat16_and_training_does_not(mode: str, B: int) -> None:
-    """The state that training multiplies has more digits; the outputs are close all the same."""
+@pytest.mark.parametrize("B", [1, 7, 16])
+def test_training_multiplies_the_rounded_state(mode: str, B: int) -> None:
+    """So it gives inference's output, to the bit; in a call of few rows all is float32."""
     problem = Problem(mode, dtype=torch.bfloat16, T=30, B=B, I=64, H=64)
-    inference, training = problem.layer(train=False), problem.layer(train=True)
-    assert not torch.equal(inference[0], training[0])
-    torch.testing.assert_close(inference[0], training[0], rtol=2e-2, atol=2e-2)
-    assert [t.dtype for t in training[2]] == [torch.float32] * len(training[2])
+    (output, states_n, reserve), inference = problem.layer(train=True), problem.layer(train=False)
+    assert all(map(torch.equal, [output, *states_n], [inference[0], *inference[1]]))
+    assert [t.dtype for t in reserve] == [torch.float32] * len(reserve)
+    few = Problem(mode, dtype=torch.bfloat16, T=4, B=5, I=64, H=64)
+    wide, narrow = few.layer(train=True)[0], few.layer(train=False)[0]
+    assert not torch.equal(wide, narrow)
+    torch.testing.assert_close(wide, narrow, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -196,7 +203,7 @@ def test_inference_multiplies_bfloat16_and_training_does_not(mode: str, B: int) 
 @pytest.mark.parametrize("H", [31, 33])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity_stay_in_their_row(mode: str, B: int, H: int, poison: float) -> None:
-    """And spread there as in training, which calculates in float32."""
+    """And spread there as they do in training."""
     problem = Problem(mode, dtype=torch.bfloat16, T=4, B=B, I=9, H=H, bidirectional=True)
     with torch.no_grad():
         clean, _, _ = problem.layer()
@@ -248,3 +255,19 @@ def test_a_call_repeats_bit_by_bit_and_changes_nothing(name: str) -> None:
             assert torch.equal(layer(x)[0], first)
     torch.set_num_threads(threads)
     assert all(map(torch.equal, before, (x, *layer.parameters())))
+
+
+@needs_products
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_multiplies_bfloat16(mode: str) -> None:
+    """Whatever dtype the results have, as in torch.nn."""
+    problem = Problem(mode, dtype=torch.float32, T=12, B=23, I=65, H=80)
+    half = Problem(mode, dtype=torch.bfloat16, T=12, B=23, I=65, H=80)
+    with torch.no_grad():
+        for a, b in zip(half.leaves, problem.leaves, strict=True):
+            a.copy_(b)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        found = problem.rnnfast()
+    with torch.no_grad():
+        wanted = half.rnnfast()
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(found, wanted, strict=True))

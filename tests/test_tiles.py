@@ -106,16 +106,6 @@ def test_explain_says_so() -> None:
 
 
 @needs_tiles
-@pytest.mark.parametrize("mode", MODES)
-def test_training_multiplies_the_rounded_state(mode: str) -> None:
-    """So it gives inference's output, to the bit."""
-    problem = Problem(mode, dtype=torch.bfloat16, T=30, B=16, I=64, H=64)
-    (output, states_n, reserve), inference = problem.layer(train=True), problem.layer(train=False)
-    assert same([output, *states_n], [inference[0], *inference[1]])
-    assert [t.dtype for t in reserve] == [torch.float32] * len(reserve)
-
-
-@needs_tiles
 def test_threads_that_never_configured_tiles() -> None:
     problem = Problem("LSTM", dtype=torch.bfloat16, T=20, B=33, I=40, H=48)
     wanted, found = trained(problem), []
@@ -208,22 +198,6 @@ def test_torchs_switch_lets_float32_be_multiplied_as_bfloat16(
     errors = [[relative_errors(side, plain)] for side in (found, theirs)]
     assert errors[0][0].max() > 1e-4
     assert_no_less_precise(*errors, factor=1.25, floor=0.0)
-
-
-@needs_tiles
-@pytest.mark.parametrize("mode", MODES)
-def test_autocast_multiplies_bfloat16(mode: str) -> None:
-    """Whatever dtype the results have, as in torch.nn."""
-    problem = Problem(mode, dtype=torch.float32, T=12, B=23, I=65, H=80)
-    half = Problem(mode, dtype=torch.bfloat16, T=12, B=23, I=65, H=80)
-    with torch.no_grad():
-        for a, b in zip(half.leaves, problem.leaves, strict=True):
-            a.copy_(b)
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
-        found = problem.rnnfast()
-    with torch.no_grad():
-        wanted = half.rnnfast()
-    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(found, wanted, strict=True))
 
 
 # 8 KB for the handlers of signals: less than the state of the tiles takes.

@@ -44,7 +44,7 @@ struct LayerBackward {
     carry = zero_scratch<S>(layer.D * 2 * layer.B * gates_stride());
     packed = Scratch<S>(layer.D * packed_size());
     gate_gradients = Scratch<S>(layer.D * chunk_rows() * (gates_stride() + h_gates_stride()));
-    copies = Scratch<S>(layer.D * copied_rows() * copied_columns());
+    copies = Scratch<S>(layer.D * (copied_x() + copied_h()));
   }
 
   int64_t chunk_rows() const { return layer.offset[plan.grad_chunk_steps]; }
@@ -57,14 +57,12 @@ struct LayerBackward {
   int64_t packed_size() const {
     return (pack_w_hh() ? h_panels.size() : 0) + (grad_x.defined() ? x_panels.size() : 0);
   }
-  bool copy_x() const { return kByTiles<S>; }
-  bool copy_h() const { return kByTiles<S> || !layer.uniform; }
-  int64_t copied_rows() const {
-    return kByTiles<S> ? ceil_div(chunk_rows(), kTileDepth) * kTileDepth : chunk_rows();
-  }
-  int64_t copied_columns() const {
-    return (copy_x() ? whole_registers<S>(layer.I) : 0) +
-           (copy_h() ? whole_registers<S>(layer.H) : 0);
+  // Numbers of a direction's copies of the rows of a chunk, see BackwardDirection.
+  int64_t copied_x() const { return kInPairs<S> ? copied(layer.I) : 0; }
+  int64_t copied_h() const { return kInPairs<S> || !layer.uniform ? copied(layer.H) : 0; }
+  int64_t copied(int64_t columns) const {
+    if constexpr (kInPairs<S>) return PairPanels<S>::size(chunk_rows(), columns);
+    return chunk_rows() * whole_registers<S>(columns);
   }
 
   // The gradient of weight i of a direction, or null.
@@ -95,9 +93,9 @@ struct LayerBackward {
     b.gates_stride = stride, b.h_gates_stride = h_gates_stride();
     b.grad_x_gates = gate_gradients.data() + d * chunk_rows() * (stride + b.h_gates_stride);
     b.grad_h_gates = b.grad_x_gates + chunk_rows() * stride;
-    S* copy = copies.data() + d * copied_rows() * copied_columns();
-    if (copy_x()) b.x_rows = copy, copy += copied_rows() * whole_registers<S>(layer.I);
-    if (copy_h()) b.h_rows = copy;
+    S* const copy = copies.data() + d * (copied_x() + copied_h());
+    if (copied_x()) b.x_rows = copy;
+    if (copied_h()) b.h_rows = copy + copied_x();
     S* panels = packed.data() + d * packed_size();
     if (pack_w_hh()) b.w_hh.packed = panels, panels += h_panels.size();
     if (grad_x.defined()) b.w_ih.packed = panels;

@@ -120,7 +120,7 @@ RNNFAST_FN BfloatVec rounded(BfloatVec x) {
 }
 
 // In each lane a number of `first` beside the one of `second`; both are numbers of bfloat16.
-RNNFAST_FN BfloatVec pairs(BfloatVec first, BfloatVec second) {
+RNNFAST_FN BfloatVec in_pairs(BfloatVec first, BfloatVec second) {
   using Bits = Register<float>::Bits;
   return (BfloatVec::Raw)((Bits)first.raw >> 16 | (Bits)second.raw);
 }

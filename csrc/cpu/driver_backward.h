@@ -4,6 +4,7 @@
 
 #include "cpu/driver.h"
 #include "cpu/outer.h"
+#include "cpu/pairs.h"
 
 namespace rnnfast {
 
@@ -28,8 +29,9 @@ struct BackwardDirection {
   S* grad_h_gates;                 // [rows of a chunk, h_gates_stride] of the gates where they
                                    // differ from those of x
   int64_t state_stride, gates_stride, h_gates_stride;  // padded to whole registers
-  S *x_rows, *h_rows;        // [rows of a chunk, whole registers] copies of x, of the states
-                             // before, for tiles in pairs of rows; null: taken where they stand
+  S *x_rows, *h_rows;        // PairPanels of a chunk's rows of x, of the states before; or null,
+                             // and [rows of a chunk, whole registers] where these do not stand
+                             // side by side
   T *grad_w_ih, *grad_w_hh;  // [G*H, I], [G*H, H]
   T *grad_b_ih, *grad_b_hh;  // [G*H]
   T* grad_x;                 // [rows, I]
@@ -133,28 +135,25 @@ void step_back(const BackwardDirection<S>& d, const Walk& back, int64_t i, int64
            });
 }
 
-// The rows of a chunk, where they stand or copied.
+// The rows of a chunk.
 template <class T>
 struct Rows {
   const T* data;
   int64_t stride;
 };
 
-// For products by tiles: the chunk's rows of x, and of the states before them, in pairs, with zeros
-// up to whole tiles of rows.
+// The chunk's rows of x, and of the states before them, in pairs.
 template <class S>
 void pack_operands(const BackwardDirection<S>& d, Range rows, Range steps, const Walk& back,
                    const Member& member) {
-  const int64_t count = rows.end - rows.begin, whole = ceil_div(count, kTileDepth) * kTileDepth / 2;
+  const int64_t count = rows.end - rows.begin, pairs = PairPanels<S>::pairs_of(count);
+  const PairPanels<S> of_x{d.x_rows, pairs}, of_h{d.h_rows, pairs};
   const auto mine = [&](int64_t pair) { return pair % member.size == member.rank; };
-  const auto pack = [](S* dst, int64_t pair, const auto* first, const auto* second, int64_t n) {
-    pack_pairs(first, second, n, dst + pair * 2 * whole_registers<S>(n));
-  };
   const auto x = [&](int64_t row) {
     return row < count ? d.x + (rows.begin + row) * d.input : nullptr;
   };
-  for (int64_t pair = member.rank; d.grad_w_ih && pair < whole; pair += member.size)
-    pack(d.x_rows, pair, x(2 * pair), x(2 * pair + 1), d.input);
+  for (int64_t pair = member.rank; d.grad_w_ih && pair < pairs; pair += member.size)
+    of_x.pack(pair, x(2 * pair), x(2 * pair + 1), d.input);
   if (!d.grad_w_hh || d.began_with_zeros) return;
   const Compute<S>* const none = nullptr;
   const auto before = [&](int64_t t, int64_t b) {
@@ -169,11 +168,11 @@ void pack_operands(const BackwardDirection<S>& d, Range rows, Range steps, const
       const auto* next = b + 1 < batch        ? before(t, b + 1)
                          : at + b + 1 < count ? before(t + 1, 0)
                                               : none;
-      pack(d.h_rows, (at + b) / 2, before(t, b), next, d.hidden);
+      of_h.pack((at + b) / 2, before(t, b), next, d.hidden);
     }
   }
-  for (int64_t pair = (count + 1) / 2; pair < whole; ++pair)
-    if (mine(pair)) pack(d.h_rows, pair, none, none, d.hidden);
+  for (int64_t pair = (count + 1) / 2; pair < pairs; ++pair)
+    if (mine(pair)) of_h.pack(pair, none, none, d.hidden);
 }
 
 // The states before the chunk's rows, side by side, where they are not so already.
@@ -189,15 +188,26 @@ void copy_states_before(const BackwardDirection<S>& d, Range rows, Range steps, 
   }
 }
 
-// The states before the rows of a chunk.
+// The rows of x of a chunk, as the product for the gradient of w_ih takes them.
 template <class S>
-Rows<S> states_before(const BackwardDirection<S>& d, const Walk& back, Range steps) {
-  if constexpr (std::is_same_v<S, Compute<S>>)
-    if (!d.h_rows) {
-      const int64_t first = back.time(back.reverse ? steps.end - 1 : steps.begin);
-      return {d.timelines[0] + d.walk.before(first, 0) * d.hidden, d.hidden};
-    }
-  return {d.h_rows, whole_registers<S>(d.hidden)};
+auto x_of_chunk(const BackwardDirection<S>& d, Range rows) {
+  if constexpr (kInPairs<S>) {
+    return PairPanels<S>{d.x_rows, PairPanels<S>::pairs_of(rows.end - rows.begin)};
+  } else {
+    return Rows<S>{d.x + rows.begin * d.input, d.input};
+  }
+}
+
+// The states before the rows of a chunk, for the gradient of w_hh.
+template <class S>
+auto states_before(const BackwardDirection<S>& d, const Walk& back, Range rows, Range steps) {
+  if constexpr (kInPairs<S>) {
+    return PairPanels<S>{d.h_rows, PairPanels<S>::pairs_of(rows.end - rows.begin)};
+  } else {
+    if (d.h_rows) return Rows<S>{d.h_rows, whole_registers<S>(d.hidden)};
+    const int64_t first = back.time(back.reverse ? steps.end - 1 : steps.begin);
+    return Rows<S>{d.timelines[0] + d.walk.before(first, 0) * d.hidden, d.hidden};
+  }
 }
 
 // Calls add(gate gradients, stride, columns of them, the first's place among all gates) for the
@@ -217,7 +227,7 @@ template <class Cell, class S>
 void add_gradients(const BackwardDirection<S>& d, const Walk& back, Range steps, Member& member) {
   using T = Compute<S>;
   const Range rows = rows_of(back, steps);
-  if constexpr (kByTiles<S>) {
+  if constexpr (kInPairs<S>) {
     pack_operands(d, rows, steps, back, member);
   } else {
     copy_states_before(d, rows, steps, back, member);
@@ -226,30 +236,26 @@ void add_gradients(const BackwardDirection<S>& d, const Walk& back, Range steps,
   const Range gates = member.share(Cell::kGates * d.hidden, kMaxRows);
   const int64_t count = rows.end - rows.begin;
   const bool fresh = steps.begin == 0;
-  const auto add_product = [&](const S* a, int64_t stride, Range columns, const Rows<S>& right,
+  const auto add_product = [&](const S* a, int64_t stride, Range columns, const auto& right,
                                int64_t K, T* dst) {
-    if constexpr (kByTiles<S>) {
-      add_outer_by_tiles(*member.tiles, a, stride, columns, right.data, K, count, dst, fresh);
+    if constexpr (kInPairs<S>) {
+      add_outer(member.tiles, a, stride, columns, right, K, count, dst, fresh);
     } else {
       add_outer(a, stride, columns, right.data, right.stride, K, count, member.outer_rows, dst,
                 fresh);
     }
   };
-  if (d.grad_w_ih) {
-    const Rows<S> x = d.x_rows ? Rows<S>{d.x_rows, whole_registers<S>(d.input)}
-                               : Rows<S>{d.x + rows.begin * d.input, d.input};
-    add_product(d.grad_x_gates, d.gates_stride, gates, x, d.input, d.grad_w_ih);
-  }
-  if (d.grad_w_hh && d.began_with_zeros) {
+  if (d.grad_w_ih)
+    add_product(d.grad_x_gates, d.gates_stride, gates, x_of_chunk(d, rows), d.input, d.grad_w_ih);
+  if (d.grad_w_hh)
     for_h_gates<Cell>(d, gates, [&](const S* a, int64_t stride, Range columns, int64_t at) {
-      outer_with_zeros(a, stride, columns, d.hidden, count, d.grad_w_hh + at * d.hidden);
+      T* const dst = d.grad_w_hh + at * d.hidden;
+      if (d.began_with_zeros) {
+        outer_with_zeros(a, stride, columns, d.hidden, count, dst);
+      } else {
+        add_product(a, stride, columns, states_before(d, back, rows, steps), d.hidden, dst);
+      }
     });
-  } else if (d.grad_w_hh) {
-    const Rows<S> h = states_before(d, back, steps);
-    for_h_gates<Cell>(d, gates, [&](const S* a, int64_t stride, Range columns, int64_t at) {
-      add_product(a, stride, columns, h, d.hidden, d.grad_w_hh + at * d.hidden);
-    });
-  }
   if (d.grad_b_ih) add_rows(d.grad_x_gates, d.gates_stride, gates, count, d.grad_b_ih, fresh);
   if (d.grad_b_hh)
     for_h_gates<Cell>(d, gates, [&](const S* a, int64_t stride, Range columns, int64_t at) {

@@ -17,11 +17,13 @@ inline bool bfloat16_is_precise_enough() {
          at::Float32Precision::BF16;
 }
 
-// Whether a layer trains in bfloat16, too: where there are tiles, and rows to fill them.
-inline bool multiplies_by_tiles(const Layer& layer) {
-  return kTiles && fill_tiles(layer.T, layer.B) &&
-         (layer.dtype == at::kBFloat16 ||
-          (layer.dtype == at::kFloat && bfloat16_is_precise_enough()));
+// Whether a layer is multiplied in bfloat16. In training the price of rounding and of pairs is paid
+// for by rows.
+inline bool multiplies_bfloat16(const Layer& layer, bool train) {
+  if (layer.dtype == at::kBFloat16)
+    return kBfloat16Products && (!train || many_rows(layer.T, layer.B));
+  return kTiles && layer.dtype == at::kFloat && fill_tiles(layer.T, layer.B) &&
+         bfloat16_is_precise_enough();
 }
 
 // Calls f with the cell, with what its numbers are multiplied as, and with what the other tensors
@@ -30,13 +32,13 @@ inline bool multiplies_by_tiles(const Layer& layer) {
 template <class F>
 void dispatch_forward(const Layer& layer, bool train, F&& f) {
   dispatch_cell(layer.cell.name, [&](auto cell) {
+    if (layer.dtype == at::kDouble) return f(cell, double{}, double{});
     if constexpr (kBfloat16Products)
-      if (layer.dtype == at::kBFloat16 && (!train || multiplies_by_tiles(layer)))
+      if (layer.dtype == at::kBFloat16 && multiplies_bfloat16(layer, train))
         return f(cell, Bfloat16{}, Bfloat16{});
     if constexpr (kTiles)
-      if (layer.dtype == at::kFloat && multiplies_by_tiles(layer))
+      if (layer.dtype == at::kFloat && multiplies_bfloat16(layer, train))
         return f(cell, Bfloat16{}, float{});
-    if (layer.dtype == at::kDouble) return f(cell, double{}, double{});
     f(cell, float{}, float{});
   });
 }
@@ -44,9 +46,9 @@ void dispatch_forward(const Layer& layer, bool train, F&& f) {
 template <class F>
 void dispatch_backward(const Layer& layer, F&& f) {
   dispatch_cell(layer.cell.name, [&](auto cell) {
-    if constexpr (kTiles)
-      if (multiplies_by_tiles(layer)) return f(cell, Bfloat16{});
     if (layer.dtype == at::kDouble) return f(cell, double{});
+    if constexpr (kBfloat16Products)
+      if (multiplies_bfloat16(layer, true)) return f(cell, Bfloat16{});
     f(cell, float{});
   });
 }

@@ -79,7 +79,7 @@ struct Operands<Bfloat16> : PairRegister {
 
   static RNNFAST_FN Raw load_rows(const Bfloat16* p, int64_t stride, int64_t rows, int64_t n) {
     const Vec<Bfloat16> next = rows > 1 ? Vec<Bfloat16>::load(p + stride, n) : Vec<Bfloat16>(0);
-    return pairs(Vec<Bfloat16>::load(p, n), next).raw;
+    return in_pairs(Vec<Bfloat16>::load(p, n), next).raw;
   }
   static RNNFAST_FN Raw broadcast(const Bfloat16* p) {
     uint32_t pair;
@@ -90,5 +90,9 @@ struct Operands<Bfloat16> : PairRegister {
   static RNNFAST_FN Raw broadcast_last(const Bfloat16* p) { return everywhere(p->bits); }
 };
 #endif
+
+// Whether numbers stored as S are multiplied two of K at a time.
+template <class S>
+inline constexpr bool kInPairs = Operands<S>::kPerLane == 2;
 
 }  // namespace rnnfast

@@ -125,73 +125,12 @@ RNNFAST_FN void multiply_by_tiles(Tiles& tiles, const Panels<Bfloat16>& panels, 
   }
 }
 
-// `columns` numbers of two rows side by side in pairs; null: zeros.
-template <class N>
-void pack_pairs(const N* first, const N* second, int64_t columns, Bfloat16* dst) {
-  constexpr int64_t kWidth = Vec<Bfloat16>::kWidth;
-  for (int64_t k = 0; k < columns; k += kWidth, dst += 2 * kWidth) {
-    const int64_t lanes = columns - k < kWidth ? columns - k : kWidth;
-    const auto load = [&](const N* row) {
-      return row ? rounded(BfloatVec::load(row + k, lanes)) : BfloatVec(0);
-    };
-    Operands<Bfloat16>::store(dst, pairs(load(first), load(second)).raw);
-  }
-}
-
-// Rows of the gradients of the weights that are summed at once, and gates of a tile's.
-inline constexpr int64_t kOuterDepth = 256, kOuterGates = 2 * kTileRows;
-
-// Columns [0, count) of a [rows, *] as rows [kOuterGates, kOuterDepth], zeros around them.
-inline void turn_columns(const Bfloat16* a, int64_t a_stride, int64_t count, int64_t rows,
-                         Bfloat16* dst) {
-  constexpr int64_t kWidth = Vec<Bfloat16>::kWidth;
-  for (int64_t n = 0; n < kOuterGates; n += kWidth)
-    for (int64_t row = 0; row < rows; row += kTileDepth) {
-      BfloatVec::Raw square[kWidth] = {};
-      const int64_t lanes = count - n < kWidth ? count - n : kWidth;
-      for (int64_t i = 0; lanes > 0 && i < kWidth && row + 2 * i < rows; ++i)
-        square[i] = Operands<Bfloat16>::load_rows(a + (row + 2 * i) * a_stride + n, a_stride,
-                                                  rows - row - 2 * i, lanes);
-      transpose<float>(square);
-      for (int64_t i = 0; i < kWidth; ++i)
-        Operands<Bfloat16>::store(dst + (n + i) * kOuterDepth + row, square[i]);
-    }
-}
-
-// The product of `add_outer`, x in pairs of rows [*, K in whole registers], zeros up to whole tiles
-// of rows.
-inline void add_outer_by_tiles(Tiles& tiles, const Bfloat16* a, int64_t a_stride, Range columns,
-                               const Bfloat16* x_pairs, int64_t K, int64_t rows, float* dst,
-                               bool fresh) {
-  using V = Vec<float>;
-  constexpr int64_t kWidth = V::kWidth, kAcross = 2;
-  const int64_t x_stride = 2 * whole_registers<float>(K);
+// sums [2 * kTileRows, vectors registers] = as many rows of a times columns of w, whole tiles deep.
+inline void multiply_two_tiles(Tiles& tiles, const Bfloat16* a, int64_t a_stride, int64_t depth,
+                               const Bfloat16* w, int64_t w_stride, int vectors, float* sums) {
   tiles.use(kTileRows);
-  alignas(kTileBytes) Bfloat16 gates[kOuterGates * kOuterDepth];
-  alignas(kTileBytes) float sums[kOuterGates * kAcross * kWidth];
-  for (int64_t row = 0; row < rows; row += kOuterDepth) {
-    const bool first = fresh && row == 0;
-    const int64_t depth = rows - row < kOuterDepth ? rows - row : kOuterDepth,
-                  whole = ceil_div(depth, kTileDepth) * kTileDepth;
-    for (int64_t n = columns.begin; n < columns.end; n += kOuterGates) {
-      const int64_t count = columns.end - n < kOuterGates ? columns.end - n : kOuterGates;
-      turn_columns(a + row * a_stride + n, a_stride, count, depth, gates);
-      const LeftTiles<2> left({gates, gates + kTileRows * kOuterDepth}, kOuterDepth, whole,
-                              kTileRows);
-      for (int64_t k = 0; k < K; k += kAcross * kWidth) {
-        const int vectors = K - k > kWidth ? 2 : 1;
-        multiply_tiles(left, x_pairs + row / 2 * x_stride + 2 * k, x_stride, vectors, sums,
-                       kAcross * kWidth);
-        for (int64_t m = 0; m < count; ++m)
-          for (int v = 0; v < vectors; ++v) {
-            const int64_t at = k + v * kWidth, lanes = K - at < kWidth ? K - at : kWidth;
-            float* to = dst + (n + m) * K + at;
-            const V sum = V::load(sums + (m * kAcross + v) * kWidth);
-            (first ? sum : V::load(to, lanes) + sum).store(to, lanes);
-          }
-      }
-    }
-  }
+  const LeftTiles<2> left({a, a + kTileRows * a_stride}, a_stride, depth, kTileRows);
+  multiply_tiles(left, w, w_stride, vectors, sums, vectors * Vec<Bfloat16>::kWidth);
 }
 
 }  // namespace rnnfast

@@ -2,12 +2,12 @@
 // depth around that of a tile, NaN wherever nothing should be read, numbers below the normal ones.
 // And those by register tiles, in blocks of K beside whole columns.
 // Exits with the number of wrong ones.
-#include "cpu/tiles.h"
-
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <vector>
+
+#include "cpu/pairs.h"
 
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
@@ -46,6 +46,16 @@ static float sum_of(int64_t depth, const Left& left, const Right& right) {
       half[k % 2] = flushed(std::fma(flushed(left(k)), flushed(right(k)), half[k % 2]));
     sum = flushed(sum + flushed(half[0] + half[1]));
   }
+  return sum;
+}
+
+// What vdpbf16ps adds up, a pair after the other, the second of it first.
+template <class Left, class Right>
+static float sum_of_pairs(int64_t depth, const Left& left, const Right& right) {
+  float sum = 0;
+  for (int64_t pair = 0; pair < depth; pair += 2)
+    for (int64_t k : {pair + 1, pair})
+      if (k < depth) sum = flushed(std::fma(flushed(left(k)), flushed(right(k)), sum));
   return sum;
 }
 
@@ -104,31 +114,34 @@ static void test_multiply(int64_t rows, int64_t depth, int gates, int group, int
   for (int count : seen) expect("times consumed", rows, depth, static_cast<float>(count), 1);
 }
 
-static void test_outer(int64_t rows, int64_t gates, int64_t columns) {
+static void test_outer(int64_t rows, int64_t gates, int64_t columns, bool by_tiles) {
+  using Pairs = PairPanels<Bfloat16>;
   const Matrix a(rows, gates, 5), x(rows, columns, 0);
-  const int64_t stride = 2 * whole_registers<float>(columns), whole = ceil_div(rows, 32) * 16;
-  std::vector<Bfloat16> pairs(whole * stride, kNan);
+  std::vector<Bfloat16> memory(Pairs::size(rows, columns), kNan);
+  const Pairs pairs{memory.data(), Pairs::pairs_of(rows)};
   const auto row_of = [&](int64_t row) { return row < rows ? x.data() + row * x.stride : nullptr; };
-  for (int64_t pair = 0; pair < whole; ++pair)
-    pack_pairs(row_of(2 * pair), row_of(2 * pair + 1), columns, pairs.data() + pair * stride);
+  for (int64_t pair = 0; pair < pairs.pairs; ++pair)
+    pairs.pack(pair, row_of(2 * pair), row_of(2 * pair + 1), columns);
   std::vector<float> dst(gates * columns, std::numeric_limits<float>::quiet_NaN());
   const Range shares[] = {{0, gates / 2}, {gates / 2, gates}};
   for (bool fresh : {true, false})
     for (Range share : shares) {
       Tiles tiles;
-      add_outer_by_tiles(tiles, a.data(), a.stride, share, pairs.data(), columns, rows, dst.data(),
-                         fresh);
+      add_outer(by_tiles ? &tiles : nullptr, a.data(), a.stride, share, pairs, columns, rows,
+                dst.data(), fresh);
     }
   for (int64_t n = 0; n < gates; ++n)
     for (int64_t k = 0; k < columns; ++k) {
       float wanted = 0;
       for (int time = 0; time < 2; ++time)
-        for (int64_t begin = 0; begin < rows; begin += kOuterDepth)
-          wanted += sum_of(
-              std::min(rows - begin, kOuterDepth),
-              [&](int64_t row) { return a.at(begin + row, n); },
-              [&](int64_t row) { return x.at(begin + row, k); });
-      expect("an outer product", rows, columns, dst[n * columns + k], wanted);
+        for (int64_t begin = 0; begin < rows; begin += kOuterDepth) {
+          const int64_t depth = std::min(rows - begin, kOuterDepth);
+          const auto left = [&](int64_t row) { return a.at(begin + row, n); };
+          const auto right = [&](int64_t row) { return x.at(begin + row, k); };
+          wanted += by_tiles ? sum_of(depth, left, right) : sum_of_pairs(depth, left, right);
+        }
+      expect(by_tiles ? "an outer product by tiles" : "an outer product", rows, columns,
+             dst[n * columns + k], wanted);
     }
 }
 
@@ -185,7 +198,8 @@ int main() {
   test_multiply(49, 64, 1, 2, 90, false);
   for (int64_t rows : {1, 2, 7, 32, 33, 256, 257, 300})
     for (int64_t gates : {1, 16, 31, 70})
-      for (int64_t columns : {1, 15, 16, 17, 40}) test_outer(rows, gates, columns);
+      for (int64_t columns : {1, 15, 16, 17, 40})
+        for (bool by_tiles : {true, false}) test_outer(rows, gates, columns, by_tiles);
   test_nan_stays_in_its_row();
   std::vector<float> numbers(81 * 1000);
   std::vector<Bfloat16> halves(numbers.size());
