@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import rnnfast
 from benchmarks.peers import __main__ as peers
-from benchmarks.peers import bound, machine, onednn_peer, record, report, torch_peers
+from benchmarks.peers import bound, machine, record, report, torch_peers
 from benchmarks.peers.side import Side, Unavailable, reorder_gates
 from benchmarks.problems import Problem
 from benchmarks.workloads import PASSES, Workload, compare, make_workload
@@ -162,7 +162,7 @@ def test_who_is_wrong_or_missing_is_left_out_with_the_reason(
 @pytest.mark.parametrize("cell", bound.CELLS)
 def test_in_bfloat16_those_run_that_have_it(cell: str, name: str) -> None:
     sides, _, left_out = peers.prepare(workload(cell, torch.bfloat16), name)
-    assert {"rnnfast", "torch.nn"} <= set(sides) <= {*peers.peers()} - {*peers.IN_FLOAT32}
+    assert {"rnnfast", "torch.nn"} <= set(sides) <= {*peers.PEERS} - {*peers.IN_FLOAT32}
     assert all(left_out[peer] == "float32 only" for peer in peers.IN_FLOAT32)
     for side in sides.values():
         side.run()
@@ -208,24 +208,11 @@ def test_a_peer_computes_what_torch_nn_computes(
     side.run()
 
 
-def test_another_onednn_runs_beside_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("ONEDNN_ROOT", raising=False)
-    assert peers.peers() == peers.PEERS
-    for part in ("include", "lib"):
-        (tmp_path / part).symlink_to(Path(sys.prefix) / part)
-    monkeypatch.setenv("ONEDNN_ROOT", str(tmp_path))
-    try:
-        name = f"oneDNN {onednn_peer.version()}"
-    except Unavailable as reason:
-        pytest.skip(str(reason)[:100])
-    assert set(peers.peers()) == {*peers.PEERS, name}
-    sides, _, _ = peers.prepare(workload(), "inference")
-    assert {"oneDNN", name} <= set(sides)
-    mapped = Path("/proc/self/maps").read_text()
-    assert "libdnnl.so.3" in mapped
-    assert "libdnno.so.3" in mapped
+def test_only_the_peers_that_are_wanted_run() -> None:
+    sides, _, left_out = peers.prepare(workload(), "inference", ["torch.compile"])
+    assert set(sides) == {"rnnfast", "torch.nn", "torch.compile"}
+    assert not left_out
+    assert peers.parse(["--peers", "oneDNN"]).peers == ["oneDNN"]
 
 
 # ---- records and reports ----

@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers --quick --cells gru --problems t50b32i128h128
     python -m benchmarks.peers --dtype bfloat16
+    ONEDNN_ROOT=FOLDER python -m benchmarks.peers --peers oneDNN    # another oneDNN than Python's
     python -m benchmarks.peers.report benchmarks/results/peers/MACHINE.json
 
 All sides of a problem take turns in one process, on the same processors, with as many threads each.
@@ -21,7 +22,7 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -68,21 +69,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PACKAGES = ("onnxruntime", "openvino", "onnx", "jax", "jaxlib", "numpy")
 
 
-def peers() -> dict[str, Peer]:
-    """All, and the oneDNN that ONEDNN_ROOT names, under its version."""
-    root = onednn_peer.other()
-    if root is None:
-        return PEERS
-    name = f"oneDNN {onednn_peer.version(root)}"
-    return PEERS | {name: partial(onednn_peer.onednn, root=root)}
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--problems", nargs="+", metavar="NAME", help="only these; see problems.py")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=tuple(CELLS))
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="beside torch.nn, only these")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
@@ -125,14 +118,16 @@ def environment(cores: Sequence[int], dtype: torch.dtype = torch.float32) -> dic
 
 
 def prepare(
-    workload: Workload, name: str
+    workload: Workload, name: str, wanted: Collection[str] | None = None
 ) -> tuple[dict[str, Side], dict[str, float], dict[str, str]]:
     """The sides whose values are right, their errors, and why the others are left out."""
     sides: dict[str, Side] = {}
     errors: dict[str, float] = {}
     left_out: dict[str, str] = {}
     expected = torch_peers.torch_nn(workload, name).values()
-    for peer, make in peers().items():
+    for peer, make in PEERS.items():
+        if wanted is not None and peer not in (*wanted, record.OURS, record.BASELINE):
+            continue
         try:
             if workload.grad_output.dtype != torch.float32 and peer in IN_FLOAT32:
                 raise Unavailable("float32 only")
@@ -160,7 +155,7 @@ def measure(options: argparse.Namespace, figures: Figures, budget: Budget) -> li
         for problem, cell, name in jobs:
             progress.update(bar, description=f"{problem.name} {cell} {name}")
             workload = make_workload(problem, cell, dtype, torch.nn, rnnfast)
-            sides, errors, left_out = prepare(workload, name)
+            sides, errors, left_out = prepare(workload, name, options.peers)
             gc.collect()
             samples = take_turns([side.run for side in sides.values()], budget)
             taken = dict(zip(sides, samples, strict=True))
@@ -180,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts["machine"] = here.described(figures)
     budget = replace(QUICK if options.quick else FULL, settle=SETTLE)
     made = record.Record(facts, tuple(measure(options, figures, budget)))
-    name = results.default_name(facts, options.quick).replace("-threads", "-threads-peers")
+    other = f"-onednn-{onednn_peer.version()}" if onednn_peer.another() else ""
+    name = results.default_name(facts, options.quick).replace("-threads", f"-threads-peers{other}")
     path = options.output or RESULTS / "peers" / name
     record.write(made, path)
     report.main([str(path)])

@@ -2,7 +2,7 @@
 
 The library is the one beside this Python, from the package `onednn-devel-cpu-gomp`, built for the
 OpenMP that torch has, so that both use the same threads. ONEDNN_ROOT names the folder (`include`,
-`lib`) of another one that runs beside it: newer packages are built for SYCL and TBB.
+`lib`) of another one that runs in its place: two in one process share what they must not.
 Its backward pass always computes the gradient of x as well, which the others are not asked for:
 that is how the primitive is made, and part of its time.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import tempfile
 from functools import cache, partial
 from pathlib import Path
 
@@ -40,50 +39,37 @@ class Problem(ctypes.Structure):
     ]
 
 
-BESIDE_PYTHON = Path(sys.prefix)
-NAME, OTHER_NAME = b"\0libdnnl.so.3\0", b"\0libdnno.so.3\0"
-"""What a library calls itself, and what the other one is told to: the loader takes two of the same
-name for one.
-"""
-
-
 @cache
-def library(root: Path) -> ctypes.CDLL:
-    """onednn.cpp, compiled for the oneDNN in `root`. Raises Unavailable where there is none."""
-    lib = root / "lib"
-    with tempfile.TemporaryDirectory() as folder:
-        linked = lib / "libdnnl.so"
-        try:
-            if root != BESIDE_PYTHON:
-                linked = Path(folder) / "libdnno.so.3"
-                linked.write_bytes((lib / "libdnnl.so").read_bytes().replace(NAME, OTHER_NAME))
-            # Of the libraries that oneDNN needs, too.
-            found = f"-Wl,--disable-new-dtags,-rpath,{lib}:{linked.parent}"
-            made = native.load("onednn.cpp", (f"-I{root / 'include'}", str(linked), found))
-        except OSError as error:
-            raise Unavailable(str(error)) from error
+def library() -> ctypes.CDLL:
+    """onednn.cpp, compiled. Raises Unavailable where there is no oneDNN to link with."""
+    root = Path(os.environ.get("ONEDNN_ROOT", sys.prefix))
+    lib = str(root / "lib")
+    flags = (f"-I{root / 'include'}", f"-L{lib}", "-ldnnl", f"-Wl,-rpath,{lib}")
+    try:
+        made = native.load("onednn.cpp", flags)
+    except OSError as error:
+        raise Unavailable(str(error)) from error
     made.rnn_prepare.restype = ctypes.c_void_p
     made.rnn_error.restype = ctypes.c_char_p
     return made
 
 
-def version(root: Path = BESIDE_PYTHON) -> str:
+def another() -> bool:
+    """Whether it is the one that ONEDNN_ROOT names."""
+    return "ONEDNN_ROOT" in os.environ
+
+
+def version() -> str:
     """For example 3.2.0."""
-    number = library(root).rnn_version()
+    number = library().rnn_version()
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-
-
-def other() -> Path | None:
-    """Where ONEDNN_ROOT says that another oneDNN is."""
-    root = os.environ.get("ONEDNN_ROOT")
-    return Path(root).resolve() if root else None
 
 
 class Layer:
     """A prepared layer of onednn.cpp, with the tensors that it reads."""
 
-    def __init__(self, workload: Workload, training: bool, root: Path) -> None:
-        self.library, self.workload, self.training = library(root), workload, training
+    def __init__(self, workload: Workload, training: bool) -> None:
+        self.library, self.workload, self.training = library(), workload, training
         number, order = CELLS[workload.cell]
         assert isinstance(workload.x, Tensor)
         given = {key: reorder_gates(value, order) for key, value in parameters(workload).items()}
@@ -139,6 +125,6 @@ class Layer:
         return {f"grad of {key}": reorder_gates(value, back) for key, value in found.items()}
 
 
-def onednn(workload: Workload, name: str, root: Path = BESIDE_PYTHON) -> Side:
-    layer = Layer(workload, name == "training", root)
+def onednn(workload: Workload, name: str) -> Side:
+    layer = Layer(workload, name == "training")
     return Side(layer.run, layer.values)
