@@ -63,6 +63,8 @@ bench: build
 # OPTIONS="--quick --cells gru" measures a part.
 bench-peers:
 	@$(MAKE) --no-print-directory VENV=.venv-peers build .venv-peers/peers
+	@echo "testing whether each peer that is here computes what torch.nn does"
+	@.venv-peers/bin/python -m pytest -q -n 0 -k computes_what_torch_nn tests/test_peers.py
 	.venv-peers/bin/python -m benchmarks.peers $(OPTIONS)
 
 # CPU="avx2 avx512" names the instruction sets, FUZZ the number of hostile calls, TESTS other tests; SANITIZE=-O0 is

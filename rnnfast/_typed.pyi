@@ -15,6 +15,7 @@ _Device = torch.device | str | int
 
 class RNN(nn.RNN):
     recompute: bool
+    detach_every: int | None
     def __init__(
         self,
         input_size: int,
@@ -28,6 +29,7 @@ class RNN(nn.RNN):
         *,
         heads: int = 1,
         recompute: bool = False,
+        detach_every: int | None = None,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
@@ -53,6 +55,7 @@ class RNN(nn.RNN):
 
 class GRU(nn.GRU):
     recompute: bool
+    detach_every: int | None
     def __init__(
         self,
         input_size: int,
@@ -65,6 +68,7 @@ class GRU(nn.GRU):
         *,
         heads: int = 1,
         recompute: bool = False,
+        detach_every: int | None = None,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...
@@ -90,6 +94,7 @@ class GRU(nn.GRU):
 
 class LSTM(nn.LSTM):
     recompute: bool
+    detach_every: int | None
     def __init__(
         self,
         input_size: int,
@@ -103,6 +108,7 @@ class LSTM(nn.LSTM):
         *,
         heads: int = 1,
         recompute: bool = False,
+        detach_every: int | None = None,
         device: _Device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None: ...

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import segments
+from rnnfast import segments, truncated
 from rnnfast._interop import Interop
 from rnnfast._library import _C
 from rnnfast.functional import is_pair, stack
@@ -105,6 +105,27 @@ def _stack(
     weights: Sequence[Tensor],
     batch_first: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    every = detaches_every(module)
+    if every is None or not torch.is_grad_enabled():
+        return _whole_stack(module, input, batch_sizes, states, weights, batch_first)
+    return truncated.run(
+        lambda x, sizes, begin: _whole_stack(module, x, sizes, begin, weights, batch_first),
+        input,
+        batch_sizes,
+        states,
+        every,
+        1 if batch_first else 0,
+    )
+
+
+def _whole_stack(
+    module: nn.RNNBase,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_first: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     return stack(
         module.mode,
         input,
@@ -133,6 +154,24 @@ def recomputes(module: nn.RNNBase) -> bool:
     """Whether a layer of ours computes its gates again in backward; torch.nn's do not."""
     ours: Any = module
     return isinstance(module, Interop) and ours.recompute is True
+
+
+def detaches_every(module: nn.RNNBase) -> int | None:
+    """After how many steps a layer of ours cuts its gradient off; torch.nn's never do."""
+    ours: Any = module
+    every = ours.detach_every if isinstance(module, Interop) else None
+    if every is None:
+        return None
+    if not isinstance(every, int) or isinstance(every, bool):
+        raise TypeError(f"detach_every: expected a number of steps, got {type(every).__name__}")
+    if every < 1:
+        raise ValueError(f"detach_every: expected a number of steps from 1 on, got {every}")
+    if module.bidirectional:
+        raise ValueError(
+            "detach_every: of a bidirectional layer one direction begins at the end; there is no "
+            "state to go on from"
+        )
+    return every
 
 
 def run_in_segments(

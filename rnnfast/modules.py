@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, is_grad_enabled, nn
 
 from rnnfast._interop import Interop
-from rnnfast.layers import has_checks_of, recomputes, run, run_in_segments
+from rnnfast.layers import detaches_every, has_checks_of, recomputes, run, run_in_segments
 
 
 class _Layers(Interop, nn.RNNBase):
@@ -23,6 +23,8 @@ class _Layers(Interop, nn.RNNBase):
     _heads = 1  # an attribute of the object where there are more
     recompute: bool = False
     """True: backward computes the gates again; may be set at any time."""
+    detach_every: int | None = None
+    """Steps after which gradients end; may be set at any time."""
     _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -36,9 +38,13 @@ class _Layers(Interop, nn.RNNBase):
         given = {"device": device, "dtype": dtype}
         kwargs |= {name: value for name, value in given.items() if value is not None}
         heads, recompute = kwargs.pop("heads"), kwargs.pop("recompute")
+        detach_every = kwargs.pop("detach_every")
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
         if recompute:
             self.recompute = True
+        if detach_every is not None:
+            self.detach_every = detach_every
+            detaches_every(self)  # raises for what it cannot be
         if heads != 1:
             self._divide(heads)
 
@@ -66,7 +72,9 @@ class _Layers(Interop, nn.RNNBase):
 
     def extra_repr(self) -> str:
         heads = f", heads={self._heads}" if self._heads > 1 else ""
-        return super().extra_repr() + heads + (", recompute=True" if recomputes(self) else "")
+        recompute = ", recompute=True" if recomputes(self) else ""
+        every = f", detach_every={self.detach_every}" if self.detach_every is not None else ""
+        return super().extra_repr() + heads + recompute + every
 
     def __prepare_scriptable__(self) -> Any:
         if self._heads > 1:
@@ -83,7 +91,9 @@ class _Layers(Interop, nn.RNNBase):
             return leaf
         if cuts:
             return run_in_segments(self, input, hx, **given)
-        special = self._heads > 1 or (is_grad_enabled() and recomputes(self))
+        special = self._heads > 1 or (
+            (self.recompute is True or self.detach_every is not None) and is_grad_enabled()
+        )
         return run(self, input, hx, plain=self._checks_are_torchs and not special)
 
 
@@ -111,6 +121,8 @@ class RNN(_Layers, nn.RNN):
             ``[n, G*H/n, H/n]``, for an n-th of the recurrent work (torch.nn has none)
         recompute: backward computes the gates of GRU and LSTM again, for less memory between the
             passes (torch.nn has none); also an attribute, which may be set later
+        detach_every: after so many steps gradients end: truncated backpropagation through time
+            (torch.nn has none); also an attribute, which may be set later
         device, dtype: of the parameters
 
     Raises:
@@ -135,6 +147,7 @@ class RNN(_Layers, nn.RNN):
         *torch_args: Any,
         heads: int = 1,
         recompute: bool = False,
+        detach_every: int | None = None,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
@@ -145,7 +158,7 @@ class RNN(_Layers, nn.RNN):
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
         self.nonlinearity = nonlinearity
-        own = {"heads": heads, "recompute": recompute}
+        own = {"heads": heads, "recompute": recompute, "detach_every": detach_every}
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
@@ -191,12 +204,13 @@ class GRU(_Layers, nn.GRU):
         *torch_args: Any,
         heads: int = 1,
         recompute: bool = False,
+        detach_every: int | None = None,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
     ) -> None:
         _refuse_proj_size(torch_args, torch_kwargs)
-        own = {"heads": heads, "recompute": recompute}
+        own = {"heads": heads, "recompute": recompute, "detach_every": detach_every}
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         self._construct("GRU", sizes + options, device, dtype, {**torch_kwargs, **own})
@@ -266,11 +280,12 @@ class LSTM(_Layers, nn.LSTM):
         *torch_args: Any,
         heads: int = 1,
         recompute: bool = False,
+        detach_every: int | None = None,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
     ) -> None:
-        own = {"heads": heads, "recompute": recompute}
+        own = {"heads": heads, "recompute": recompute, "detach_every": detach_every}
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, proj_size, *torch_args)
         self._construct("LSTM", sizes + options, device, dtype, {**torch_kwargs, **own})

@@ -57,10 +57,11 @@ class Layer {
   void read(int argument, float* to) {
     memory& from = steps_.back().arguments.at(argument);
     const memory::dims sizes = from.get_desc().get_dims();
-    memory::desc plain = desc(sizes, sizes.size() == 3 ? Tag::abc : Tag::abcd);
-    if (argument == DNNL_ARG_DIFF_WEIGHTS_LAYER) plain = weights(p_.I, Tag::ldgoi);
-    if (argument == DNNL_ARG_DIFF_WEIGHTS_ITER) plain = weights(p_.H, Tag::ldgoi);
-    memory target = user_memory(plain, to);
+    memory target = user_memory(argument == DNNL_ARG_DIFF_WEIGHTS_LAYER ? weights(p_.I, Tag::ldgoi)
+                                : argument == DNNL_ARG_DIFF_WEIGHTS_ITER
+                                    ? weights(p_.H, Tag::ldgoi)
+                                    : desc(sizes, sizes.size() == 3 ? Tag::abc : Tag::abcd),
+                                to);
     copy(from, target);
   }
 

@@ -42,9 +42,11 @@ class Problem(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL:
     """onednn.cpp, compiled. Raises Unavailable where there is no oneDNN to link with."""
-    root = Path(os.environ.get("ONEDNN_ROOT", sys.prefix))
+    root = Path(os.environ.get("ONEDNN_ROOT", sys.prefix)).resolve()
     lib = str(root / "lib")
-    flags = (f"-I{root / 'include'}", f"-L{lib}", "-ldnnl", f"-Wl,-rpath,{lib}")
+    # Of the libraries that oneDNN needs, too: what ld has called an old tag.
+    found = f"-Wl,--disable-new-dtags,-rpath,{lib}"
+    flags = (f"-I{root / 'include'}", f"-L{lib}", "-ldnnl", found)
     try:
         made = native.load("onednn.cpp", flags)
     except OSError as error:
@@ -96,7 +98,8 @@ class Layer:
         """What the last run left in `argument`, brought to float32 and to the layer's dtype."""
         made = torch.empty(shape)
         pointers = (ctypes.c_void_p(self.pointer), argument, ctypes.c_void_p(made.data_ptr()))
-        self.library.rnn_read(*pointers)
+        if not self.library.rnn_read(*pointers):
+            raise Unavailable(self.library.rnn_error().decode())
         return made.to(self.dtype)
 
     def values(self) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Tables and a plot of the JSON that `python -m benchmarks.peers` writes.
 
 python -m benchmarks.peers.report benchmarks/results/peers/MACHINE.json            the tables
-python -m benchmarks.peers.report benchmarks/results/peers/MACHINE.json --docs     docs/peers.md
+python -m benchmarks.peers.report benchmarks/results/peers/MACHINE*.json --docs    docs/peers.md
 """
 
 from __future__ import annotations
@@ -140,11 +140,13 @@ def show(record: Record) -> None:
 
 def markdown(record: Record) -> str:
     """The measured part of docs/peers.md, without the plot."""
-    parts = [headline(record) + ".", machine_line(record)]
+    facts = record.environment
+    title = f"### {facts['dtype']}, oneDNN {facts['versions']['oneDNN']}"
+    parts = [title, headline(record) + ".", machine_line(record)]
     parts += [_markdown_table(MEANS, mean_rows(record))]
     for name in PASSES:
         if record.of(name):
-            parts += [f"### {name.capitalize()}, ms"]
+            parts += [f"#### {name.capitalize()}, ms"]
             parts += [_markdown_table(header(record, name), rows(record, name))]
     parts += ["\n".join(f"- {line}" for line in left_out(record))]
     return "\n\n".join(parts)
@@ -235,28 +237,32 @@ def _draw(axes: Axes, entries: Sequence[Entry], names: Sequence[str]) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def write_page(record: Record, name: str) -> None:
-    """Rewrites the numbers of docs/peers.md, and the plot beside them."""
+def write_page(records: Sequence[tuple[str, Record]]) -> None:
+    """Rewrites the numbers of docs/peers.md, and the plot beside them, which is the first's."""
+    name, first = records[0]
     image = IMAGES / f"{name}.png"
-    plot(record, REPOSITORY / image)
+    plot(first, REPOSITORY / image)
     picture = f"![Speed over torch.nn]({image.relative_to('docs').as_posix()})"
-    block = f"{picture}\n\n{markdown(record)}"
+    block = "\n\n".join([picture, *(markdown(record) for _, record in records)])
     PAGE.write_text(replace_block(PAGE.read_text(), block, BEGIN, END))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("result", type=Path, help="JSON file of python -m benchmarks.peers")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="JSON files of python -m benchmarks.peers"
+    )
     parser.add_argument("--docs", action="store_true", help="rewrite docs/peers.md and its plot")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw it here")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the first here")
     options = parser.parse_args(arguments)
-    record = read(options.result)
-    show(record)
+    records = [(path.stem, read(path)) for path in options.results]
+    for _, record in records:
+        show(record)
     if options.plot:
-        plot(record, options.plot)
+        plot(records[0][1], options.plot)
     if options.docs:
-        write_page(record, options.result.stem)
+        write_page(records)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""Gradients that reach back so many steps and no further (`detach_every`): truncated
+backpropagation through time (Williams and Peng 1990).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Layers = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+
+
+def run(
+    layers: Layers,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    every: int,
+    time: int,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs `layers` on `every` steps after the other, each of which begins with the states that the
+    one before ended with, detached.
+
+    layers: ``(x, batch_sizes, states) -> (output, states_n)``, forward in time. time: the dimension
+    of the steps of `input` where it is not packed.
+
+    Returns:
+        ``(output, states_n)`` as of one call of `layers`.
+    """
+    if batch_sizes is None:
+        outputs = []
+        for x in torch.split(input, every, time):
+            output, states_n = layers(x, None, states)
+            outputs.append(output)
+            states = [state.detach() for state in states_n]
+        return torch.cat(outputs, time), tuple(states_n)
+    return _run_packed(layers, input, batch_sizes, states, every)
+
+
+def _run_packed(
+    layers: Layers, input: Tensor, batch_sizes: Tensor, states: Sequence[Tensor], every: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    outputs, ended = [], []
+    parts = torch.split(batch_sizes, every)
+    rows = torch.split(input, [int(sizes.sum()) for sizes in parts])
+    for i, (x, sizes) in enumerate(zip(rows, parts, strict=True)):
+        output, states_n = layers(x, sizes, states)
+        going_on = int(parts[i + 1][0]) if i + 1 < len(parts) else 0
+        outputs.append(output)
+        ended.append([state[:, going_on:] for state in states_n])
+        states = [state[:, :going_on].detach() for state in states_n]
+    # The longest sequences, which end last, come first.
+    final = (torch.cat(pieces, 1) for pieces in zip(*reversed(ended), strict=True))
+    return torch.cat(outputs), tuple(final)
