@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rnnfast.cells import GRUCell, LSTMCell, RNNCell
+from rnnfast.layers import torch_lacks
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import unmark
 
@@ -84,11 +85,14 @@ def _change_classes(
     for name, module in model.named_modules():
         unmark(module)
         original = parametrize.type_before_parametrizations(module)
-        if isinstance(module, (RNN, GRU, LSTM)) and module._heads > 1:
+        ours = target is _TO_TORCH and isinstance(module, (RNN, GRU, LSTM))
+        option = torch_lacks(module) if ours else None
+        if option is not None:
             _logger.warning(
-                "rnnfast.%s leaves %s: torch.nn has no layers with heads",
+                "rnnfast.%s leaves %s: torch.nn has no layers with %s",
                 function,
                 name or "the model",
+                option,
             )
         elif original in target:
             module.__class__ = _like(type(module), original, target[original])

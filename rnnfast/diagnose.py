@@ -15,7 +15,7 @@ from rnnfast import functional, ops, segments
 from rnnfast._interop import Interop
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
-from rnnfast.layers import as_lengths, check_sizes, heads_of, recomputes
+from rnnfast.layers import check_sizes, detaches_every, heads_of, recomputes
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import is_patched
 from rnnfast.routes import cuda_plan
@@ -185,7 +185,7 @@ def _explain_layers(
     route = functional.route(x, (*_states(hx), *_states(reset_states), *weights), module.proj_size)
     if resets is not None or lengths is not None:
         flat = None if resets is None else resets.reshape(-1)
-        ends = None if lengths is None else as_lengths(lengths, batch if batched else None)
+        ends = None if lengths is None else segments.as_lengths(lengths, batch if batched else None)
         batch_first = module.batch_first and sizes is None
         sizes = segments.find(flat, ends, sizes, (steps, batch), batch_first, x.device).batch_sizes
         steps, batch = len(sizes), int(sizes[0])
@@ -198,6 +198,10 @@ def _explain_layers(
         route = functional.Route(kind, f"{route.reason}; {heads} heads, one after the other")
     if recomputes(module) and route.kind == "fused" and MODES[module.mode].reserve:
         route = route._replace(reason=f"{route.reason}; backward computes the gates again")
+    if (every := detaches_every(module)) is not None:
+        route = route._replace(
+            reason=f"{route.reason}; where gradients are asked for, {every} steps a call"
+        )
     directions = 2 if module.bidirectional else 1
     layers = []
     for i in range(module.num_layers):

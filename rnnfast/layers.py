@@ -160,18 +160,16 @@ def detaches_every(module: nn.RNNBase) -> int | None:
     """After how many steps a layer of ours cuts its gradient off; torch.nn's never do."""
     ours: Any = module
     every = ours.detach_every if isinstance(module, Interop) else None
-    if every is None:
-        return None
-    if not isinstance(every, int) or isinstance(every, bool):
-        raise TypeError(f"detach_every: expected a number of steps, got {type(every).__name__}")
-    if every < 1:
-        raise ValueError(f"detach_every: expected a number of steps from 1 on, got {every}")
-    if module.bidirectional:
-        raise ValueError(
-            "detach_every: of a bidirectional layer one direction begins at the end; there is no "
-            "state to go on from"
-        )
+    if every is not None:
+        truncated.check(every, bool(module.bidirectional))
     return every
+
+
+def torch_lacks(module: nn.RNNBase) -> str | None:
+    """What a layer of ours does that torch.nn's cannot, and that changes results."""
+    if heads_of(module) > 1:
+        return "heads"
+    return None if detaches_every(module) is None else "detach_every"
 
 
 def run_in_segments(
@@ -193,14 +191,14 @@ def run_in_segments(
     if not packed:
         _check_dim(module, input.dim())
     if resets is not None:
-        resets = flat_resets(resets, input, data.dim() - 1)
+        resets = segments.flat_resets(resets, input, data.dim() - 1)
     if reset_states is not None:
         _check_states(module, reset_states, 2 if data.dim() == 2 and not packed else 3)
     if packed:
         return _run_packed_in_segments(module, input, hx, resets, reset_states, lengths)
     if lengths is not None:
         batch = input.size(0 if module.batch_first else 1) if input.dim() == 3 else None
-        lengths = as_lengths(lengths, batch)
+        lengths = segments.as_lengths(lengths, batch)
     if input.dim() == 3:
         return _run_in_segments(module, input, None, hx, resets, reset_states, lengths)
     batch_dim = 0 if module.batch_first else 1
@@ -294,55 +292,6 @@ def _check_states(module: nn.RNNBase, hx: Any, dim: int) -> None:
         if not isinstance(state, Tensor):
             raise TypeError(f"{module.mode}: expected a tensor, got {type(state).__name__}")
     _batched_states(module, hx, dim)
-
-
-def flat_resets(resets: Any, input: Any, leading: int) -> Tensor:
-    """Checked, a value for each row of the input, which its `leading` dimensions count."""
-    data = input.data if isinstance(input, PackedSequence) else input
-    if isinstance(resets, PackedSequence) and isinstance(input, PackedSequence):
-        a, b = input.sorted_indices, resets.sorted_indices
-        same = torch.equal(resets.batch_sizes, input.batch_sizes) and (
-            a is b or (a is not None and b is not None and torch.equal(a, b))
-        )
-        if not same:
-            raise ValueError("resets: they are packed otherwise than the input")
-        resets = resets.data
-    if not isinstance(resets, Tensor):
-        raise TypeError(
-            f"resets: expected a tensor in the form of input, got {type(resets).__name__}"
-        )
-    if resets.dtype != torch.bool:
-        raise TypeError(f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}")
-    if resets.shape != data.shape[:leading]:
-        raise RuntimeError(
-            f"resets: expected a value for each step, {tuple(data.shape[:leading])}, "
-            f"got {tuple(resets.shape)}"
-        )
-    return resets.reshape(-1)
-
-
-def as_lengths(lengths: Any, batch: int | None) -> Tensor:
-    """``[B]`` of a tensor or list, on the CPU unless it was given elsewhere; ``[1]`` of a number
-    where there is no batch.
-    """
-    if isinstance(lengths, Tensor):
-        found = lengths
-    else:
-        try:
-            found = torch.as_tensor(lengths, device="cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
-            text = f"lengths: expected a tensor or list of integers, got {type(lengths).__name__}"
-            raise TypeError(f"{text}: {error}") from error
-        found = found if found.numel() else found.long()
-    wanted = "a number" if batch is None else f"a number for each of {batch} sequences"
-    if batch is None and found.numel() == 1:
-        batch, found = 1, found.reshape(1)
-    if found.dtype != torch.int64 or found.shape != (batch,):
-        raise RuntimeError(
-            f"lengths: expected {wanted}, of dtype torch.int64, "
-            f"got {found.dtype} of shape {tuple(found.shape)}"
-        )
-    return found
 
 
 def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:

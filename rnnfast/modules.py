@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, is_grad_enabled, nn
 
+from rnnfast import truncated
 from rnnfast._interop import Interop
-from rnnfast.layers import detaches_every, has_checks_of, recomputes, run, run_in_segments
+from rnnfast.layers import has_checks_of, recomputes, run, run_in_segments, torch_lacks
 
 
 class _Layers(Interop, nn.RNNBase):
@@ -43,8 +44,8 @@ class _Layers(Interop, nn.RNNBase):
         if recompute:
             self.recompute = True
         if detach_every is not None:
+            truncated.check(detach_every, self.bidirectional)
             self.detach_every = detach_every
-            detaches_every(self)  # raises for what it cannot be
         if heads != 1:
             self._divide(heads)
 
@@ -77,10 +78,10 @@ class _Layers(Interop, nn.RNNBase):
         return super().extra_repr() + heads + recompute + every
 
     def __prepare_scriptable__(self) -> Any:
-        if self._heads > 1:
+        if (option := torch_lacks(self)) is not None:
             raise RuntimeError(
                 "torch.jit.script compiles torch.nn's layers in the place of ours, and torch.nn has"
-                " none with heads; torch.jit.trace records this one"
+                f" none with {option}; torch.jit.trace records this one"
             )
         return super().__prepare_scriptable__()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import segments
-from rnnfast.layers import as_lengths, check_length, flat_resets
+from rnnfast.layers import check_length
 from rnnfast.reference import loop
 from rnnfast.spec import States
 
@@ -69,7 +69,7 @@ def scan(
     B, states = states[0].shape[0], _ordered(states, order)
     others = [s if s.shape[0] != B else _ordered([s], order)[0] for s in others]
     if resets is not None:
-        resets = flat_resets(resets, x, 1)
+        resets = segments.flat_resets(resets, x, 1)
     output, last = _scan(step, data, batch_sizes, states, resets, others, None, False)
     return PackedSequence(output, batch_sizes, order, back), tuple(_ordered(last, back))
 
@@ -168,7 +168,7 @@ def _scan(
         return torch.cat(outputs), [s.unsqueeze(0) for s in last]
 
     B, own = states[0].shape[0], [s.unsqueeze(0) for s in states]
-    ends = None if lengths is None else as_lengths(lengths, B)
+    ends = None if lengths is None else segments.as_lengths(lengths, B)
     if (resets is None and ends is None) or B == 0:
         if batch_sizes is not None:
             output, last = layers(x, batch_sizes, own)
@@ -178,7 +178,7 @@ def _scan(
         return torch.stack(outputs, time), last
     if batch_sizes is None:
         leading, T = 2, x.shape[1 if batch_first else 0]
-        resets = None if resets is None else flat_resets(resets, x, leading)
+        resets = None if resets is None else segments.flat_resets(resets, x, leading)
     else:
         leading, T = 1, len(batch_sizes)
     others = [s.expand(B, *s.shape[1:]).unsqueeze(0) for s in reset_states]

@@ -8,12 +8,62 @@ direction, forward and backward.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 Layers = Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+
+
+def flat_resets(resets: Any, input: Any, leading: int) -> Tensor:
+    """Checked, a value for each row of the input, which its `leading` dimensions count."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    if isinstance(resets, PackedSequence) and isinstance(input, PackedSequence):
+        a, b = input.sorted_indices, resets.sorted_indices
+        same = torch.equal(resets.batch_sizes, input.batch_sizes) and (
+            a is b or (a is not None and b is not None and torch.equal(a, b))
+        )
+        if not same:
+            raise ValueError("resets: they are packed otherwise than the input")
+        resets = resets.data
+    if not isinstance(resets, Tensor):
+        raise TypeError(
+            f"resets: expected a tensor in the form of input, got {type(resets).__name__}"
+        )
+    if resets.dtype != torch.bool:
+        raise TypeError(f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}")
+    if resets.shape != data.shape[:leading]:
+        raise RuntimeError(
+            f"resets: expected a value for each step, {tuple(data.shape[:leading])}, "
+            f"got {tuple(resets.shape)}"
+        )
+    return resets.reshape(-1)
+
+
+def as_lengths(lengths: Any, batch: int | None) -> Tensor:
+    """``[B]`` of a tensor or list, on the CPU unless it was given elsewhere; ``[1]`` of a number
+    where there is no batch.
+    """
+    if isinstance(lengths, Tensor):
+        found = lengths
+    else:
+        try:
+            found = torch.as_tensor(lengths, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            text = f"lengths: expected a tensor or list of integers, got {type(lengths).__name__}"
+            raise TypeError(f"{text}: {error}") from error
+        found = found if found.numel() else found.long()
+    wanted = "a number" if batch is None else f"a number for each of {batch} sequences"
+    if batch is None and found.numel() == 1:
+        batch, found = 1, found.reshape(1)
+    if found.dtype != torch.int64 or found.shape != (batch,):
+        raise RuntimeError(
+            f"lengths: expected {wanted}, of dtype torch.int64, "
+            f"got {found.dtype} of shape {tuple(found.shape)}"
+        )
+    return found
 
 
 class Segments(NamedTuple):

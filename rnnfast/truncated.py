@@ -5,11 +5,25 @@ backpropagation through time (Williams and Peng 1990).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Layers = Callable[[Tensor, "Tensor | None", Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
+
+
+def check(every: Any, bidirectional: bool) -> None:
+    """Raises TypeError or ValueError for what `detach_every` cannot be."""
+    if not isinstance(every, int) or isinstance(every, bool):
+        raise TypeError(f"detach_every: expected a number of steps, got {type(every).__name__}")
+    if every < 1:
+        raise ValueError(f"detach_every: expected a number of steps from 1 on, got {every}")
+    if bidirectional:
+        raise ValueError(
+            "detach_every: of a bidirectional layer one direction begins at the end; there is no "
+            "state to go on from"
+        )
 
 
 def run(

@@ -168,6 +168,36 @@ def test_compiled_as_one_graph() -> None:
     assert_close(*results, 1e-5)
 
 
+def test_what_torch_cannot_do_is_not_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(rnnfast.GRU(I, H, detach_every=4))
+    rnnfast.revert(model)
+    assert type(model[0]) is rnnfast.GRU
+    assert "leaves 0: torch.nn has no layers with detach_every" in caplog.text
+    with pytest.raises(RuntimeError, match=r"torch\.nn has none with detach_every"):
+        torch.jit.script(model)
+    model[0].detach_every = None
+    assert type(rnnfast.revert(model)[0]) is nn.GRU
+
+
+def test_explain_says_so() -> None:
+    (found,) = rnnfast.explain(rnnfast.GRU(I, H, detach_every=4), torch.randn(T, B, I)).layers
+    assert "where gradients are asked for, 4 steps a call" in found.reason
+
+
+@every_class
+def test_under_autocast(name: str) -> None:
+    """The dtypes of the whole call; values but for the states that are rounded between parts."""
+    layer = getattr(rnnfast, name)(I, H)
+    x = torch.randn(T, B, I)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = layer(x)
+        layer.detach_every = 4
+        found = layer(x)
+    for a, b in zip(tensors(found), tensors(wanted), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize(
     ("every", "options", "error", "text"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,7 +143,10 @@ def markdown(record: Record) -> str:
     """The measured part of docs/peers.md, without the plot."""
     facts = record.environment
     title = f"### {facts['dtype']}, oneDNN {facts['versions']['oneDNN']}"
-    parts = [title, headline(record) + ".", machine_line(record)]
+    parts = [
+        title,
+        *(textwrap.fill(t, 120) for t in (headline(record) + ".", machine_line(record))),
+    ]
     parts += [_markdown_table(MEANS, mean_rows(record))]
     for name in PASSES:
         if record.of(name):

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu/driver.h"
-#include "cpu/outer.h"
 #include "cpu/pairs.h"
 
 namespace rnnfast {

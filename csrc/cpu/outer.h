@@ -24,6 +24,21 @@ void gather_columns(const T* x, int64_t x_stride, int64_t depth, int64_t width, 
     }
 }
 
+// dst [count, width] += sums [count, vectors registers]; fresh: dst, whose rows are K apart, holds
+// nothing yet.
+template <class T>
+RNNFAST_FN void add_sums(const T* sums, int64_t count, int vectors, int64_t width, T* dst,
+                         int64_t K, bool fresh) {
+  constexpr int64_t kWidth = Vec<T>::kWidth;
+  for (int64_t m = 0; m < count; ++m, dst += K)
+    for (int v = 0; v < vectors; ++v, sums += kWidth) {
+      const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;
+      T* to = dst + v * kWidth;
+      const Vec<T> sum = Vec<T>::load(sums);
+      (fresh ? sum : Vec<T>::load(to, lanes) + sum).store(to, lanes);
+    }
+}
+
 // dst [N, K] += a [rows, N] transposed times x [rows, K], for columns [columns) of a, in blocks of
 // kBlockDepth rows, of which outer_rows are summed before dst is read and written; fresh: dst holds
 // nothing yet. The columns of a tile are brought together first: rows that are a power of two apart
@@ -48,13 +63,7 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
             __builtin_prefetch(dst + (n + m) * K + k + v * kWidth, 0, 2);
         tile_function<T, Left::kColumns, false>(count, vectors)(
             a + row * a_stride + n, a_stride, panel, vectors * kWidth, depth, false, sums.values);
-        for (int m = 0; m < count; ++m)
-          for (int v = 0; v < vectors; ++v) {
-            const int64_t lanes = width - v * kWidth < kWidth ? width - v * kWidth : kWidth;
-            T* to = dst + (n + m) * K + k + v * kWidth;
-            const Vec<T> sum = Vec<T>::load(sums.values + (m * vectors + v) * kWidth);
-            (first ? sum : Vec<T>::load(to, lanes) + sum).store(to, lanes);
-          }
+        add_sums(sums.values, count, vectors, width, dst + n * K + k, K, first);
         n += count;
       }
     }

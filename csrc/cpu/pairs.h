@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/gemm.h"
+#include "cpu/outer.h"
 #include "cpu/tiles.h"
 
 namespace rnnfast {
@@ -82,8 +82,7 @@ void multiply_pairs(const S* gates, int64_t count, int64_t depth, const S* panel
 template <class S>
 void add_outer(Tiles* tiles, const S* a, int64_t a_stride, Range columns, const PairPanels<S>& x,
                int64_t K, int64_t rows, Compute<S>* dst, bool fresh) {
-  using V = Vec<Compute<S>>;
-  constexpr int64_t kWidth = V::kWidth, kColumns = PairPanels<S>::kColumns;
+  constexpr int64_t kWidth = Vec<S>::kWidth, kColumns = PairPanels<S>::kColumns;
   alignas(kTileBytes) S gates[kOuterGates * kOuterDepth];
   alignas(kTileBytes) Compute<S> sums[kOuterGates * kColumns];
   for (int64_t row = 0; row < rows; row += kOuterDepth) {
@@ -94,7 +93,8 @@ void add_outer(Tiles* tiles, const S* a, int64_t a_stride, Range columns, const 
       const int64_t left = columns.end - n < kOuterGates ? columns.end - n : kOuterGates;
       turn_columns(a + row * a_stride + n, a_stride, left, count, gates);
       for (int64_t k = 0; k < K; k += kColumns) {
-        const int vectors = K - k > kWidth ? 2 : 1;
+        const int64_t width = K - k < kColumns ? K - k : kColumns;
+        const int vectors = width > kWidth ? 2 : 1;
         const S* const panel = x.at(row / 2, k);
         if constexpr (kByTiles<S>)
           if (tiles)
@@ -103,13 +103,7 @@ void add_outer(Tiles* tiles, const S* a, int64_t a_stride, Range columns, const 
         if (!tiles)
           vectors == 1 ? multiply_pairs<1>(gates, left, depth, panel, sums)
                        : multiply_pairs<2>(gates, left, depth, panel, sums);
-        for (int64_t m = 0; m < left; ++m)
-          for (int v = 0; v < vectors; ++v) {
-            const int64_t at = k + v * kWidth, lanes = K - at < kWidth ? K - at : kWidth;
-            Compute<S>* to = dst + (n + m) * K + at;
-            const V sum = V::load(sums + (m * vectors + v) * kWidth);
-            (first ? sum : V::load(to, lanes) + sum).store(to, lanes);
-          }
+        add_sums(sums, left, vectors, width, dst + n * K + k, K, first);
       }
     }
   }
