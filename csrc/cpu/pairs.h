@@ -67,15 +67,13 @@ void turn_columns(const S* a, int64_t a_stride, int64_t count, int64_t rows, S* 
 template <int vectors, class S>
 void multiply_pairs(const S* gates, int64_t count, int64_t depth, const S* panel,
                     Compute<S>* sums) {
-  // Never a single row, which adds up in another order: past `count` are zeros.
+  // Whole tiles, past `count` of zeros: never a single row, which adds up in another order.
   constexpr int kRows = tile_rows(vectors);
-  static_assert(kOuterGates % kRows != 1);
-  for (int64_t n = 0; n < count; n += kRows) {
-    const int rows = static_cast<int>(kOuterGates - n < kRows ? kOuterGates - n : kRows);
-    tile_function<S, Left::kRows, false>(rows, vectors)(gates + n * kOuterDepth, kOuterDepth, panel,
-                                                        PairPanels<S>::kStride, depth, false,
-                                                        sums + n * vectors * Vec<S>::kWidth);
-  }
+  static_assert(kOuterGates % kRows == 0 && kRows > 1);
+  for (int64_t n = 0; n < count; n += kRows)
+    tile_function<S, Left::kRows, false>(kRows, vectors)(
+        gates + n * kOuterDepth, kOuterDepth, panel, PairPanels<S>::kStride, depth, false,
+        sums + n * vectors * Vec<S>::kWidth);
 }
 
 // The product of `add_outer`; tiles: null where the plan multiplies without.
