@@ -5,15 +5,18 @@ a result that cannot be resized, shared or pickled because of where it lies.
 """
 
 import pickle
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import rnnfast
 
-KEPT = 64 << 20  # of csrc/cpu/memory.h
+KEPT, LENT = 64 << 20, 512 << 20  # of csrc/cpu/memory.h
 
 
 def layer_and_input(T: int, H: int = 64) -> tuple[rnnfast.GRU, Tensor]:
@@ -41,6 +44,51 @@ def test_what_is_kept_is_bounded(memory_in_use: Callable[[], int]) -> None:
         assert sum(result.nbytes for result in results) > 2 * KEPT
         del results
     assert memory_in_use() - before < KEPT + (8 << 20)
+
+
+def lent_to_system() -> int:
+    """Bytes of this process that the system takes when it needs some."""
+    try:
+        found = re.search(r"LazyFree:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+    except OSError:
+        found = None
+    if not found:
+        pytest.skip("the system does not tell")
+    return int(found[1]) << 10
+
+
+def test_large_blocks_are_kept_as_the_system_s(memory_in_use: Callable[[], int]) -> None:
+    """Written again the pages are in use again; the values are those of the first time."""
+    layer, x = layer_and_input(T=64)
+    layer(x)
+    before, lent_before = memory_in_use(), lent_to_system()
+    long = torch.randn(6000, 32, 3)  # an output of 47 MB
+    with torch.no_grad():
+        result = layer(long)[0]
+        place, expected = result.data_ptr(), result[::100].clone()
+        assert lent_to_system() - lent_before < 8 << 20
+        del result
+        lent = lent_to_system() - lent_before
+        assert lent > 40 << 20
+        again = layer(long)[0]
+    assert again.data_ptr() == place
+    assert torch.equal(again[::100], expected)
+    assert lent_to_system() - lent_before < 8 << 20
+    again *= 2
+    assert torch.equal(again[::100], expected * 2)
+    del again, expected, long
+    assert memory_in_use() - before < LENT + KEPT
+
+
+def test_large_blocks_kept_are_bounded(memory_in_use: Callable[[], int]) -> None:
+    layer, x = layer_and_input(T=64)
+    layer(x)
+    before = memory_in_use()
+    with torch.no_grad():
+        results = [layer(torch.randn(T, 32, 3))[0] for T in (5000, 9000, 13000, 17000, 21000, 25000)]
+        assert sum(result.nbytes for result in results) > LENT
+        del results
+    assert memory_in_use() - before < LENT + KEPT + (8 << 20)
 
 
 def test_a_result_is_an_ordinary_tensor() -> None:

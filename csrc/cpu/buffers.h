@@ -56,15 +56,14 @@ S* mutable_data(const Tensor& t) {
   return static_cast<S*>(t.mutable_data_ptr());
 }
 
-// t stored as S, contiguous: as it is where it can be, for every call of an op has its price.
-template <class S>
-Tensor operand(const Tensor& t) {
-  constexpr at::ScalarType kType = kScalarType<S>;
-  return t.scalar_type() == kType && t.is_contiguous() ? t : t.to(kType).contiguous();
+// t in this type, contiguous: as it is where it can be, for every call of an op has its price.
+inline Tensor in_dtype(const Tensor& t, at::ScalarType dtype) {
+  return t.scalar_type() == dtype && t.is_contiguous() ? t : empty(t.sizes(), dtype).copy_(t);
 }
 
-inline Tensor in_dtype(const Tensor& t, at::ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : t.to(dtype);
+template <class S>
+Tensor operand(const Tensor& t) {
+  return in_dtype(t, kScalarType<S>);
 }
 
 // at::zeros goes through a second op to fill; for the small buffers of a short call that shows.

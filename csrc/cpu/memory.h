@@ -1,7 +1,7 @@
 // Where the ops' tensors and buffers lie. Memory of a few hundred kilobytes and more comes fresh
 // from the system at every call and goes back after it, and to touch a page for the first time
 // takes a microsecond: a fifth of a forward pass that keeps what backward needs. So some of what is
-// freed is kept for the next call, and what is too large to be kept asks for huge pages.
+// freed is kept for the next call, and what is large asks for huge pages.
 #pragma once
 
 #include <ATen/EmptyTensor.h>
@@ -29,7 +29,59 @@ inline void prefer_huge_pages(void* data, size_t bytes) {
 #endif
 }
 
-// Keeps freed blocks, kKept bytes at most, the latest ones.
+struct alignas(64) Block {
+  size_t bytes;  // that follow
+};
+
+// Lets the system take the pages of a block that nobody uses, if it runs short of memory before the
+// block is written again, and otherwise costs nothing then. Whole huge pages, so that none is split
+// and the block's own bytes stay. False where the system cannot do that (Linux before 4.5).
+inline bool lend_to_system(Block* block) {
+#if defined(__linux__) && defined(MADV_FREE)
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const auto data = reinterpret_cast<uintptr_t>(block + 1);
+  const uintptr_t first = (data + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = (data + block->bytes) / kHugePage * kHugePage;
+  return first < last && madvise(reinterpret_cast<void*>(first), last - first, MADV_FREE) == 0;
+#else
+  return false;
+#endif
+}
+
+// Freed blocks, the latest ones, of at most `limit` bytes together.
+class Shelf {
+ public:
+  Shelf(size_t limit, size_t smallest) : limit_(limit) {
+    blocks_.reserve(limit / smallest + 1);  // to keep a block must not fail
+  }
+
+  // Null if there is none of about this size.
+  Block* take(size_t bytes) {
+    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) {
+      if ((*block)->bytes < bytes || (*block)->bytes > bytes + bytes / 4) continue;
+      Block* found = *block;
+      bytes_ -= found->bytes;
+      blocks_.erase(std::next(block).base());
+      return found;
+    }
+    return nullptr;
+  }
+  void put(Block* freed) {
+    blocks_.push_back(freed);
+    bytes_ += freed->bytes;
+    while (bytes_ > limit_) {
+      bytes_ -= blocks_.front()->bytes;
+      c10::free_cpu(blocks_.front());
+      blocks_.erase(blocks_.begin());
+    }
+  }
+
+ private:
+  size_t limit_, bytes_ = 0;
+  std::vector<Block*> blocks_;  // in the order in which they were freed
+};
+
+// Two shelves: what an idle process may hold, and larger blocks that the system may take back.
 class Pool final : public c10::Allocator {
  public:
   static Pool& instance() {
@@ -61,42 +113,27 @@ class Pool final : public c10::Allocator {
   void unlock() { mutex_.unlock(); }
 
  private:
-  Pool() { kept_.reserve(kKept / kSmallest + 1); }  // to keep a block must not fail
+  Pool() = default;
 
-  static constexpr size_t kSmallest = size_t{128} << 10, kLargest = size_t{32} << 20,
-                          kKept = size_t{64} << 20;
-  struct alignas(64) Block {
-    size_t bytes;  // that follow
-  };
+  static constexpr size_t kMiB = size_t{1} << 20;
+  static constexpr size_t kSmallest = kMiB / 8, kLent = 32 * kMiB, kLargest = 512 * kMiB;
+
+  Shelf& shelf_for(size_t bytes) { return bytes > kLent ? lent_ : kept_; }
 
   // The lock is only tried: the system's allocator does where another thread holds it.
   Block* take(size_t bytes) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock) return nullptr;
-    for (auto block = kept_.rbegin(); block != kept_.rend(); ++block) {
-      if ((*block)->bytes < bytes || (*block)->bytes > bytes + bytes / 4) continue;
-      Block* found = *block;
-      kept_bytes_ -= found->bytes;
-      kept_.erase(std::next(block).base());
-      return found;
-    }
-    return nullptr;
+    return lock ? shelf_for(bytes).take(bytes) : nullptr;
   }
   void put(Block* freed) {
-    const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock) return c10::free_cpu(freed);
-    kept_.push_back(freed);
-    kept_bytes_ += freed->bytes;
-    while (kept_bytes_ > kKept) {
-      kept_bytes_ -= kept_.front()->bytes;
-      c10::free_cpu(kept_.front());
-      kept_.erase(kept_.begin());
-    }
+    const bool keep = freed->bytes <= kLent || lend_to_system(freed);
+    std::unique_lock lock(mutex_, std::defer_lock);
+    if (!keep || !lock.try_lock()) return c10::free_cpu(freed);
+    shelf_for(freed->bytes).put(freed);
   }
 
   std::mutex mutex_;
-  std::vector<Block*> kept_;  // in the order in which they were freed
-  size_t kept_bytes_ = 0;
+  Shelf kept_{64 * kMiB, kSmallest}, lent_{kLargest, kLent};
 };
 
 inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {
