@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnfast import ops, reference
+from rnnfast import ops, reference, transforms
 from rnnfast import recompute as recomputed
 from rnnfast.routes import (
     FUSED,
+    TRANSFORMED,
     Route,
     autocast_dtype,
     autocast_products,
@@ -166,7 +167,9 @@ def _available(operator: Any, chosen: Route) -> Route:
 def _layer(chosen: Route, heads: int, recompute: bool) -> Any:
     """What runs one layer."""
     layer = _fused_layer if chosen.kind == "fused" else _reference_layer
-    if recompute and chosen.kind == "fused":
+    if chosen is TRANSFORMED:
+        layer = transforms.layer
+    elif recompute and chosen.kind == "fused":
         layer = recomputed.layer
     return layer if heads == 1 else functools.partial(_layer_of_heads, layer, heads)
 

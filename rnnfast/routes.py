@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -26,6 +28,8 @@ _PLAIN_TYPES = frozenset(
     {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
 )
 
+# Those that transforms.py has rules for.
+_RULES = frozenset({_functorch.TransformType.Vmap, _functorch.TransformType.Grad})
 _transforms_active = torch._C._are_functorch_transforms_active
 _unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
 _tracing_state = torch._C._get_tracing_state
@@ -49,6 +53,7 @@ _ONE_LAUNCH = Route("fused", "one step on a GPU: products and gates in one launc
 _OTHER_SIZES = Route("torch", "weights of other sizes: torch's to judge")
 _SEVERAL_LAUNCHES = Route("torch", "one step on a GPU, of sizes that no single launch serves")
 _TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
+TRANSFORMED = Route("fused", "torch.func: one call of the kernels for all, or one for each")
 AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
 
 
@@ -61,6 +66,13 @@ def transformed(tensors: Sequence[Tensor]) -> str | None:
     if forward_ad._current_level >= 0 and any(_unpack_dual(t).tangent is not None for t in tensors):
         return "forward-mode AD: a tensor has a tangent"
     return None
+
+
+def _has_rules() -> bool:
+    """Whether all transforms that are active have rules that call the kernels."""
+    if not _transforms_active() or _is_compiling():
+        return False
+    return all(level.key() in _RULES for level in retrieve_all_functorch_interpreters())
 
 
 def _autocasting(x: Tensor) -> bool:
@@ -111,7 +123,9 @@ def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
     tensors = (input, *others)
     transform = transformed(tensors)
     if transform is not None:
-        return Route("reference", transform)
+        if not _has_rules() or _kernels_route(input, tensors, proj_size).kind != "fused":
+            return Route("reference", transform)
+        return TRANSFORMED
     if not _is_compiling():
         if _tracing_state() is not None:
             return _TRACED
@@ -119,6 +133,11 @@ def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
         return _TRACED
     elif _fused_exports == 0 and exporting():
         return _EXPORTED
+    return _kernels_route(input, tensors, proj_size)
+
+
+def _kernels_route(input: Tensor, tensors: Sequence[Tensor], proj_size: int) -> Route:
+    """What tensors of these kinds get where nothing but a call is asked for."""
     if proj_size:
         return Route("torch", f"proj_size={proj_size} has no kernel")
     dtype, device = input.dtype, input.device

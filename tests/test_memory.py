@@ -57,27 +57,19 @@ def lent_to_system() -> int:
     return int(found[1]) << 10
 
 
-def test_large_blocks_are_kept_as_the_system_s(memory_in_use: Callable[[], int]) -> None:
+def test_large_blocks_are_lent_to_the_system() -> None:
     """Written again the pages are in use again; the values are those of the first time."""
-    layer, x = layer_and_input(T=64)
-    layer(x)
-    before, lent_before = memory_in_use(), lent_to_system()
-    long = torch.randn(6000, 32, 3)  # an output of 47 MB
+    layer, x = layer_and_input(T=6000)  # an output of 47 MB
     with torch.no_grad():
-        result = layer(long)[0]
+        result = layer(x)[0]
         place, expected = result.data_ptr(), result[::100].clone()
-        assert lent_to_system() - lent_before < 8 << 20
+        in_use = lent_to_system()
         del result
-        lent = lent_to_system() - lent_before
-        assert lent > 40 << 20
-        again = layer(long)[0]
+        assert lent_to_system() - in_use > 40 << 20
+        again = layer(x)[0]
     assert again.data_ptr() == place
     assert torch.equal(again[::100], expected)
-    assert lent_to_system() - lent_before < 8 << 20
-    again *= 2
-    assert torch.equal(again[::100], expected * 2)
-    del again, expected, long
-    assert memory_in_use() - before < LENT + KEPT
+    assert lent_to_system() - in_use < 8 << 20
 
 
 def test_large_blocks_kept_are_bounded(memory_in_use: Callable[[], int]) -> None:
@@ -85,7 +77,9 @@ def test_large_blocks_kept_are_bounded(memory_in_use: Callable[[], int]) -> None
     layer(x)
     before = memory_in_use()
     with torch.no_grad():
-        results = [layer(torch.randn(T, 32, 3))[0] for T in (5000, 9000, 13000, 17000, 21000, 25000)]
+        results = [
+            layer(torch.randn(T, 32, 3))[0] for T in (5000, 9000, 13000, 17000, 21000, 25000)
+        ]
         assert sum(result.nbytes for result in results) > LENT
         del results
     assert memory_in_use() - before < LENT + KEPT + (8 << 20)
