@@ -11,6 +11,7 @@ import torch
 from on_gpu import DEVICE, MARKS, flat, flat_states, needs_gpu
 from problems import assert_close, gradients
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
@@ -183,3 +184,24 @@ def test_a_graph_cannot_hold_what_depends_on_a_mask() -> None:
         layer(x, resets=resets)
     with torch.no_grad():  # and nothing is left broken
         assert_alike(flat(layer(x, resets=resets)), flat(layer.cpu()(x.cpu(), resets=mask())), 1e-4)
+
+
+@LAYERS
+def test_transforms(name: str) -> None:
+    """Members that share a call, and members that do not."""
+    layer = getattr(rnnfast, name)(I, H, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(3, T, B, I, dtype=torch.float64)
+
+    def of_device(device: torch.device | str) -> list[Tensor]:
+        weights = {n: w.detach().to(device) for n, w in layer.named_parameters()}
+        on_device = copy.deepcopy(layer).to(device)
+
+        def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+            value: Tensor = functional_call(on_device, weights, (x,))[0]
+            return value.square().sum()
+
+        of_inputs = vmap(grad(loss, argnums=1), (None, 0))(weights, x.to(device))
+        of_weights = vmap(grad(loss), (None, 0))(weights, x.to(device))
+        return [of_inputs, *of_weights.values()]
+
+    assert_alike(of_device(DEVICE), of_device("cpu"), 1e-11)
