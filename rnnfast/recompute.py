@@ -16,14 +16,11 @@ import torch
 from torch import Tensor
 
 from rnnfast import ops, reference
-from rnnfast.routes import transformed
+from rnnfast.routes import batched_by_autograd, transformed
 from rnnfast.spec import CELLS, CellSpec
 
 _NUMBERS = 1 << 21
 """Of the gates that are computed at a time, which bounds what stands beside them."""
-
-_BATCHED = torch._C._dispatch_key_parse("Batched")
-"""Of the tensors of ``autograd.grad(is_grads_batched=True)``, which no mode tells of."""
 
 _is_compiling = torch.compiler.is_compiling
 
@@ -105,11 +102,7 @@ class _Layer(torch.autograd.Function):
 
 def _needs_graph(grads: Sequence[Tensor]) -> bool:
     """Whether someone differentiates or batches the operations of the backward pass."""
-    return (
-        torch.is_grad_enabled()
-        or transformed(grads) is not None
-        or any(torch._C._dispatch_keys(g).has(_BATCHED) for g in grads)
-    )
+    return torch.is_grad_enabled() or transformed(grads) is not None or batched_by_autograd(grads)
 
 
 def _gates(

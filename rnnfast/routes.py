@@ -28,6 +28,7 @@ _PLAIN_TYPES = frozenset(
     {Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor, FunctionalTensor}
 )
 
+_BATCHED = torch._C._dispatch_key_parse("Batched")
 # Those that transforms.py has rules for.
 _RULES = frozenset({_functorch.TransformType.Vmap, _functorch.TransformType.Grad})
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -68,11 +69,16 @@ def transformed(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
-def _has_rules() -> bool:
-    """Whether all transforms that are active have rules that call the kernels."""
-    if not _transforms_active() or _is_compiling():
+def all_have_rules() -> bool:
+    """Whether transforms.py has rules for all transforms that are active, forward-mode AD too."""
+    if _is_compiling() or forward_ad._current_level >= 0:
         return False
     return all(level.key() in _RULES for level in retrieve_all_functorch_interpreters())
+
+
+def batched_by_autograd(tensors: Sequence[Tensor]) -> bool:
+    """Whether some are of ``autograd.grad(is_grads_batched=True)``, which no mode tells of."""
+    return any(torch._C._dispatch_keys(t).has(_BATCHED) for t in tensors)
 
 
 def _autocasting(x: Tensor) -> bool:
@@ -123,7 +129,7 @@ def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
     tensors = (input, *others)
     transform = transformed(tensors)
     if transform is not None:
-        if not _has_rules() or _kernels_route(input, tensors, proj_size).kind != "fused":
+        if not all_have_rules() or _kernels_route(input, tensors, proj_size).kind != "fused":
             return Route("reference", transform)
         return TRANSFORMED
     if not _is_compiling():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.nn.utils.rnn import PackedSequence
 
 Layers = Callable[[Tensor, Tensor, Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]]
@@ -34,6 +35,7 @@ def flat_resets(resets: Any, input: Any, leading: int) -> Tensor:
         )
     if resets.dtype != torch.bool:
         raise TypeError(f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}")
+    _check_shared("resets", resets)
     if resets.shape != data.shape[:leading]:
         raise RuntimeError(
             f"resets: expected a value for each step, {tuple(data.shape[:leading])}, "
@@ -55,6 +57,7 @@ def as_lengths(lengths: Any, batch: int | None) -> Tensor:
             text = f"lengths: expected a tensor or list of integers, got {type(lengths).__name__}"
             raise TypeError(f"{text}: {error}") from error
         found = found if found.numel() else found.long()
+    _check_shared("lengths", found)
     wanted = "a number" if batch is None else f"a number for each of {batch} sequences"
     if batch is None and found.numel() == 1:
         batch, found = 1, found.reshape(1)
@@ -64,6 +67,19 @@ def as_lengths(lengths: Any, batch: int | None) -> Tensor:
             f"got {found.dtype} of shape {tuple(found.shape)}"
         )
     return found
+
+
+def _check_shared(name: str, given: Tensor) -> None:
+    """The stretches of a call are counted: no two members of a `vmap` might have as many."""
+    if torch.compiler.is_compiling():
+        return
+    while _functorch.is_functorch_wrapped_tensor(given):
+        if _functorch.is_batchedtensor(given):
+            raise RuntimeError(
+                f"{name}: the members of torch.func.vmap must share them; for gradients of each "
+                "sequence, call the layer on one after the other"
+            )
+        given = _functorch.get_unwrapped(given)
 
 
 class Segments(NamedTuple):

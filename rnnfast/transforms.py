@@ -17,6 +17,7 @@ from torch._C import _functorch
 from torch.autograd import Function
 
 from rnnfast import ops, reference
+from rnnfast.routes import all_have_rules, batched_by_autograd
 from rnnfast.spec import CELLS
 
 Dims = Sequence[int | None]
@@ -95,12 +96,20 @@ def _run(function: Any, *arguments: Any) -> Any:
 
 
 def _one_by_one(function: Any, size: int, fixed: Sequence[Any], flat: Any, dims: Dims) -> Any:
-    """The rule of a `vmap` that calls `function` for each member."""
+    """The rule of a `vmap` that calls `function` for each member, or for one of zeros if there is
+    none, whose results have the sizes.
+    """
+
+    def member(t: Any, dim: int | None, i: int) -> Any:
+        if dim is None:
+            return t
+        return t.select(dim, i) if size else t.sum(dim)
+
     members = []
-    for i in range(size):
-        own = [t if d is None else t.select(d, i) for t, d in zip(flat, dims, strict=True)]
+    for i in range(max(size, 1)):
+        own = [member(t, dim, i) for t, dim in zip(flat, dims, strict=True)]
         members.append(_run(function, *fixed, *own))
-    results = tuple(torch.stack(parts) for parts in zip(*members, strict=True))
+    results = tuple(torch.stack(parts)[:size] for parts in zip(*members, strict=True))
     return results, (0,) * len(results)
 
 
@@ -153,7 +162,12 @@ class _Layer(Function):
         given = grads[: 1 + ctx.call.states]
         if all(grad is None for grad in given):
             return (None,) * (2 + len(needs))
-        found = iter(_run(_LayerBackward, ctx.call, needs, batch_sizes, *given, *saved))
+        if all_have_rules() and not batched_by_autograd([g for g in given if g is not None]):
+            results = _run(_LayerBackward, ctx.call, needs, batch_sizes, *given, *saved)
+        else:
+            inputs = saved[: len(needs)]
+            results = _gradients(ctx.call, needs, batch_sizes, given, inputs)
+        found = iter(results)
         return None, None, *(next(found) if needed else None for needed in needs)
 
     @staticmethod
@@ -161,7 +175,7 @@ class _Layer(Function):
         info: Any, in_dims: Any, call: _Call, batch_sizes: Tensor | None, *inputs: Tensor
     ) -> Any:
         dims, size = in_dims[2:], info.batch_size
-        if batch_sizes is not None or any(dim is not None for dim in dims[call.rows :]):
+        if not size or batch_sizes is not None or any(d is not None for d in dims[call.rows :]):
             return _one_by_one(_Layer, size, (call,), (batch_sizes, *inputs), in_dims[1:])
         rows = _merged(inputs[: call.rows], dims[: call.rows], size, 1)
         results = _run(_Layer, call, None, *rows, *inputs[call.rows :])
@@ -210,8 +224,9 @@ class _LayerBackward(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         batch_sizes, *flat = ctx.saved_tensors
         given, inputs, reserve = ctx.call.backward_parts(flat)
-        sizes = None if batch_sizes is None else batch_sizes.tolist()
-        of_given, of_inputs = _second_gradients(ctx.call, ctx.needs, sizes, given, inputs, grads)
+        of_given, of_inputs = _second_gradients(
+            ctx.call, ctx.needs, batch_sizes, given, inputs, grads
+        )
         return None, None, None, *of_given, *of_inputs, *[None] * len(reserve)
 
     @staticmethod
@@ -225,8 +240,8 @@ class _LayerBackward(Function):
     ) -> Any:
         size = info.batch_size
         grad_dims, dims, reserve_dims = call.backward_parts(in_dims[3:])
-        of_weights = any(needs[call.rows :]) or any(dim is not None for dim in dims[call.rows :])
-        if batch_sizes is not None or of_weights or None in reserve_dims:
+        of_weights = any(needs[call.rows :]) or any(d is not None for d in dims[call.rows :])
+        if not size or batch_sizes is not None or of_weights or None in reserve_dims:
             fixed, tensors = (call, needs), (batch_sizes, *flat)
             return _one_by_one(_LayerBackward, size, fixed, tensors, in_dims[2:])
         grads, inputs, reserve = call.backward_parts(flat)
@@ -245,37 +260,51 @@ class _LayerBackward(Function):
         return split, (1,) * len(split)
 
 
-def _second_gradients(
+def _gradients(
     call: _Call,
     needs: Sequence[bool],
-    sizes: list[int] | None,
+    batch_sizes: Tensor | None,
     grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
-    grads_of_gradients: Sequence[Tensor | None],
-) -> tuple[list[Tensor | None], list[Tensor]]:
-    """What reaches `grads` and `inputs` through the gradients: the reference, differentiated twice.
-
-    `sizes` are the batch_sizes.
-    """
+) -> tuple[Tensor, ...]:
+    """Those that are needed, by the reference under ``torch.func.vjp``."""
     given = [i for i, grad in enumerate(grads) if grad is not None]
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
 
     def values(*inputs: Tensor) -> tuple[Tensor, ...]:
         x, states, weights = call.parts(inputs)
         output, states_n = reference.layer(call.cell, x, sizes, states, weights, call.bidirectional)
         return tuple((output, *states_n)[i] for i in given)
 
-    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
-        found = torch.func.vjp(values, *tensors[len(given) :])[1](tensors[: len(given)])
-        return tuple(grad for grad, needed in zip(found, needs, strict=True) if needed)
+    found = torch.func.vjp(values, *inputs)[1](tuple(grads[i] for i in given))
+    return tuple(grad for grad, needed in zip(found, needs, strict=True) if needed)
 
-    differentiated: Any = torch.func.vjp(gradients, *(grads[i] for i in given), *inputs)
+
+def _second_gradients(
+    call: _Call,
+    needs: Sequence[bool],
+    batch_sizes: Tensor | None,
+    grads: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    grads_of_gradients: Sequence[Tensor | None],
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """What reaches `grads` and `inputs` through the gradients."""
+    given = [grad for grad in grads if grad is not None]
+
+    def gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+        left = iter(tensors)
+        own = [None if grad is None else next(left) for grad in grads]
+        return _gradients(call, needs, batch_sizes, own, list(left))
+
+    differentiated: Any = torch.func.vjp(gradients, *given, *inputs)
     results, pull = differentiated
-    found = pull(
-        tuple(
-            torch.zeros_like(result) if grad is None else grad
-            for result, grad in zip(results, grads_of_gradients, strict=True)
+    found = iter(
+        pull(
+            tuple(
+                torch.zeros_like(result) if grad is None else grad
+                for result, grad in zip(results, grads_of_gradients, strict=True)
+            )
         )
     )
-    of_given = iter(found[: len(given)])
-    of_grads = [None if grad is None else next(of_given) for grad in grads]
-    return of_grads, list(found[len(given) :])
+    of_grads = [None if grad is None else next(found) for grad in grads]
+    return of_grads, list(found)

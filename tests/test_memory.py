@@ -6,6 +6,8 @@ a result that cannot be resized, shared or pickled because of where it lies.
 
 import pickle
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +72,24 @@ def test_large_blocks_are_lent_to_the_system() -> None:
     assert again.data_ptr() == place
     assert torch.equal(again[::100], expected)
     assert lent_to_system() - in_use < 8 << 20
+
+
+def test_nothing_is_lent_where_addresses_are_limited() -> None:
+    lent_to_system()
+    program = """
+import re, resource, rnnfast, torch
+from pathlib import Path
+
+layer, x = rnnfast.GRU(3, 64), torch.randn(6000, 32, 3)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))
+with torch.no_grad():
+    layer(x)
+print(re.search(r"LazyFree:\\s+(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) == 0
 
 
 def test_large_blocks_kept_are_bounded(memory_in_use: Callable[[], int]) -> None:

@@ -14,6 +14,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/resource.h>
 #endif
 
 namespace rnnfast {
@@ -35,9 +36,12 @@ struct alignas(64) Block {
 
 // Lets the system take the pages of a block that nobody uses, if it runs short of memory before the
 // block is written again, and otherwise costs nothing then. Whole huge pages, so that none is split
-// and the block's own bytes stay. False where the system cannot do that (Linux before 4.5).
+// and the block's own bytes stay. False where the system cannot do that (Linux before 4.5), and
+// where addresses are scarce, as those stay taken (`ulimit -v`).
 inline bool lend_to_system(Block* block) {
 #if defined(__linux__) && defined(MADV_FREE)
+  rlimit addresses;
+  if (getrlimit(RLIMIT_AS, &addresses) || addresses.rlim_cur != RLIM_INFINITY) return false;
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
   const auto data = reinterpret_cast<uintptr_t>(block + 1);
   const uintptr_t first = (data + kHugePage - 1) / kHugePage * kHugePage;
