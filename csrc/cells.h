@@ -58,6 +58,9 @@ struct Elman {
   // Whether backward reads the last of the states before the step, and after it; others it does
   // not.
   static constexpr bool kReadsBefore = false, kReadsAfter = true;
+  // Whether h follows from the second state alone, by `emit`, so that something may be done to that
+  // one in between.
+  static constexpr bool kEmits = false;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V*) {
@@ -80,6 +83,7 @@ struct Gru {
   static constexpr int kSharedGates = 2;
   static constexpr bool kReadsH = true;
   static constexpr bool kReadsBefore = true, kReadsAfter = false;
+  static constexpr bool kEmits = false;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {
@@ -108,36 +112,57 @@ struct Lstm {
   static constexpr int kSharedGates = 4;
   static constexpr bool kReadsH = false;
   static constexpr bool kReadsBefore = true, kReadsAfter = true;
+  static constexpr bool kEmits = true;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {
+    advance(x, h, s, q);
+    s[0] = emit(q, s[1]);
+  }
+  // The gates and c'.
+  template <class V>
+  static RNNFAST_FN void advance(const V* x, const V* h, V* s, V* q) {
     q[0] = sigmoid(x[0] + h[0]), q[1] = sigmoid(x[1] + h[1]);
     q[2] = tanh(x[2] + h[2]), q[3] = sigmoid(x[3] + h[3]);
     s[1] = fma(q[1], s[1], q[0] * q[2]);
-    s[0] = q[3] * tanh(s[1]);
+  }
+  template <class V>
+  static RNNFAST_FN V emit(const V* q, V c) {
+    return q[3] * tanh(c);
   }
   template <class V>
   static RNNFAST_FN void backward(const V* q, const V* p, const V* s, V* ds, V* dx, V* dh) {
-    const V i = q[0], f = q[1], g = q[2], o = q[3], tanh_c = tanh(s[1]);
-    const V dc = fma(ds[0] * o, fma(V(0) - tanh_c, tanh_c, V(1)), ds[1]);
+    const V dc = emit_backward(q, s[1], ds[0], ds[1], dx, dh);
+    advance_backward(q, p, dc, ds, dx, dh);
+  }
+  // The gradient of c, of which `dc` has come otherwise, and that of the gate.
+  template <class V>
+  static RNNFAST_FN V emit_backward(const V* q, V c, V d_h, V dc, V* dx, V* dh) {
+    const V o = q[3], tanh_c = tanh(c);
+    dx[3] = dh[3] = d_h * tanh_c * (o * (V(1) - o));
+    return fma(d_h * o, fma(V(0) - tanh_c, tanh_c, V(1)), dc);
+  }
+  template <class V>
+  static RNNFAST_FN void advance_backward(const V* q, const V* p, V dc, V* ds, V* dx, V* dh) {
+    const V i = q[0], f = q[1], g = q[2];
     dx[0] = dh[0] = dc * g * (i * (V(1) - i));
     dx[1] = dh[1] = dc * p[1] * (f * (V(1) - f));
     dx[2] = dh[2] = dc * i * fma(V(0) - g, g, V(1));
-    dx[3] = dh[3] = ds[0] * tanh_c * (o * (V(1) - o));
     ds[0] = V(0), ds[1] = dc * f;
   }
 };
 
 struct CellFacts {
   const char* name;
-  int gates, states, reserve;
-  bool reads_h, whole_sequence;
+  int gates, states, reserve, shared_gates;
+  bool reads_h, reads_after, emits, whole_sequence;
 };
 
 template <class Cell>
 constexpr CellFacts facts_of() {
-  return {Cell::kName,    Cell::kGates,  Cell::kStates,
-          Cell::kReserve, Cell::kReadsH, Cell::kWholeSequence};
+  return {Cell::kName,        Cell::kGates,  Cell::kStates,     Cell::kReserve,
+          Cell::kSharedGates, Cell::kReadsH, Cell::kReadsAfter, Cell::kEmits,
+          Cell::kWholeSequence};
 }
 
 template <class... Cell>

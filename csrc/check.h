@@ -59,20 +59,15 @@ inline void check_tensor(const char* op, const char* name, const at::Tensor& t,
 // Steps of a tensor whose memory holds them only because they all lie in one place.
 inline constexpr int64_t kMostSteps = int64_t{1} << 36;
 
-// Fills T, B, rows, batch and offset.
-inline void check_steps(const char* op, const at::Tensor& x,
-                        const std::optional<at::Tensor>& batch_sizes, Layer& layer) {
-  layer.packed = batch_sizes.has_value() && batch_sizes->defined();
-  TORCH_CHECK(x.dim() == layer.x_dims(), op,
-              ": x must be [T, B, I], or [rows, I] with batch_sizes; got ", x.dim(), " dimensions ",
-              layer.packed ? "with" : "without", " batch_sizes");
-  layer.I = x.size(-1);
+// Fills T, B, rows, batch and offset: of `rows` rows by batch_sizes, or of T steps of B each.
+inline void check_steps(const char* op, const std::optional<at::Tensor>& batch_sizes, int64_t rows,
+                        int64_t T, int64_t B, Layer& layer) {
+  layer.uniform = true;
   if (!layer.packed) {
-    layer.T = x.size(0), layer.B = x.size(1);
-    layer.uniform = true;
-    if (layer.B == 0) return;  // there may be more steps than memory, and nothing to do in them
-    TORCH_CHECK(layer.T < kMostSteps, op, ": no memory for ", layer.T, " steps");
-    layer.batch.assign(layer.T, layer.B);
+    layer.T = T, layer.B = B;
+    if (B == 0) return;  // there may be more steps than memory, and nothing to do in them
+    TORCH_CHECK(T < kMostSteps, op, ": no memory for ", T, " steps");
+    layer.batch.assign(T, B);
   } else {
     const at::Tensor& b = *batch_sizes;
     TORCH_CHECK(b.dim() == 1 && b.scalar_type() == at::kLong && b.device().is_cpu() &&
@@ -80,26 +75,34 @@ inline void check_steps(const char* op, const at::Tensor& x,
                 op, ": batch_sizes must be a one-dimensional int64 tensor on the CPU, got ",
                 b.dim(), " dimensions of ", b.scalar_type(), " on ", b.device());
     layer.T = b.size(0);
-    TORCH_CHECK(layer.T <= x.size(0) && layer.T < kMostSteps, op, ": batch_sizes must be positive",
-                " and sum up to the ", x.size(0), " rows of x; got ", layer.T, " of them");
+    TORCH_CHECK(layer.T <= rows && layer.T < kMostSteps, op, ": batch_sizes must be positive",
+                " and sum up to the ", rows, " rows of x; got ", layer.T, " of them");
     const int64_t* sizes = b.const_data_ptr<int64_t>();
     for (const auto t : c10::irange(layer.T)) layer.batch.push_back(sizes[t * b.stride(0)]);
     layer.B = layer.T ? layer.batch[0] : 0;
   }
   layer.offset.assign(layer.T + 1, 0);
-  layer.uniform = true;
   for (const auto t : c10::irange(layer.T)) {
-    const int64_t now = layer.batch[t],
-                  limit = t ? layer.batch[t - 1] : x.size(layer.packed ? 0 : 1);
+    const int64_t now = layer.batch[t], limit = t ? layer.batch[t - 1] : layer.packed ? rows : B;
     TORCH_CHECK(!layer.packed || (now > 0 && now <= limit), op,
-                ": batch_sizes must be positive, never increase and sum up to the ", x.size(0),
+                ": batch_sizes must be positive, never increase and sum up to the ", rows,
                 " rows of x; got ", now, " at step ", t);
     layer.uniform &= now == layer.B;
     layer.offset[t + 1] = layer.offset[t] + now;
   }
   layer.rows = layer.offset[layer.T];
-  TORCH_CHECK(!layer.packed || layer.rows == x.size(0), op, ": batch_sizes must sum up to the ",
-              x.size(0), " rows of x, got ", layer.rows);
+  TORCH_CHECK(!layer.packed || layer.rows == rows, op, ": batch_sizes must sum up to the ", rows,
+              " rows of x, got ", layer.rows);
+}
+
+inline void check_steps(const char* op, const at::Tensor& x,
+                        const std::optional<at::Tensor>& batch_sizes, Layer& layer) {
+  layer.packed = batch_sizes.has_value() && batch_sizes->defined();
+  TORCH_CHECK(x.dim() == layer.x_dims(), op,
+              ": x must be [T, B, I], or [rows, I] with batch_sizes; got ", x.dim(), " dimensions ",
+              layer.packed ? "with" : "without", " batch_sizes");
+  layer.I = x.size(-1);
+  check_steps(op, batch_sizes, x.size(0), x.size(0), x.size(1), layer);
 }
 
 inline void check_weights(const char* op, const at::Tensor& x, at::TensorList weights,

@@ -39,6 +39,16 @@ TORCH_LIBRARY(rnnfast, m) {
       " -> (Tensor rows, Tensor batch_sizes, Tensor elements, Tensor carries, Tensor first, Tensor "
       "last)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "recurrence(str cell, Tensor x_gates, Tensor? batch_sizes, SymInt B, Tensor[] states, Tensor "
+      "w_hh, Tensor? b_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, bool train)"
+      " -> (Tensor output, Tensor[] states_n, Tensor[] reserve)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "recurrence_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor? "
+      "batch_sizes, SymInt B, Tensor w_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse,"
+      " Tensor[] reserve, float? clip) -> Tensor[]",
+      {at::Tag::pt2_compliant_tag});
   m.def("set_frozen(Tensor weight, bool frozen) -> ()");
   m.def("is_frozen(Tensor weight) -> bool");
 }
@@ -92,7 +102,9 @@ py::list cells() {
   for (const CellFacts& cell : kCells) {
     py::dict facts;
     facts["name"] = cell.name, facts["gates"] = cell.gates, facts["states"] = cell.states,
-    facts["reserve"] = cell.reserve, facts["reads_h"] = cell.reads_h;
+    facts["reserve"] = cell.reserve, facts["shared_gates"] = cell.shared_gates;
+    facts["reads_h"] = cell.reads_h, facts["reads_after"] = cell.reads_after;
+    facts["emits"] = cell.emits;
     result.append(facts);
   }
   return result;

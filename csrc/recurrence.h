@@ -53,5 +53,6 @@ struct Walk {
 };
 
 inline constexpr int kMaxStates = 2;
+inline constexpr double kNormEpsilon = 1e-5;  // of variances, torch.nn.LayerNorm's
 
 }  // namespace rnnfast

@@ -8,6 +8,7 @@
 #include "cpu/backward.h"
 #include "cpu/fork.h"
 #include "cpu/forward.h"
+#include "cpu/rows_op.h"
 
 namespace rnnfast {
 
@@ -115,6 +116,8 @@ TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
   m.impl("is_frozen", &is_frozen_cpu);
   m.impl("layer", &layer_cpu);
   m.impl("layer_backward", &layer_backward_cpu);
+  m.impl("recurrence", &recurrence_cpu);
+  m.impl("recurrence_backward", &recurrence_backward_cpu);
 }
 
 }  // namespace rnnfast

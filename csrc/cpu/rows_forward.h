@@ -1,0 +1,247 @@
+// What one thread of a team does for a recurrence (see check_recurrence.h), forward: at each step
+// the product for all rows, then row by row what wants the whole row, or more than the product.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/driver.h"
+
+namespace rnnfast {
+
+// One recurrence, forward. What is not asked for is null.
+template <class T>
+struct RecurrenceForward {
+  Walk walk;
+  int64_t hidden;                               // H
+  Weights<T> w_hh;                              // or, of independent units,
+  const T* w_own;                               // [G*H]
+  const T *x_gates, *b_hh;                      // [rows, G*H], [G*H]
+  const T *gain, *gain_c, *bias_c;              // [G*H], [H], [H]
+  const T *keep, *drop;                         // [rows or one, K*H], [B, H]
+  int64_t keep_stride;                          // 0: the same for all rows
+  T* products;                                  // [B, G*H]
+  T* states[kMaxStates];                        // [B, state_stride] the running states
+  T* operand;                                   // the same of what is multiplied: states[0], or
+                                                // with `drop` a copy
+  int64_t state_stride;                         // padded to whole registers
+  T* output;                                    // [rows, H]
+  T *timelines[kMaxStates], *gates;             // the reserve; null: inference
+  T *normalised, *statistics, *fresh;
+};
+
+// A thread's part of each step, beside the product.
+struct RowsPart {
+  bool by_batch;
+  Range units;
+
+  // Of independent units that are not normalised every unit is on its own.
+  static RowsPart of(const Member& member, int64_t batch, int64_t hidden, bool single_units,
+                     int64_t width) {
+    if (single_units && batch < member.size) return {false, member.share(hidden, width)};
+    return {true, {0, hidden}};
+  }
+  // With a split of the batch, and where no thread waits for another, a row stays with its thread.
+  Range rows(const Member& member, int64_t batch, int64_t alive, bool stays) const {
+    if (!by_batch) return {0, alive};
+    if (!stays && !member.splits_batch()) return member.share(alive);
+    const Range mine = member.share(batch);
+    return {mine.begin < alive ? mine.begin : alive, mine.end < alive ? mine.end : alive};
+  }
+};
+
+template <class T>
+RNNFAST_FN T lane_sum(Vec<T> v) {
+  T lanes[Vec<T>::kWidth], sum = 0;
+  v.store(lanes);
+  for (const T lane : lanes) sum += lane;
+  return sum;
+}
+
+// Sum over i < count of value(i), a Vec or the first so many of its lanes.
+template <class T, class Value>
+RNNFAST_FN T sum_of(int64_t count, const Value& value) {
+  constexpr int64_t kWidth = Vec<T>::kWidth;
+  Vec<T> sums(T(0));
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) sums = sums + value(i, kWidth);
+  T sum = lane_sum(sums);
+  if (i == count) return sum;
+  T lanes[kWidth];
+  value(i, count - i).store(lanes);
+  for (int64_t j = 0; j < count - i; ++j) sum += lanes[j];
+  return sum;
+}
+
+// Calls body(unit, units from there on, at most a register) for all of a range.
+template <class T, class Body>
+RNNFAST_FN void for_registers(Range range, const Body& body) {
+  constexpr int64_t kWidth = Vec<T>::kWidth;
+  for (int64_t unit = range.begin; unit < range.end; unit += kWidth)
+    body(unit, range.end - unit < kWidth ? range.end - unit : kWidth);
+}
+
+// Ba, Kiros and Hinton 2016, arXiv 1607.06450; the deviation is that of the row itself.
+template <class T>
+struct Moments {
+  T mean, rstd;
+
+  static RNNFAST_FN Moments of(const T* row, int64_t count) {
+    using V = Vec<T>;
+    const T mean =
+        sum_of<T>(count, [&](int64_t i, int64_t n) { return V::load(row + i, n); }) / T(count);
+    const T squares = sum_of<T>(count, [&](int64_t i, int64_t n) {
+      const V x = V::load(row + i, n) - V(mean);
+      return x * x;
+    });
+    return {mean, T(1) / std::sqrt(squares / T(count) + T(kNormEpsilon))};
+  }
+  RNNFAST_FN Vec<T> apply(Vec<T> x) const { return (x - Vec<T>(mean)) * Vec<T>(rstd); }
+};
+
+// keep a + (1 - keep) b: either of them, to the bit, where keep is 1 or 0 and both are numbers.
+template <class V>
+RNNFAST_FN V kept(V keep, V a, V b) {
+  return fma(keep, a, (V(1) - keep) * b);
+}
+
+// One row of one step of the recurrence.
+template <class Cell, class T>
+struct ForwardRow {
+  using V = Vec<T>;
+  const RecurrenceForward<T>& d;
+  const int64_t H, row, b, after;  // of the sequence, of the batch, of the timeline
+  T* const products;               // of this row
+  T* scratch;                      // [(K + Q) * H] of this thread
+
+  const T* x_gates() const { return d.x_gates + row * Cell::kGates * H; }
+  T* gates() const {
+    return d.gates ? d.gates + row * Cell::kReserve * H : scratch + Cell::kStates * H;
+  }
+
+  RNNFAST_FN void multiply_own(Range units) const {
+    for_registers<T>(units, [&](int64_t j, int64_t n) {
+      const V h = V::load(d.operand + b * d.state_stride + j, n);
+      for (int g = 0; g < Cell::kGates; ++g)
+        (V::load(d.w_own + g * H + j, n) * h).store(products + g * H + j, n);
+    });
+  }
+
+  RNNFAST_FN void normalise() const {
+    const Moments<T> moments = Moments<T>::of(products, Cell::kGates * H);
+    if (d.statistics) d.statistics[row * 3] = moments.rstd;
+    for_registers<T>({0, Cell::kGates * H}, [&](int64_t j, int64_t n) {
+      const V p = moments.apply(V::load(products + j, n));
+      p.store(products + j, n);
+      if (d.normalised) p.store(d.normalised + row * Cell::kGates * H + j, n);
+    });
+  }
+
+  RNNFAST_FN void load(int64_t j, int64_t n, V* x, V* h, V* s) const {
+#pragma GCC unroll 4
+    for (int g = 0; g < Cell::kGates; ++g) {
+      x[g] = V::load(x_gates() + g * H + j, n);
+      h[g] = V::load(products + g * H + j, n);
+      if (d.gain) h[g] = h[g] * V::load(d.gain + g * H + j, n);
+      if (d.b_hh) h[g] = h[g] + V::load(d.b_hh + g * H + j, n);
+    }
+#pragma GCC unroll 2
+    for (int k = 0; k < Cell::kStates; ++k)
+      s[k] = V::load(d.states[k] + b * d.state_stride + j, n);
+  }
+
+  RNNFAST_FN void store_gates(int64_t j, int64_t n, const V* q) const {
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::kReserve; ++k) q[k].store(gates() + k * H + j, n);
+  }
+
+  // The states that the cell made become those after the step.
+  RNNFAST_FN void finish(int64_t j, int64_t n, V* s) const {
+#pragma GCC unroll 2
+    for (int k = 0; k < Cell::kStates; ++k) {
+      T* const running = d.states[k] + b * d.state_stride + j;
+      if (d.fresh) s[k].store(d.fresh + row * Cell::kStates * H + k * H + j, n);
+      if (d.keep)
+        s[k] = kept(V::load(d.keep + row * d.keep_stride + k * H + j, n), V::load(running, n), s[k]);
+      s[k].store(running, n);
+      if (d.timelines[k]) s[k].store(d.timelines[k] + after * H + j, n);
+    }
+    if (d.drop)
+      (s[0] * V::load(d.drop + b * H + j, n)).store(d.operand + b * d.state_stride + j, n);
+    s[0].store(d.output + row * H + j, n);
+  }
+
+  RNNFAST_FN void run(Range units) const {
+    for_registers<T>(units, [&](int64_t j, int64_t n) {
+      V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
+      load(j, n, x, h, s);
+      Cell::forward(x, h, s, q);
+      if (d.gates) store_gates(j, n, q);
+      finish(j, n, s);
+    });
+  }
+
+  // The same where c is normalised before h is made of it: needs the whole row.
+  RNNFAST_FN void run_normalised_c() const {
+    T* const c = scratch;
+    for_registers<T>({0, H}, [&](int64_t j, int64_t n) {
+      V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
+      load(j, n, x, h, s);
+      Cell::advance(x, h, s, q);
+      store_gates(j, n, q);
+      s[1].store(c + j, n);
+    });
+    const Moments<T> moments = Moments<T>::of(c, H);
+    if (d.statistics)
+      d.statistics[row * 3 + 1] = moments.mean, d.statistics[row * 3 + 2] = moments.rstd;
+    for_registers<T>({0, H}, [&](int64_t j, int64_t n) {
+      V s[Cell::kStates], q[kReserveSlots<Cell>];
+#pragma GCC unroll 4
+      for (int k = 0; k < Cell::kReserve; ++k) q[k] = V::load(gates() + k * H + j, n);
+      s[1] = V::load(c + j, n);
+      s[0] = Cell::emit(q, fma(V::load(d.gain_c + j, n), moments.apply(s[1]),
+                               V::load(d.bias_c + j, n)));
+      finish(j, n, s);
+    });
+  }
+};
+
+// scratch: [(K + Q) * H] of this thread.
+template <class Cell, class T>
+void recurrence_forward(const RecurrenceForward<T>& d, T* scratch, Member member) {
+  const int64_t B = d.walk.batch_size(), H = d.hidden, gates = Cell::kGates * H;
+  const bool independent = d.w_own;
+  const RowsPart part = RowsPart::of(member, B, H, independent && !d.gain, Vec<T>::kWidth);
+  d.w_hh.pack(member, pack_forward<T>);
+  member.wait();
+  const Range panels = member.panels(d.w_hh.panels.count());
+  for (int64_t i = 0; i < d.walk.steps.count; ++i) {
+    const int64_t t = d.walk.time(i), alive = d.walk.steps.batch_at(t);
+    if (!independent) {
+      multiply(member, d.w_hh, d.operand, d.state_stride, member.rows(B, 0, alive), panels,
+               [&](int64_t b, int64_t unit, const T* sums) {
+                 for (int g = 0; g < Cell::kGates; ++g)
+                   Vec<T>::load(sums + g * Vec<T>::kWidth)
+                       .store(d.products + b * gates + g * H + unit,
+                              d.w_hh.panels.units_from(unit));
+               });
+      member.wait_for_step();
+    }
+    const Range rows = part.rows(member, B, alive, independent);
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
+      const ForwardRow<Cell, T> row{
+          d, H, d.walk.steps.offset_at(t) + b, b, d.walk.after(t, b), d.products + b * gates,
+          scratch};
+      if (independent) row.multiply_own(part.units);
+      if (d.gain) row.normalise();
+      if constexpr (Cell::kEmits)
+        if (d.gain) {
+          row.run_normalised_c();
+          continue;
+        }
+      row.run(part.units);
+    }
+    if (!independent) member.wait_for_step();
+  }
+}
+
+}  // namespace rnnfast
