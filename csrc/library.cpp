@@ -41,7 +41,8 @@ TORCH_LIBRARY(rnnfast, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "recurrence(str cell, Tensor x_gates, Tensor? batch_sizes, SymInt B, Tensor[] states, Tensor "
-      "w_hh, Tensor? b_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, bool train)"
+      "w_hh, Tensor? b_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, float? clip, bool "
+      "train)"
       " -> (Tensor output, Tensor[] states_n, Tensor[] reserve)",
       {at::Tag::pt2_compliant_tag});
   m.def(

@@ -18,14 +18,18 @@ struct RecurrenceResults {
   Tensors states_n, reserve;
 };
 
+inline void check_clip(const char* op, std::optional<double> clip) {
+  TORCH_CHECK(!clip || *clip > 0, op, ": clip must be positive, got ", clip.value_or(0));
+}
+
 // run(problem, inputs, results): computes what the results hold room for. The reserve is of the type
-// that kernels calculate in, everywhere.
+// that kernels calculate in, everywhere. `clip` is for the backward pass alone.
 template <class Run>
 LayerResult recurrence(std::string_view cell, const Tensor& x_gates,
                        const std::optional<Tensor>& batch_sizes, int64_t B, at::TensorList states,
                        const Tensor& w_hh, const std::optional<Tensor>& b_hh, at::TensorList norm,
                        const std::optional<Tensor>& keep, const std::optional<Tensor>& drop,
-                       bool reverse, bool train, const Run& run) {
+                       bool reverse, std::optional<double> clip, bool train, const Run& run) {
   constexpr const char* kOp = "rnnfast::recurrence";
   PlainDispatch guard;
   TORCH_CHECK(x_gates.dim() == 2, kOp, ": x_gates must be [rows, G*H], got ", x_gates.dim(),
@@ -34,6 +38,7 @@ LayerResult recurrence(std::string_view cell, const Tensor& x_gates,
                                         x_gates, x_gates.size(0), x_gates.scalar_type());
   const Layer& layer = r.layer;
   check_tensor(kOp, "x_gates", x_gates, w_hh, layer.dtype, {x_gates.size(0), r.gates()});
+  check_clip(kOp, clip);
   RecurrenceInputs inputs{x_gates, or_undefined(b_hh), states.vec()};
   if (inputs.b_hh.defined())
     check_tensor(kOp, "b_hh", inputs.b_hh, x_gates, layer.dtype, {r.gates()});
@@ -83,7 +88,7 @@ Tensors recurrence_backward(std::string_view cell, const std::optional<Tensor>& 
   const Layer& layer = r.layer;
   const at::ScalarType compute = compute_type(layer.dtype);
   check_reserve(kOp, r, reserve, compute);
-  TORCH_CHECK(!clip || *clip > 0, kOp, ": clip must be positive, got ", clip.value_or(0));
+  check_clip(kOp, clip);
   RecurrenceGrads grads{or_undefined(grad_output), {}, clip.value_or(0)};
   if (grads.output.defined())
     check_tensor(kOp, "grad_output", grads.output, w_hh, layer.dtype,

@@ -156,10 +156,10 @@ def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor])
 
 
 # This module may be imported again, after a `del sys.modules[...]`.
-_register_fake = functools.partial(torch.library.register_fake, allow_override=True)
+register_fake = functools.partial(torch.library.register_fake, allow_override=True)
 
 
-@_register_fake("rnnfast::layer")  # type: ignore[untyped-decorator]
+@register_fake("rnnfast::layer")  # type: ignore[untyped-decorator]
 def _layer_fake(
     cell: str,
     x: Tensor,
@@ -185,7 +185,7 @@ def _layer_fake(
     return output, states_n, reserve
 
 
-@_register_fake("rnnfast::layer_backward")  # type: ignore[untyped-decorator]
+@register_fake("rnnfast::layer_backward")  # type: ignore[untyped-decorator]
 def _layer_backward_fake(
     cell: str,
     grad_output: Tensor | None,
@@ -284,7 +284,7 @@ def _layer_backward_flops(
     return 2 * total
 
 
-@_register_fake("rnnfast::segments")  # type: ignore[untyped-decorator]
+@register_fake("rnnfast::segments")  # type: ignore[untyped-decorator]
 def _segments_fake(
     resets: Tensor | None,
     lengths: Tensor | None,

@@ -78,7 +78,7 @@ class _Layer(torch.autograd.Function):
         states, weights = others[:given], others[given:]
         needs = ctx.needs_input_grad[4:]
         wanted: Sequence[Tensor | None]
-        if _needs_graph([g for g in grads if g is not None]):
+        if needs_graph([g for g in grads if g is not None]):
             wanted = reference.differentiable_gradients(
                 cell, x, batch_sizes, states, weights, bidirectional, grads, needs
             )
@@ -100,7 +100,7 @@ class _Layer(torch.autograd.Function):
         return None, None, None, None, *(next(found) if needed else None for needed in needs)
 
 
-def _needs_graph(grads: Sequence[Tensor]) -> bool:
+def needs_graph(grads: Sequence[Tensor]) -> bool:
     """Whether someone differentiates or batches the operations of the backward pass."""
     return torch.is_grad_enabled() or transformed(grads) is not None or batched_by_autograd(grads)
 
@@ -122,7 +122,7 @@ def _gates(
     at_once = max(1, _NUMBERS // (spec.reserve * max(H, 1)))
     for d in range(directions):
         own = weights[d * per_direction : (d + 1) * per_direction]
-        before = _before(h[d], batch_sizes, rows, reverse=d == 1)
+        before = states_before(h[d], batch_sizes, rows, reverse=d == 1)
         for first in range(0, rows, at_once):
             some = slice(first, first + at_once)
             h_0 = before[some].to(x.dtype).unsqueeze(0)
@@ -134,7 +134,7 @@ def _gates(
     return gates
 
 
-def _before(timeline: Tensor, batch_sizes: Tensor | None, rows: int, reverse: bool) -> Tensor:
+def states_before(timeline: Tensor, batch_sizes: Tensor | None, rows: int, reverse: bool) -> Tensor:
     """``[rows, H]``: the state before each step, of a timeline ``[rows + B, H]``.
 
     Where it lies is what `Walk` of ``csrc/recurrence.h`` says.
@@ -144,7 +144,7 @@ def _before(timeline: Tensor, batch_sizes: Tensor | None, rows: int, reverse: bo
         return timeline[B:] if reverse else timeline[:rows]
     T = len(batch_sizes)
     begins = batch_sizes.cumsum(0) - batch_sizes
-    t = torch.arange(T).repeat_interleave(batch_sizes)
+    t = torch.arange(T).repeat_interleave(batch_sizes, output_size=rows)
     b = torch.arange(rows) - begins[t]
     if reverse:
         after = (t + 1).clamp(max=T - 1)

@@ -14,6 +14,7 @@ from rnnfast._library import _C
 
 States = tuple[Tensor, ...]
 Step = Callable[[Tensor, Tensor, States], States]
+Emit = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,11 @@ class CellSpec:
 
     name: of our ops; in capitals torch.nn's `mode`. step: ``(x_gates [B, G*H], h_gates [B, G*H],
     states) -> states``, each state ``[B, H]``. gates: G. reserve: what backward keeps of the gates,
-    in units of H. reads_h: whether the step reads h besides its product. operator, cell_operator:
-    torch's, for layers and for one step, or None where it has none.
+    in units of H. shared_gates: so many, the first ones, have one gradient for both sides.
+    reads_h: whether the step reads h besides its product. reads_after: whether backward reads the
+    states that the step made. emit: ``(x_gates, h_gates, c) -> h``, where the step's h follows from
+    its second state so, else None. operator, cell_operator: torch's, for layers and for one step,
+    or None where it has none.
     """
 
     name: str
@@ -31,7 +35,10 @@ class CellSpec:
     gates: int
     states: int
     reserve: int
+    shared_gates: int
     reads_h: bool
+    reads_after: bool
+    emit: Any = None
     operator: Any = None
     cell_operator: Any = None
 
@@ -86,11 +93,18 @@ def lstm(x_gates: Tensor, h_gates: Tensor, states: States) -> States:
     ``i, f, o = sigmoid(x + h)``, ``g = tanh(x + h)``, ``c' = f * c + i * g``,
     ``h' = o * tanh(c')``.
     """
-    i, f, g, o = (x_gates + h_gates).chunk(4, -1)
+    i, f, g, _ = (x_gates + h_gates).chunk(4, -1)
     c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    return lstm_emit(x_gates, h_gates, c), c
 
 
+def lstm_emit(x_gates: Tensor, h_gates: Tensor, c: Tensor) -> Tensor:
+    """``h' = o * tanh(c')``."""
+    o = x_gates.chunk(4, -1)[3] + h_gates.chunk(4, -1)[3]
+    return torch.sigmoid(o) * torch.tanh(c)
+
+
+_EMITS: dict[str, Emit] = {"lstm": lstm_emit}
 _STEPS: dict[str, Step] = {"rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu, "gru": gru, "lstm": lstm}
 
 
@@ -102,7 +116,10 @@ def _spec(facts: Any) -> CellSpec:
         facts["gates"],
         facts["states"],
         facts["reserve"],
+        facts["shared_gates"],
         facts["reads_h"],
+        facts["reads_after"],
+        _EMITS[name] if facts["emits"] else None,
         getattr(_VF, name, None),
         getattr(_VF, f"{name}_cell", None),
     )

@@ -139,9 +139,10 @@ inline LayerResult recurrence_cpu(std::string_view cell, const Tensor& x_gates,
                                   at::TensorList states, const Tensor& w_hh,
                                   const std::optional<Tensor>& b_hh, at::TensorList norm,
                                   const std::optional<Tensor>& keep,
-                                  const std::optional<Tensor>& drop, bool reverse, bool train) {
+                                  const std::optional<Tensor>& drop, bool reverse,
+                                  std::optional<double> clip, bool train) {
   return recurrence(cell, x_gates, batch_sizes, B, states, w_hh, b_hh, norm, keep, drop, reverse,
-                    train, [](const Recurrence& r, const auto& inputs, const auto& results) {
+                    clip, train, [](const Recurrence& r, const auto& inputs, const auto& results) {
                       dispatch_recurrence(r, [&](auto c, auto number) {
                         run_forward<decltype(c), decltype(number)>(r, inputs, results);
                       });
