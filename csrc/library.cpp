@@ -39,6 +39,9 @@ TORCH_LIBRARY(rnnfast, m) {
       " -> (Tensor rows, Tensor batch_sizes, Tensor elements, Tensor carries, Tensor first, Tensor "
       "last)",
       {at::Tag::pt2_compliant_tag});
+  m.def("set_frozen(Tensor weight, bool frozen) -> ()");
+  m.def("is_frozen(Tensor weight) -> bool");
+  m.set_python_module("rnnfast.recurrence");
   m.def(
       "recurrence(str cell, Tensor x_gates, Tensor? batch_sizes, SymInt B, Tensor[] states, Tensor "
       "w_hh, Tensor? b_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, float? clip, bool "
@@ -50,8 +53,6 @@ TORCH_LIBRARY(rnnfast, m) {
       "batch_sizes, SymInt B, Tensor w_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse,"
       " Tensor[] reserve, float? clip) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
-  m.def("set_frozen(Tensor weight, bool frozen) -> ()");
-  m.def("is_frozen(Tensor weight) -> bool");
 }
 
 namespace rnnfast {

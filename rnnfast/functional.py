@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnfast import ops, reference, transforms
+from rnnfast import ops, reference, regularisation, transforms
 from rnnfast import recompute as recomputed
 from rnnfast.routes import (
     FUSED,
@@ -80,6 +80,7 @@ def stack(
     proj_size: int = 0,
     heads: int = 1,
     recompute: bool = False,
+    regularised: regularisation.Regularisation | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Runs all layers of an RNN, GRU or LSTM over a sequence.
 
@@ -102,14 +103,19 @@ def stack(
         heads: n equal parts of the units that do not see each other's states: ``w_hh`` is
             ``[n, G*H/n, H/n]``, its block k that of units ``[k*H/n, (k+1)*H/n)``.
         recompute: our kernels keep the states alone for backward, which computes the gates again.
+        regularised: what is done to the recurrence; with layer normalisation ``weights`` holds
+            those of it after the biases of each direction.
 
     Returns:
         ``(output, states_n)`` in the layouts of ``input`` and ``states``.
     """
     spec, directions = MODES[mode], 1 + bidirectional
-    operator: Any = spec.operator if heads == 1 else None
+    plain = heads == 1 and regularised is None
+    operator: Any = spec.operator if plain else None
     chosen = _available(operator, route(input, (*states, *weights), proj_size))
     per_direction = (4 if has_biases else 2) + (proj_size > 0)
+    if regularised is not None and regularised.layer_norm:
+        per_direction += len(regularisation.norm_names(spec))
     if len(weights) != num_layers * directions * per_direction:
         chosen = _OTHER_WEIGHTS
         if spec.states > 1 and num_layers * directions > 1 and not has_biases:
@@ -139,7 +145,9 @@ def stack(
     between = dropout if training else 0.0
     with without_autocast(input) if casting else nullcontext():
         output, states_n = _layers(
-            _layer(chosen, heads, recompute),
+            _layer(chosen, recompute)
+            if plain
+            else _own_layer(chosen, recompute, heads, weights[1], regularised, training),
             spec,
             input,
             batch_sizes,
@@ -164,13 +172,31 @@ def _available(operator: Any, chosen: Route) -> Route:
     return chosen
 
 
-def _layer(chosen: Route, heads: int, recompute: bool) -> Any:
-    """What runs one layer."""
-    layer = _fused_layer if chosen.kind == "fused" else _reference_layer
+def _layer(chosen: Route, recompute: bool) -> Any:
+    """What runs one layer as torch.nn has them."""
     if chosen is TRANSFORMED:
-        layer = transforms.layer
-    elif recompute and chosen.kind == "fused":
-        layer = recomputed.layer
+        return transforms.layer
+    if chosen.kind == "fused":
+        return recomputed.layer if recompute else _fused_layer
+    return _reference_layer
+
+
+def _own_layer(
+    chosen: Route,
+    recompute: bool,
+    heads: int,
+    w_hh: Tensor,
+    regularised: regularisation.Regularisation | None,
+    training: bool,
+) -> Any:
+    """What runs one layer with options that torch.nn has not."""
+    layer, single_units = _layer(chosen, recompute), heads > 1 and w_hh.shape[-1] == 1
+    if regularised is not None or single_units:
+        options = regularised or regularisation.Regularisation()
+        by_kernels = chosen.kind == "fused" and chosen is not TRANSFORMED
+        layer = regularisation.RowLayer(options, layer, by_kernels, training)
+    if single_units:
+        return functools.partial(_layer_of_single_units, layer)
     return layer if heads == 1 else functools.partial(_layer_of_heads, layer, heads)
 
 
@@ -231,6 +257,23 @@ def _layer_of_heads(
     output = torch.cat(outputs, -1)
     output = output.reshape(*output.shape[:-2], directions * heads * size)
     return output, [torch.cat(parts, -1) for parts in zip(*finals, strict=True)]
+
+
+def _layer_of_single_units(
+    layer: Any,
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """One layer with as many heads as units: each sees its own state alone."""
+    per_direction = len(weights) // (1 + bidirectional)
+    own = [  # [H, G, 1] as [G*H]
+        w[:, :, 0].t().reshape(-1) if i % per_direction == 1 else w for i, w in enumerate(weights)
+    ]
+    return layer(cell, x, batch_sizes, states, own, bidirectional)  # type: ignore[no-any-return]
 
 
 def _hidden_size(spec: CellSpec, weights: Sequence[Tensor], of_gates: bool) -> Any:

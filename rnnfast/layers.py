@@ -17,6 +17,7 @@ from rnnfast import segments, truncated
 from rnnfast._interop import Interop
 from rnnfast._library import _C
 from rnnfast.functional import is_pair, stack
+from rnnfast.regularisation import Regularisation
 from rnnfast.spec import MODES
 
 _is_tracing = torch._C._get_tracing_state
@@ -141,6 +142,7 @@ def _whole_stack(
         proj_size=module.proj_size,
         heads=heads_of(module),
         recompute=recomputes(module),
+        regularised=regularisation_of(module),
     )
 
 
@@ -148,6 +150,12 @@ def heads_of(module: nn.RNNBase) -> int:
     """Of a layer of ours; torch.nn's have one."""
     ours: Any = module
     return int(ours._heads) if isinstance(module, Interop) else 1
+
+
+def regularisation_of(module: nn.RNNBase) -> Regularisation | None:
+    """Of a layer of ours; torch.nn's have none."""
+    ours: Any = module
+    return ours._regularisation if isinstance(module, Interop) else None
 
 
 def recomputes(module: nn.RNNBase) -> bool:
@@ -169,6 +177,8 @@ def torch_lacks(module: nn.RNNBase) -> str | None:
     """What a layer of ours does that torch.nn's cannot, and that changes results."""
     if heads_of(module) > 1:
         return "heads"
+    if (regularisation := regularisation_of(module)) is not None:
+        return str(regularisation)
     return None if detaches_every(module) is None else "detach_every"
 
 

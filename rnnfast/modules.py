@@ -8,6 +8,7 @@ attribute that torch's do not, so an object may change from one class to the oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, is_grad_enabled, nn
@@ -15,6 +16,16 @@ from torch import Tensor, is_grad_enabled, nn
 from rnnfast import truncated
 from rnnfast._interop import Interop
 from rnnfast.layers import has_checks_of, recomputes, run, run_in_segments, torch_lacks
+from rnnfast.regularisation import Regularisation, checked, norm_names
+from rnnfast.spec import MODES
+
+_OFF: dict[str, Any] = {
+    "layer_norm": False,
+    "zoneout": 0.0,
+    "state_dropout": 0.0,
+    "weight_dropout": 0.0,
+    "clip_gradients": None,
+}
 
 
 class _Layers(Interop, nn.RNNBase):
@@ -22,6 +33,7 @@ class _Layers(Interop, nn.RNNBase):
 
     torch_class: ClassVar[type[nn.RNNBase]]
     _heads = 1  # an attribute of the object where there are more
+    _regularisation: Regularisation | None = None  # the same
     recompute: bool = False
     """True: backward computes the gates again; may be set at any time."""
     detach_every: int | None = None
@@ -40,6 +52,7 @@ class _Layers(Interop, nn.RNNBase):
         kwargs |= {name: value for name, value in given.items() if value is not None}
         heads, recompute = kwargs.pop("heads"), kwargs.pop("recompute")
         detach_every = kwargs.pop("detach_every")
+        options = {name: kwargs.pop(name) for name in _OFF}
         nn.RNNBase.__init__(self, mode, *args, **kwargs)
         if recompute:
             self.recompute = True
@@ -48,6 +61,40 @@ class _Layers(Interop, nn.RNNBase):
             self.detach_every = detach_every
         if heads != 1:
             self._divide(heads)
+        self._regularise(options)
+
+    def _regularise(self, options: dict[str, Any]) -> None:
+        spec = MODES[self.mode]
+        found = checked(spec, options)
+        if found is None:
+            return
+        if self.proj_size:
+            raise ValueError(f"{found}: there is no projection of an LSTM with that")
+        if found.layer_norm and 1 < self._heads < self.hidden_size:
+            raise ValueError("layer_norm: not with heads, whose rows are parts of one")
+        self._regularisation = found
+        if found.layer_norm:
+            self._add_norms(norm_names(spec))
+
+    def _add_norms(self, kinds: tuple[str, ...]) -> None:
+        """The parameters of layer normalisation, behind the others of each direction."""
+        sizes = {"norm_ih": self.weight_ih_l0.size(0), "norm_hh": self.weight_ih_l0.size(0)}
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            for kind in kinds:
+                size = sizes.get(kind, self.hidden_size)
+                setattr(self, kind + suffix, nn.Parameter(self.weight_ih_l0.new_empty(size)))
+                names.append(kind + suffix)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As torch.nn; gains of layer normalisation are ones, and its biases zeros."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("norm_"):
+                nn.init.constant_(parameter, float(not name.startswith("norm_bias")))
 
     def _divide(self, heads: int) -> None:
         """Gives each of so many parts of the units its own block of ``weight_hh``."""
@@ -67,15 +114,17 @@ class _Layers(Interop, nn.RNNBase):
         self.reset_parameters()
 
     def flatten_parameters(self) -> None:
-        """As torch.nn, for cuDNN; which has no layers with heads."""
-        if self._heads == 1:
+        """As torch.nn, for cuDNN; which has no layers with heads, nor normalised ones."""
+        norm = self._regularisation is not None and self._regularisation.layer_norm
+        if self._heads == 1 and not norm:
             super().flatten_parameters()
 
     def extra_repr(self) -> str:
         heads = f", heads={self._heads}" if self._heads > 1 else ""
         recompute = ", recompute=True" if recomputes(self) else ""
         every = f", detach_every={self.detach_every}" if self.detach_every is not None else ""
-        return super().extra_repr() + heads + recompute + every
+        options = f", {self._regularisation}" if self._regularisation is not None else ""
+        return super().extra_repr() + heads + recompute + every + options
 
     def __prepare_scriptable__(self) -> Any:
         if (option := torch_lacks(self)) is not None:
@@ -92,7 +141,8 @@ class _Layers(Interop, nn.RNNBase):
             return leaf
         if cuts:
             return run_in_segments(self, input, hx, **given)
-        special = self._heads > 1 or (
+        special = self._heads > 1 or self._regularisation is not None
+        special = special or (
             (self.recompute is True or self.detach_every is not None) and is_grad_enabled()
         )
         return run(self, input, hx, plain=self._checks_are_torchs and not special)
@@ -124,6 +174,16 @@ class RNN(_Layers, nn.RNN):
             passes (torch.nn has none); also an attribute, which may be set later
         detach_every: after so many steps gradients end: truncated backpropagation through time
             (torch.nn has none); also an attribute, which may be set later
+        layer_norm: the products with both matrices, and c of an LSTM, are normalised over each
+            row (Ba et al. 2016, arXiv 1607.06450), with gains `norm_ih`, `norm_hh`, `norm_c`
+        zoneout: probability that a unit of a state stays as it was (Krueger et al. 2017, arXiv
+            1606.01305); of an LSTM also a pair, for h and c. Outside of training each unit keeps
+            so much of what it was
+        state_dropout: probability that a unit of h is hidden from the recurrent product, in
+            training, for all steps of a sequence (Gal and Ghahramani 2016, arXiv 1512.05287)
+        weight_dropout: probability of a zero in `weight_hh`, in training, for a call (Merity et
+            al. 2018, arXiv 1708.02182)
+        clip_gradients: what no element of the gradient of a state exceeds, from step to step
         device, dtype: of the parameters
 
     Raises:
@@ -149,6 +209,11 @@ class RNN(_Layers, nn.RNN):
         heads: int = 1,
         recompute: bool = False,
         detach_every: int | None = None,
+        layer_norm: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        state_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        clip_gradients: float | None = None,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
@@ -159,7 +224,16 @@ class RNN(_Layers, nn.RNN):
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
         self.nonlinearity = nonlinearity
-        own = {"heads": heads, "recompute": recompute, "detach_every": detach_every}
+        own = {
+            "heads": heads,
+            "recompute": recompute,
+            "detach_every": detach_every,
+            "layer_norm": layer_norm,
+            "zoneout": zoneout,
+            "state_dropout": state_dropout,
+            "weight_dropout": weight_dropout,
+            "clip_gradients": clip_gradients,
+        }
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
@@ -206,12 +280,26 @@ class GRU(_Layers, nn.GRU):
         heads: int = 1,
         recompute: bool = False,
         detach_every: int | None = None,
+        layer_norm: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        state_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        clip_gradients: float | None = None,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
     ) -> None:
         _refuse_proj_size(torch_args, torch_kwargs)
-        own = {"heads": heads, "recompute": recompute, "detach_every": detach_every}
+        own = {
+            "heads": heads,
+            "recompute": recompute,
+            "detach_every": detach_every,
+            "layer_norm": layer_norm,
+            "zoneout": zoneout,
+            "state_dropout": state_dropout,
+            "weight_dropout": weight_dropout,
+            "clip_gradients": clip_gradients,
+        }
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, *torch_args)
         self._construct("GRU", sizes + options, device, dtype, {**torch_kwargs, **own})
@@ -282,11 +370,25 @@ class LSTM(_Layers, nn.LSTM):
         heads: int = 1,
         recompute: bool = False,
         detach_every: int | None = None,
+        layer_norm: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        state_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        clip_gradients: float | None = None,
         device: Any = None,
         dtype: Any = None,
         **torch_kwargs: Any,
     ) -> None:
-        own = {"heads": heads, "recompute": recompute, "detach_every": detach_every}
+        own = {
+            "heads": heads,
+            "recompute": recompute,
+            "detach_every": detach_every,
+            "layer_norm": layer_norm,
+            "zoneout": zoneout,
+            "state_dropout": state_dropout,
+            "weight_dropout": weight_dropout,
+            "clip_gradients": clip_gradients,
+        }
         sizes = (input_size, hidden_size, num_layers)
         options = (bias, batch_first, dropout, bidirectional, proj_size, *torch_args)
         self._construct("LSTM", sizes + options, device, dtype, {**torch_kwargs, **own})

@@ -22,7 +22,8 @@ from rnnfast.spec import CELLS, CellSpec, States
 
 _recurrence = torch.ops.rnnfast.recurrence.default
 _recurrence_backward = torch.ops.rnnfast.recurrence_backward.default
-_EPSILON = 1e-5
+EPSILON = 1e-5
+"""Of variances: torch.nn.LayerNorm's, and the kernels'."""
 
 
 class Extras(NamedTuple):
@@ -76,18 +77,16 @@ def reference(
         h = states[0] if drop_t is None else states[0] * drop_t
         product = F.linear(h, w_hh) if w_hh.dim() == 2 else w_hh * h.repeat(1, spec.gates)
         if extras.norm:
-            product = F.layer_norm(product, (gates,), extras.norm[0], None, _EPSILON)
+            product = F.layer_norm(product, (gates,), extras.norm[0], None, EPSILON)
         if b_hh is not None:
             product = product + b_hh
         fresh = spec.step(x_t, product, states)
         if gain_c is not None:
-            c = F.layer_norm(fresh[1], fresh[1].shape[-1:], gain_c, bias_c, _EPSILON)
+            c = F.layer_norm(fresh[1], fresh[1].shape[-1:], gain_c, bias_c, EPSILON)
             fresh = (spec.emit(x_t, product, c), fresh[1])
         if keep_t is not None:
             keeps = keep_t.chunk(spec.states, -1)
-            fresh = tuple(
-                k * s + (1 - k) * f for k, s, f in zip(keeps, states, fresh, strict=True)
-            )
+            fresh = tuple(k * s + (1 - k) * f for k, s, f in zip(keeps, states, fresh, strict=True))
         if extras.clip is not None:
             fresh = tuple(_clip(s, extras.clip) for s in fresh)
         return fresh[0], fresh
@@ -256,9 +255,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.plain = (cell, batch, *inputs[10:])
     ctx.counts = (len(states), len(norm), len(reserve))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(
-        x_gates, batch_sizes, w_hh, b_hh, keep, drop, *states, *norm, *reserve
-    )
+    ctx.save_for_backward(x_gates, batch_sizes, w_hh, b_hh, keep, drop, *states, *norm, *reserve)
 
 
 def _restore(ctx: Any) -> tuple[_Saved, Sequence[Tensor]]:
@@ -268,9 +265,7 @@ def _restore(ctx: Any) -> tuple[_Saved, Sequence[Tensor]]:
         raise RuntimeError("rnnfast::recurrence: there are no gradients without train=True")
     states, norm, _ = ctx.counts
     extras = Extras(tuple(lists[states : states + norm]), keep, drop, clip)
-    saved = _Saved(
-        cell, x_gates, batch_sizes, batch, lists[:states], w_hh, b_hh, extras, reverse
-    )
+    saved = _Saved(cell, x_gates, batch_sizes, batch, lists[:states], w_hh, b_hh, extras, reverse)
     return saved, lists[states + norm :]
 
 
@@ -320,7 +315,11 @@ def _fused_gradients(
         place = spec.states + (spec.reserve > 0)
         grad_norm.append((grad_h * reserve[place]).sum(0))
         if of_rows:
-            c = reserve[-1].chunk(spec.states, -1)[1] if keep is not None else _after(saved, reserve)
+            c = (
+                reserve[-1].chunk(spec.states, -1)[1]
+                if keep is not None
+                else _after(saved, reserve)
+            )
             mean, rstd = reserve[place + 1][:, 1:2], reserve[place + 1][:, 2:3]
             grad_norm += [(of_rows[0] * (c - mean) * rstd).sum(0), of_rows[0].sum(0)]
     return (

@@ -1,0 +1,202 @@
+"""What is done to the recurrence beside the cell: layer normalisation, zoneout, dropout of the
+states and of the recurrent weights, clipped gradients; and units that see their own state alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnnfast import recurrence
+from rnnfast.recurrence import Extras
+from rnnfast.spec import CELLS, CellSpec
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """The options of a layer, checked.
+
+    layer_norm: the products of both sides, and c of an LSTM, are normalised over their rows (Ba et
+    al. 2016, arXiv 1607.06450). zoneout: of each state the probability that a unit stays as it was
+    (Krueger et al. 2017, arXiv 1606.01305). state_dropout: that a unit of h is hidden from the
+    recurrent product, for a whole sequence (Gal and Ghahramani 2016, arXiv 1512.05287).
+    weight_dropout: that a recurrent weight is zero in a call (Merity et al. 2018, arXiv
+    1708.02182). clip_gradients: what no gradient of a state exceeds between two steps.
+    """
+
+    layer_norm: bool = False
+    zoneout: tuple[float, ...] = ()
+    state_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    clip_gradients: float | None = None
+
+    def __str__(self) -> str:
+        """As the layers print themselves."""
+        options: dict[str, Any] = {
+            "layer_norm": self.layer_norm,
+            "zoneout": self.zoneout if len(set(self.zoneout)) > 1 else sum(self.zoneout[:1]),
+            "state_dropout": self.state_dropout,
+            "weight_dropout": self.weight_dropout,
+            "clip_gradients": self.clip_gradients,
+        }
+        return ", ".join(f"{name}={value}" for name, value in options.items() if value)
+
+    def at(self, training: bool) -> Regularisation:
+        """What is left of it in training, or outside."""
+        return self if training else replace(self, state_dropout=0.0, weight_dropout=0.0)
+
+    @property
+    def sees_rows(self) -> bool:
+        """Whether a step is more than its cell and a product."""
+        own = self.layer_norm or self.state_dropout or self.clip_gradients is not None
+        return bool(own or any(self.zoneout))
+
+
+def checked(spec: CellSpec, options: dict[str, Any]) -> Regularisation | None:
+    """The options as they are given to a layer; None where all are off."""
+    norm, zoneout = options["layer_norm"], options["zoneout"]
+    if not isinstance(norm, bool):
+        raise TypeError(f"layer_norm should be of type bool, got: {type(norm).__name__}")
+    if isinstance(zoneout, (tuple, list)):
+        if len(zoneout) != spec.states:
+            raise ValueError(f"zoneout: expected {spec.states} numbers, got {len(zoneout)}")
+    else:
+        zoneout = [zoneout] * spec.states
+    rates = {f"zoneout[{i}]" if spec.states > 1 else "zoneout": p for i, p in enumerate(zoneout)}
+    rates |= {name: options[name] for name in ("state_dropout", "weight_dropout")}
+    for name, rate in rates.items():
+        _check_rate(name, rate)
+    clip = options["clip_gradients"]
+    if clip is not None and (not _is_number(clip) or not clip > 0):
+        raise ValueError(f"clip_gradients: expected a number above 0 or None, got {clip!r}")
+    kept = tuple(map(float, zoneout)) if any(zoneout) else ()
+    found = Regularisation(
+        norm,
+        kept,
+        float(options["state_dropout"]),
+        float(options["weight_dropout"]),
+        None if clip is None else float(clip),
+    )
+    return None if found == Regularisation() else found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    """As torch.nn checks `dropout`, but that 1 leaves nothing to learn from."""
+    if not _is_number(rate) or not 0 <= rate < 1:
+        raise ValueError(f"{name} should be a number in range [0, 1), got {rate!r}")
+
+
+def norm_names(spec: CellSpec) -> tuple[str, ...]:
+    """The parameters of layer normalisation, without the suffix of their layer."""
+    return ("norm_ih", "norm_hh", *(("norm_c", "norm_bias_c") if spec.emit else ()))
+
+
+@dataclass(frozen=True)
+class RowLayer:
+    """What runs one layer, as :func:`rnnfast.ops.layer` does, with a regularisation.
+
+    plain: what runs one without; used where nothing else is asked for. by_kernels: or by torch's
+    operations.
+    """
+
+    options: Regularisation
+    plain: Any
+    by_kernels: bool
+    training: bool
+
+    def __call__(
+        self,
+        cell: str,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        bidirectional: bool,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        options, directions = self.options.at(self.training), 1 + bidirectional
+        per_direction = len(weights) // directions
+        if options.weight_dropout:
+            weights = [
+                F.dropout(w, options.weight_dropout) if i % per_direction == 1 else w
+                for i, w in enumerate(weights)
+            ]
+        if not options.sees_rows and weights[1].dim() == 2:
+            return self.plain(cell, x, batch_sizes, states, weights, bidirectional)  # type: ignore[no-any-return]
+        batch = x.shape[1] if batch_sizes is None else _first(batch_sizes)
+        rows = x.reshape(-1, x.shape[-1])
+        outputs, finals = [], []
+        for d in range(directions):
+            own = weights[d * per_direction : (d + 1) * per_direction]
+            initial = [s[d] for s in states]
+            output, states_n = self._direction(
+                CELLS[cell], rows, batch_sizes, batch, initial, own, options, d == 1
+            )
+            outputs.append(output)
+            finals.append(states_n)
+        output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+        output = output.view(*x.shape[:-1], output.shape[-1])
+        return output, [torch.stack(parts) for parts in zip(*finals, strict=True)]
+
+    def _direction(
+        self,
+        spec: CellSpec,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        batch: int,
+        states: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        options: Regularisation,
+        reverse: bool,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        count = len(norm_names(spec)) if options.layer_norm else 0
+        weights, norm = weights[: len(weights) - count], weights[len(weights) - count :]
+        w_ih, w_hh = weights[:2]
+        b_ih, b_hh = weights[2:] if len(weights) > 2 else (None, None)
+        hidden = w_ih.shape[0] // spec.gates
+        if norm:
+            x_gates = F.layer_norm(
+                F.linear(x, w_ih), (w_ih.shape[0],), norm[0], b_ih, recurrence.EPSILON
+            )
+        else:
+            x_gates = F.linear(x, w_ih, b_ih)
+        extras = Extras(
+            tuple(norm[1:]),
+            _keep(x_gates, hidden, options.zoneout, self.training),
+            _drop(x_gates, (batch, hidden), options.state_dropout),
+            options.clip_gradients,
+        )
+        if self.by_kernels:
+            return recurrence.fused(
+                spec.name, x_gates, batch_sizes, batch, states, w_hh, b_hh, extras, reverse
+            )
+        sizes = recurrence.batch_sizes_of(batch_sizes, x_gates.shape[0], batch)
+        initial = tuple(states) or tuple(spec.zeros(x_gates, (batch,), hidden))
+        return recurrence.reference(spec.name, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
+
+
+def _first(batch_sizes: Tensor) -> int:
+    return int(batch_sizes[0]) if len(batch_sizes) else 0
+
+
+def _keep(like: Tensor, hidden: int, zoneout: Sequence[float], training: bool) -> Tensor | None:
+    """Of every row which units stay as they were; outside of training, how much of each does."""
+    if not any(zoneout):
+        return None
+    rates = torch.tensor(zoneout, device=like.device).repeat_interleave(hidden)
+    if not training:
+        return rates.to(like.dtype)
+    drawn = torch.rand(like.shape[0], len(rates), device=like.device)
+    return (drawn < rates).to(like.dtype)
+
+
+def _drop(like: Tensor, sizes: tuple[int, int], rate: float) -> Tensor | None:
+    return F.dropout(like.new_ones(sizes), rate) if rate else None
