@@ -15,7 +15,7 @@ from rnnfast import functional, ops, segments
 from rnnfast._interop import Interop
 from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
-from rnnfast.layers import check_sizes, detaches_every, heads_of, recomputes
+from rnnfast.layers import check_sizes, detaches_every, heads_of, recomputes, regularisation_of
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import is_patched
 from rnnfast.routes import cuda_plan
@@ -192,10 +192,16 @@ def _explain_layers(
         route = route._replace(reason=f"{route.reason}; {batch} stretches, the longest of {steps}")
     if sizes is not None:
         uniform = bool(sizes[0] == sizes[-1])
-    heads = heads_of(module)
+    heads, regularised = heads_of(module), regularisation_of(module)
+    if route.kind == "torch" and (heads > 1 or regularised is not None):
+        route = route._replace(kind="reference")
     if heads > 1:
-        kind = "reference" if route.kind == "torch" else route.kind
-        route = functional.Route(kind, f"{route.reason}; {heads} heads, one after the other")
+        how = "one after the other" if heads < module.hidden_size else "units on their own"
+        route = route._replace(reason=f"{route.reason}; {heads} heads, {how}")
+    if regularised is not None and regularised.at(module.training).sees_rows:
+        if route is functional.TRANSFORMED:
+            route = route._replace(kind="reference")
+        route = route._replace(reason=f"{route.reason}; {regularised}, over the rows of a step")
     if recomputes(module) and route.kind == "fused" and MODES[module.mode].reserve:
         route = route._replace(reason=f"{route.reason}; backward computes the gates again")
     if (every := detaches_every(module)) is not None:

@@ -1,8 +1,8 @@
 """The op ``rnnfast::recurrence``: one direction of a layer without its input product, and with what
 a step may do between its own product and the next one: normalise, keep, drop, clip.
 
-:func:`reference` is its specification, in plain PyTorch. ``csrc/check_recurrence.h`` says the same
-of the kernels.
+:func:`rnnfast.reference.recurrence` is its specification, in plain PyTorch;
+``csrc/check_recurrence.h`` says the same of the kernels.
 """
 
 from __future__ import annotations  # Dynamo runs definitions, and cannot those of types
@@ -11,139 +11,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from rnnfast import reference
 from rnnfast.ops import compute_dtype, register_fake
 from rnnfast.recompute import needs_graph, states_before
-from rnnfast.reference import loop
-from rnnfast.routes import needs_gradients, without_autocast
-from rnnfast.spec import CELLS, CellSpec, States
+from rnnfast.reference import Extras
+from rnnfast.routes import needs_gradients
+from rnnfast.spec import CELLS, CellSpec
 
 _recurrence = torch.ops.rnnfast.recurrence.default
 _recurrence_backward = torch.ops.rnnfast.recurrence_backward.default
-EPSILON = 1e-5
-"""Of variances: torch.nn.LayerNorm's, and the kernels'."""
-
-
-class Extras(NamedTuple):
-    """What a step does beside the cell; all of it may be missing.
-
-    norm: empty, or gains ``[G*H]`` of the normalised product, and of a cell that emits (LSTM)
-    gain and bias ``[H]`` of the normalised c. keep: of each unit of each state the part that stays
-    as it was, ``[rows, K*H]``, or for all rows ``[K*H]``. drop: ``[B, H]``, what h is multiplied by
-    before its product. clip: what no gradient of a state exceeds, on its way back.
-    """
-
-    norm: tuple[Tensor, ...] = ()
-    keep: Tensor | None = None
-    drop: Tensor | None = None
-    clip: float | None = None
-
-
-NONE = Extras()
-
-
-def reference(
-    cell: str,
-    x_gates: Tensor,
-    batch_sizes: Sequence[int],
-    states: States,
-    w_hh: Tensor,
-    b_hh: Tensor | None,
-    extras: Extras,
-    reverse: bool,
-) -> tuple[Tensor, States]:
-    """The recurrence by its definition.
-
-    Args:
-        cell: its name
-        x_gates: ``[rows, G*H]``, the input's product with its bias
-        batch_sizes: rows of each step, never increasing
-        states: the initial ones, each ``[B, H]``
-        w_hh: ``[G*H, H]``; of independent units ``[G*H]``: each unit sees its own state alone
-        b_hh: ``[G*H]`` or None; it is added to what is normalised
-        extras: see there
-        reverse: backward in time
-
-    Returns:
-        ``(output [rows, H], states_n)``
-    """
-    spec, gates = CELLS[cell], x_gates.shape[-1]
-    gain_c, bias_c = extras.norm[1:] if len(extras.norm) > 1 else (None, None)
-
-    def step(inputs: Tensor, states: States) -> tuple[Tensor, States]:
-        x_t, keep_t, drop_t = _split(inputs, gates, extras)
-        h = states[0] if drop_t is None else states[0] * drop_t
-        product = F.linear(h, w_hh) if w_hh.dim() == 2 else w_hh * h.repeat(1, spec.gates)
-        if extras.norm:
-            product = F.layer_norm(product, (gates,), extras.norm[0], None, EPSILON)
-        if b_hh is not None:
-            product = product + b_hh
-        fresh = spec.step(x_t, product, states)
-        if gain_c is not None:
-            c = F.layer_norm(fresh[1], fresh[1].shape[-1:], gain_c, bias_c, EPSILON)
-            fresh = (spec.emit(x_t, product, c), fresh[1])
-        if keep_t is not None:
-            keeps = keep_t.chunk(spec.states, -1)
-            fresh = tuple(k * s + (1 - k) * f for k, s, f in zip(keeps, states, fresh, strict=True))
-        if extras.clip is not None:
-            fresh = tuple(_clip(s, extras.clip) for s in fresh)
-        return fresh[0], fresh
-
-    steps = _steps(x_gates, batch_sizes, extras)
-    outputs, states_n = loop(step, steps[::-1] if reverse else steps, states)
-    if reverse:
-        outputs.reverse()
-    return torch.cat(outputs), states_n
-
-
-def _steps(x_gates: Tensor, batch_sizes: Sequence[int], extras: Extras) -> Sequence[Tensor]:
-    """The inputs of each step, and what comes row by row, side by side."""
-    inputs = [x_gates]
-    if extras.keep is not None and extras.keep.dim() == 2:
-        inputs.append(extras.keep)
-    if extras.drop is not None:
-        inputs.append(torch.cat([extras.drop[:size] for size in batch_sizes]))
-    joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
-    return torch.split(joined, list(batch_sizes))
-
-
-def _split(
-    inputs: Tensor, gates: int, extras: Extras
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x_t, keep, drop = inputs[:, :gates], extras.keep, None
-    if keep is not None and keep.dim() == 2:
-        keep = inputs[:, gates : gates + keep.shape[1]]
-    if extras.drop is not None:
-        drop = inputs[:, -extras.drop.shape[1] :]
-    return x_t, keep, drop
-
-
-class _Clip(torch.autograd.Function):
-    """The same, whose gradient is clipped."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, clip: float) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.clip = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad.clamp(-ctx.clip, ctx.clip), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent.view_as(tangent)
-
-
-def _clip(x: Tensor, clip: float) -> Tensor:
-    return _Clip.apply(x, clip) if torch.is_grad_enabled() else x  # type: ignore[no-any-return]
 
 
 def fused(
@@ -157,7 +35,9 @@ def fused(
     extras: Extras,
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`reference` by the kernels; a dense sequence has no `batch_sizes`, but a `batch`, B."""
+    """:func:`rnnfast.reference.recurrence` by the kernels; no `batch_sizes`: all steps are of B rows,
+    `batch`.
+    """
     norm, keep, drop, clip = extras
     tensors = [x_gates, *states, w_hh, *norm, *([] if b_hh is None else [b_hh])]
     return _recurrence(  # type: ignore[no-any-return]
@@ -279,7 +159,7 @@ def _backward(
         grads = _differentiable_gradients(saved, [grad_output, *of_states])
     else:
         grads = _fused_gradients(saved, reserve, grad_output, of_states)
-    grad_x, grad_states, grad_w, grad_b, grad_norm = grads
+    grad_x, grad_states, grad_w, grad_norm, grad_b = grads
     return None, grad_x, None, None, grad_states, grad_w, grad_b, grad_norm, *[None] * 5
 
 
@@ -288,7 +168,7 @@ def _fused_gradients(
     reserve: Sequence[Tensor],
     grad_output: Tensor | None,
     grad_states_n: Sequence[Tensor | None],
-) -> tuple[Tensor, list[Tensor], Tensor, Tensor | None, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor], Tensor | None]:
     """The loop by the op; what it leaves at each row makes the gradients of the weights."""
     spec, dtype, w_hh = CELLS[saved.cell], saved.x_gates.dtype, saved.w_hh
     norm, keep, drop, clip = saved.extras
@@ -326,8 +206,8 @@ def _fused_gradients(
         grad_x.to(dtype),
         [grad.to(dtype) for grad in of_states[: len(saved.states)]],
         grad_w.to(dtype),
-        None if saved.b_hh is None else grad_h.sum(0).to(dtype),
         [grad.to(dtype) for grad in grad_norm],
+        None if saved.b_hh is None else grad_h.sum(0).to(dtype),
     )
 
 
@@ -347,45 +227,12 @@ def _after(saved: _Saved, reserve: Sequence[Tensor]) -> Tensor:
 
 def _differentiable_gradients(
     saved: _Saved, grads: Sequence[Tensor | None]
-) -> tuple[Tensor | None, list[Any], Tensor | None, Tensor | None, list[Any]]:
-    """As a graph over torch's operations: runs the reference again, on aliases of the tensors."""
-    states, (norm, keep, drop, clip) = saved.states, saved.extras
-    own = [saved.x_gates, saved.w_hh, saved.b_hh, *states, *norm]
-    create_graph, dtype = torch.is_grad_enabled(), compute_dtype(saved.x_gates.dtype)
-    with torch.enable_grad(), without_autocast(saved.x_gates):
-        aliases = [None if t is None else t.view_as(t) for t in own]
-        x_gates, w_hh, b_hh, *lists = (None if t is None else t.to(dtype) for t in aliases)
-        wide: Any = [None if t is None else t.to(dtype) for t in (keep, drop)]
-        extras = Extras(tuple(lists[len(states) :]), *wide, clip)
-        initial = tuple(lists[: len(states)]) or tuple(
-            CELLS[saved.cell].zeros(x_gates, (saved.batch,), _hidden(CELLS[saved.cell], w_hh))
-        )
-        sizes = batch_sizes_of(saved.batch_sizes, x_gates.shape[0], saved.batch)
-        output, states_n = reference(
-            saved.cell, x_gates, sizes, initial, w_hh, b_hh, extras, saved.reverse
-        )
-        results = [
-            (value.to(saved.x_gates.dtype), grad)
-            for value, grad in zip((output, *states_n), grads, strict=True)
-            if grad is not None and value.requires_grad
-        ]
-        wanted = [t for t in aliases if t is not None and t.requires_grad]
-        found: Any = [None] * len(wanted)
-        if results and wanted:
-            values, of_values = zip(*results, strict=True)
-            found = torch.autograd.grad(
-                values, wanted, of_values, create_graph=create_graph, allow_unused=True
-            )
-    by_alias = dict(zip(map(id, wanted), found, strict=True))
-    grad_x, grad_w, grad_b, *of_lists = (by_alias.get(id(t)) for t in aliases)
-    return grad_x, of_lists[: len(states)], grad_w, grad_b, of_lists[len(states) :]
-
-
-def batch_sizes_of(batch_sizes: Tensor | None, rows: int, batch: int) -> list[int]:
-    """Rows of each step, of a packed or a dense sequence."""
-    if batch_sizes is not None:
-        return batch_sizes.tolist()  # type: ignore[no-any-return]
-    return [batch] * (rows // max(batch, 1))
+) -> tuple[Tensor | None, list[Any], Tensor | None, list[Any], Tensor | None]:
+    grad_x, *others = reference.recurrence_gradients(*saved, grads)
+    states = len(saved.states)
+    of_states, (grad_w, *others) = others[:states], others[states:]
+    grad_b = others.pop() if saved.b_hh is not None else None
+    return grad_x, of_states, grad_w, others, grad_b
 
 
 if not torch._C._dispatch_has_kernel_for_dispatch_key("rnnfast::recurrence", "AutogradCPU"):

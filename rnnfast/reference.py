@@ -8,6 +8,7 @@ and it serves what they cannot.
 from __future__ import annotations  # Dynamo runs definitions, and cannot those of types
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,138 @@ def loop(
     return outputs, states
 
 
+EPSILON = 1e-5
+"""Of variances: torch.nn.LayerNorm's, and the kernels'."""
+
+
+class Extras(NamedTuple):
+    """What a step does beside the cell; all of it may be missing.
+
+    norm: empty, or gains ``[G*H]`` of the normalised product, and of a cell that emits (LSTM)
+    gain and bias ``[H]`` of the normalised c. keep: of each unit of each state the part that stays
+    as it was, ``[rows, K*H]``, or for all rows ``[K*H]``. drop: ``[B, H]``, what h is multiplied by
+    before its product. clip: what no gradient of a state exceeds, on its way back.
+    """
+
+    norm: tuple[Tensor, ...] = ()
+    keep: Tensor | None = None
+    drop: Tensor | None = None
+    clip: float | None = None
+
+
+NONE = Extras()
+
+
+def recurrence(
+    cell: str,
+    x_gates: Tensor,
+    batch_sizes: Sequence[int],
+    states: States,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    extras: Extras,
+    reverse: bool,
+) -> tuple[Tensor, States]:
+    """The recurrence by its definition.
+
+    Args:
+        cell: its name
+        x_gates: ``[rows, G*H]``, the input's product with its bias
+        batch_sizes: rows of each step, never increasing
+        states: the initial ones, each ``[B, H]``
+        w_hh: ``[G*H, H]``; of independent units ``[G*H]``: each unit sees its own state alone
+        b_hh: ``[G*H]`` or None; it is added to what is normalised
+        extras: see there
+        reverse: backward in time
+
+    Returns:
+        ``(output [rows, H], states_n)``
+    """
+    spec, gates = CELLS[cell], x_gates.shape[-1]
+    gain_c, bias_c = extras.norm[1:] if len(extras.norm) > 1 else (None, None)
+
+    def step(inputs: Tensor, states: States) -> tuple[Tensor, States]:
+        x_t, keep_t, drop_t = _split(inputs, gates, extras)
+        h = states[0] if drop_t is None else states[0] * drop_t
+        product = F.linear(h, w_hh) if w_hh.dim() == 2 else w_hh * h.repeat(1, spec.gates)
+        if extras.norm:
+            product = F.layer_norm(product, (gates,), extras.norm[0], None, EPSILON)
+        if b_hh is not None:
+            product = product + b_hh
+        fresh = spec.step(x_t, product, states)
+        if gain_c is not None:
+            c = F.layer_norm(fresh[1], fresh[1].shape[-1:], gain_c, bias_c, EPSILON)
+            fresh = (spec.emit(x_t, product, c), fresh[1])
+        if keep_t is not None:
+            keeps = keep_t.chunk(spec.states, -1)
+            fresh = tuple(k * s + (1 - k) * f for k, s, f in zip(keeps, states, fresh, strict=True))
+        if extras.clip is not None:
+            fresh = tuple(_clip(s, extras.clip) for s in fresh)
+        return fresh[0], fresh
+
+    steps = _steps(x_gates, batch_sizes, extras)
+    outputs, states_n = loop(step, steps[::-1] if reverse else steps, states)
+    if reverse:
+        outputs.reverse()
+    return torch.cat(outputs), states_n
+
+
+def _steps(x_gates: Tensor, batch_sizes: Sequence[int], extras: Extras) -> Sequence[Tensor]:
+    """The inputs of each step, and what comes row by row, side by side."""
+    inputs = [x_gates]
+    if extras.keep is not None and extras.keep.dim() == 2:
+        inputs.append(extras.keep)
+    if extras.drop is not None:
+        inputs.append(torch.cat([extras.drop[:size] for size in batch_sizes]))
+    joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+    return torch.split(joined, list(batch_sizes))
+
+
+def _split(
+    inputs: Tensor, gates: int, extras: Extras
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    x_t, keep, drop = inputs[:, :gates], extras.keep, None
+    if keep is not None and keep.dim() == 2:
+        keep = inputs[:, gates : gates + keep.shape[1]]
+    if extras.drop is not None:
+        drop = inputs[:, -extras.drop.shape[1] :]
+    return x_t, keep, drop
+
+
+class _Clip(torch.autograd.Function):
+    """The same, whose gradient is clipped."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, clip: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.clip = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.clamp(-ctx.clip, ctx.clip), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def _clip(x: Tensor, clip: float) -> Tensor:
+    apply: Any = _Clip.apply
+    return apply(x, clip) if torch.is_grad_enabled() else x
+
+
+def batch_sizes_of(batch_sizes: Tensor | None, rows: int, batch: int) -> list[int]:
+    """Rows of each step, of a packed or a dense sequence."""
+    if batch_sizes is not None:
+        return batch_sizes.tolist()
+    return [batch] * (rows // max(batch, 1))
+
+
 def differentiable_gradients(
     cell: str,
     x: Tensor,
@@ -159,17 +292,76 @@ def differentiable_gradients(
         sizes = None if batch_sizes is None else batch_sizes.tolist()
         own_states, own_weights = own[: len(states)], own[len(states) :]
         output, states_n = layer(cell, own_x, sizes, own_states, own_weights, bidirectional)
-        results = [
-            (value.to(x.dtype), grad)
-            for value, grad in zip((output, *states_n), grads, strict=True)
-            if grad is not None and value.requires_grad
-        ]
         wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
-        if not results:
-            return [None] * len(wanted)
-        values, value_grads = zip(*results, strict=True)
-        return list(
-            torch.autograd.grad(
-                values, wanted, value_grads, create_graph=create_graph, allow_unused=True
-            )
+        return _gradients(x.dtype, (output, *states_n), grads, wanted, create_graph)
+
+
+def recurrence_gradients(
+    cell: str,
+    x_gates: Tensor,
+    batch_sizes: Tensor | None,
+    batch: int,
+    states: Sequence[Tensor],
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    extras: Extras,
+    reverse: bool,
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of :func:`recurrence` as a graph over torch's operations.
+
+    Args:
+        cell: as it was given
+        x_gates: see ``cell``
+        batch_sizes: of a packed sequence
+        batch: B
+        states: see ``cell``; empty for zeros
+        w_hh: see ``cell``
+        b_hh: see ``cell``
+        extras: see ``cell``
+        reverse: see ``cell``
+        grads: of the output and of each state; None counts as zero
+
+    Returns:
+        those of x_gates, the given `states`, w_hh, the tensors of norm and b_hh where there is one;
+        None is zero
+    """
+    norm, keep, drop, clip = extras
+    tensors = [x_gates, *states, w_hh, *norm, *([] if b_hh is None else [b_hh])]
+    create_graph, dtype = torch.is_grad_enabled(), compute_dtype(x_gates.dtype)
+    with torch.enable_grad(), without_autocast(x_gates):
+        aliases = [t.view_as(t) for t in tensors]
+        x, *others = (t.to(dtype) for t in aliases)
+        own, (w, *others) = others[: len(states)], others[len(states) :]
+        own = own or CELLS[cell].zeros(x, (batch,), x.shape[-1] // CELLS[cell].gates)
+        keep, drop = (None if t is None else t.to(dtype) for t in (keep, drop))
+        wide = Extras(tuple(others[: len(norm)]), keep, drop, clip)
+        bias = others[-1] if b_hh is not None else None
+        sizes = batch_sizes_of(batch_sizes, x.shape[0], batch)
+        output, states_n = recurrence(cell, x, sizes, tuple(own), w, bias, wide, reverse)
+        return _gradients(x_gates.dtype, (output, *states_n), grads, aliases, create_graph)
+
+
+def _gradients(
+    dtype: torch.dtype,
+    values: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[Tensor],
+    create_graph: bool,
+) -> list[Tensor | None]:
+    """Of `wanted`, where they require any, from those of `values` as they are in `dtype`."""
+    pairs = zip(values, grads, strict=True)
+    results = [(v.to(dtype), g) for v, g in pairs if g is not None and v.requires_grad]
+    required = [t for t in wanted if t.requires_grad]
+    if not results or not required:
+        return [None] * len(wanted)
+    found = iter(
+        torch.autograd.grad(
+            [v for v, _ in results],
+            required,
+            [g for _, g in results],
+            create_graph=create_graph,
+            allow_unused=True,
         )
+    )
+    return [next(found) if t.requires_grad else None for t in wanted]

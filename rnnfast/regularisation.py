@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnfast import recurrence
-from rnnfast.recurrence import Extras
+from rnnfast import recurrence, reference
+from rnnfast.reference import Extras
 from rnnfast.spec import CELLS, CellSpec
 
 
@@ -47,8 +47,9 @@ class Regularisation:
         return ", ".join(f"{name}={value}" for name, value in options.items() if value)
 
     def at(self, training: bool) -> Regularisation:
-        """What is left of it in training, or outside."""
-        return self if training else replace(self, state_dropout=0.0, weight_dropout=0.0)
+        """What is left of it here and now, in training or outside."""
+        found = self if training else replace(self, state_dropout=0.0, weight_dropout=0.0)
+        return found if torch.is_grad_enabled() else replace(found, clip_gradients=None)
 
     @property
     def sees_rows(self) -> bool:
@@ -164,7 +165,7 @@ class RowLayer:
         hidden = w_ih.shape[0] // spec.gates
         if norm:
             x_gates = F.layer_norm(
-                F.linear(x, w_ih), (w_ih.shape[0],), norm[0], b_ih, recurrence.EPSILON
+                F.linear(x, w_ih), (w_ih.shape[0],), norm[0], b_ih, reference.EPSILON
             )
         else:
             x_gates = F.linear(x, w_ih, b_ih)
@@ -178,9 +179,9 @@ class RowLayer:
             return recurrence.fused(
                 spec.name, x_gates, batch_sizes, batch, states, w_hh, b_hh, extras, reverse
             )
-        sizes = recurrence.batch_sizes_of(batch_sizes, x_gates.shape[0], batch)
+        sizes = reference.batch_sizes_of(batch_sizes, x_gates.shape[0], batch)
         initial = tuple(states) or tuple(spec.zeros(x_gates, (batch,), hidden))
-        return recurrence.reference(spec.name, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
+        return reference.recurrence(spec.name, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
 
 
 def _first(batch_sizes: Tensor) -> int:

@@ -23,7 +23,7 @@ MODES = ["RNN_TANH", "RNN_RELU", "GRU", "LSTM"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def make(mode: str = "GRU", *sizes: int, **options: object) -> rnnfast.modules._Layers:
+def make(mode: str = "GRU", *sizes: int, **options: object) -> rnnfast.base.Layers:
     """A layer of these sizes (24, 40), always the same."""
     torch.manual_seed(3)
     if mode.startswith("RNN"):

@@ -1,0 +1,145 @@
+"""What ``RNN``, ``GRU`` and ``LSTM`` share: their construction, with the options that torch.nn has
+not, and their calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, is_grad_enabled, nn
+
+from rnnfast import truncated
+from rnnfast._interop import Interop
+from rnnfast.layers import has_checks_of, recomputes, run, run_in_segments, torch_lacks
+from rnnfast.regularisation import Regularisation, checked, norm_names
+from rnnfast.spec import MODES
+
+_NOT_REGULARISED: dict[str, Any] = {
+    "layer_norm": False,
+    "zoneout": 0.0,
+    "state_dropout": 0.0,
+    "weight_dropout": 0.0,
+    "clip_gradients": None,
+}
+
+
+class Layers(Interop, nn.RNNBase):
+    """The base of the three classes."""
+
+    torch_class: ClassVar[type[nn.RNNBase]]
+    _heads = 1  # an attribute of the object where there are more
+    _regularisation: Regularisation | None = None  # the same
+    recompute: bool = False
+    """True: backward computes the gates again; may be set at any time."""
+    detach_every: int | None = None
+    """Steps after which gradients end; may be set at any time."""
+    _checks_are_torchs: ClassVar[bool]  # no class of a user has put others in their place
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._checks_are_torchs = has_checks_of(cls, cls.torch_class)
+
+    def _construct(
+        self, mode: str, args: tuple[Any, ...], device: Any, dtype: Any, kwargs: dict[str, Any]
+    ) -> None:
+        """``RNNBase.__init__``; a device and dtype not given by name may be among `args`."""
+        given = {"device": device, "dtype": dtype}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        heads, recompute = kwargs.pop("heads"), kwargs.pop("recompute")
+        detach_every = kwargs.pop("detach_every")
+        options = {name: kwargs.pop(name) for name in _NOT_REGULARISED}
+        nn.RNNBase.__init__(self, mode, *args, **kwargs)
+        if recompute:
+            self.recompute = True
+        if detach_every is not None:
+            truncated.check(detach_every, self.bidirectional)
+            self.detach_every = detach_every
+        if heads != 1:
+            self._divide(heads)
+        self._regularise(options)
+
+    def _regularise(self, options: dict[str, Any]) -> None:
+        """Checks the options of that name, and adds the parameters that they have."""
+        spec = MODES[self.mode]
+        found = checked(spec, options)
+        if found is None:
+            return
+        if self.proj_size:
+            raise ValueError(f"{found}: there is no projection of an LSTM with that")
+        if found.layer_norm and 1 < self._heads < self.hidden_size:
+            raise ValueError("layer_norm: not with heads, whose rows are parts of one")
+        self._regularisation = found
+        if found.layer_norm:
+            self._add_norms(norm_names(spec))
+
+    def _add_norms(self, kinds: tuple[str, ...]) -> None:
+        """The parameters of layer normalisation, behind the others of each direction."""
+        like: Any = self.weight_ih_l0
+        sizes = {"norm_ih": like.size(0), "norm_hh": like.size(0)}
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            for kind in kinds:
+                size = sizes.get(kind, self.hidden_size)
+                setattr(self, kind + suffix, nn.Parameter(like.new_empty(size)))
+                names.append(kind + suffix)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As torch.nn; gains of layer normalisation are ones, and its biases zeros."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.startswith("norm_"):
+                nn.init.constant_(parameter, float(not name.startswith("norm_bias")))
+
+    def _divide(self, heads: int) -> None:
+        """Gives each of so many parts of the units its own block of ``weight_hh``."""
+        H = self.hidden_size
+        if not isinstance(heads, int):
+            raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
+        if heads < 1 or H % heads:
+            raise ValueError(f"heads must divide hidden_size, {H}, got {heads}")
+        if self.proj_size:
+            raise ValueError("heads: there is no projection of an LSTM with heads")
+        self._heads = heads
+        for name in self._flat_weights_names:
+            if name.startswith("weight_hh"):
+                rows = getattr(self, name).size(0)
+                block = getattr(self, name).new_empty(heads, rows // heads, H // heads)
+                setattr(self, name, nn.Parameter(block))
+        self.reset_parameters()
+
+    def flatten_parameters(self) -> None:
+        """As torch.nn, for cuDNN; which has no layers with heads, nor normalised ones."""
+        norm = self._regularisation is not None and self._regularisation.layer_norm
+        if self._heads == 1 and not norm:
+            super().flatten_parameters()
+
+    def extra_repr(self) -> str:
+        heads = f", heads={self._heads}" if self._heads > 1 else ""
+        recompute = ", recompute=True" if recomputes(self) else ""
+        every = f", detach_every={self.detach_every}" if self.detach_every is not None else ""
+        options = f", {self._regularisation}" if self._regularisation is not None else ""
+        return super().extra_repr() + heads + recompute + every + options
+
+    def __prepare_scriptable__(self) -> Any:
+        if (option := torch_lacks(self)) is not None:
+            raise RuntimeError(
+                "torch.jit.script compiles torch.nn's layers in the place of ours, and torch.nn has"
+                f" none with {option}; torch.jit.trace records this one"
+            )
+        return super().__prepare_scriptable__()
+
+    def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
+        cuts = resets is not None or lengths is not None or reset_states is not None
+        given = {"resets": resets, "reset_states": reset_states, "lengths": lengths} if cuts else {}
+        if type(input) is not Tensor and (leaf := self._call_as_leaf(input, hx, given)) is not None:
+            return leaf
+        if cuts:
+            return run_in_segments(self, input, hx, **given)
+        special = self._heads > 1 or self._regularisation is not None
+        special = special or (
+            (self.recompute is True or self.detach_every is not None) and is_grad_enabled()
+        )
+        return run(self, input, hx, plain=self._checks_are_torchs and not special)
