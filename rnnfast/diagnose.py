@@ -18,7 +18,7 @@ from rnnfast.cells import check_cell
 from rnnfast.layers import check_sizes, detaches_every, heads_of, recomputes, regularisation_of
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import is_patched
-from rnnfast.routes import cuda_plan
+from rnnfast.routes import TRANSFORMED, cuda_plan
 from rnnfast.spec import CELLS, MODES, CellSpec
 
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
@@ -199,7 +199,7 @@ def _explain_layers(
         how = "one after the other" if heads < module.hidden_size else "units on their own"
         route = route._replace(reason=f"{route.reason}; {heads} heads, {how}")
     if regularised is not None and regularised.at(module.training).sees_rows:
-        if route is functional.TRANSFORMED:
+        if route is TRANSFORMED:
             route = route._replace(kind="reference")
         route = route._replace(reason=f"{route.reason}; {regularised}, over the rows of a step")
     if recomputes(module) and route.kind == "fused" and MODES[module.mode].reserve:

@@ -35,8 +35,8 @@ def fused(
     extras: Extras,
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`rnnfast.reference.recurrence` by the kernels; no `batch_sizes`: all steps are of B rows,
-    `batch`.
+    """:func:`rnnfast.reference.recurrence` by the kernels; without `batch_sizes` all steps are of
+    `batch` rows.
     """
     norm, keep, drop, clip = extras
     tensors = [x_gates, *states, w_hh, *norm, *([] if b_hh is None else [b_hh])]

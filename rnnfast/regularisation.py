@@ -63,14 +63,13 @@ def checked(spec: CellSpec, options: dict[str, Any]) -> Regularisation | None:
     norm, zoneout = options["layer_norm"], options["zoneout"]
     if not isinstance(norm, bool):
         raise TypeError(f"layer_norm should be of type bool, got: {type(norm).__name__}")
-    if isinstance(zoneout, (tuple, list)):
-        if len(zoneout) != spec.states:
-            raise ValueError(f"zoneout: expected {spec.states} numbers, got {len(zoneout)}")
-    else:
+    if not isinstance(zoneout, (tuple, list)):
         zoneout = [zoneout] * spec.states
-    rates = {f"zoneout[{i}]" if spec.states > 1 else "zoneout": p for i, p in enumerate(zoneout)}
-    rates |= {name: options[name] for name in ("state_dropout", "weight_dropout")}
-    for name, rate in rates.items():
+    if len(zoneout) != spec.states:
+        raise ValueError(f"zoneout: expected {spec.states} numbers, got {len(zoneout)}")
+    rates = [("zoneout", rate) for rate in zoneout]
+    rates += [(name, options[name]) for name in ("state_dropout", "weight_dropout")]
+    for name, rate in rates:
         _check_rate(name, rate)
     clip = options["clip_gradients"]
     if clip is not None and (not _is_number(clip) or not clip > 0):
@@ -192,9 +191,9 @@ def _keep(like: Tensor, hidden: int, zoneout: Sequence[float], training: bool) -
     """Of every row which units stay as they were; outside of training, how much of each does."""
     if not any(zoneout):
         return None
-    rates = torch.tensor(zoneout, device=like.device).repeat_interleave(hidden)
+    rates = torch.tensor(zoneout, dtype=like.dtype, device=like.device).repeat_interleave(hidden)
     if not training:
-        return rates.to(like.dtype)
+        return rates
     drawn = torch.rand(like.shape[0], len(rates), device=like.device)
     return (drawn < rates).to(like.dtype)
 

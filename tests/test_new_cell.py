@@ -35,6 +35,7 @@ struct Ugrnn {
   static constexpr int kSharedGates = 2;
   static constexpr bool kReadsH = true;
   static constexpr bool kReadsBefore = true, kReadsAfter = false;
+  static constexpr bool kEmits = false;
 
   template <class V>
   static RNNFAST_FN void forward(const V* x, const V* h, V* s, V* q) {

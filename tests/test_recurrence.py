@@ -1,0 +1,331 @@
+"""The op ``rnnfast::recurrence``: its values and gradients against the reference, its registration,
+and every bad argument.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from problems import CELLS, TOLERANCE, assert_close, cotangents
+from torch import Tensor, nn
+
+from rnnfast import recurrence, reference, spec
+from rnnfast.reference import Extras
+
+OP = torch.ops.rnnfast.recurrence.default
+BACKWARD = torch.ops.rnnfast.recurrence_backward.default
+
+
+@dataclass
+class Problem:
+    """A random call; `keep`: of each row or one for all ("units")."""
+
+    cell: str
+    H: int = 6
+    B: int = 3
+    T: int = 4
+    batch_sizes: tuple[int, ...] | None = None
+    norm: bool = False
+    keep: str | None = None
+    drop: bool = False
+    units: bool = False  # that see their own state alone
+    clip: float | None = None
+    reverse: bool = False
+    states_given: bool = True
+    bias: bool = True
+    dtype: torch.dtype = torch.float64
+    x_gates: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        facts = spec.CELLS[self.cell]
+        columns = facts.gates * self.H
+        if self.batch_sizes is not None:
+            self.B = self.batch_sizes[0]
+        rows = sum(self.batch_sizes) if self.batch_sizes is not None else self.T * self.B
+        self.x_gates = self.random(rows, columns)
+        given = facts.states if self.states_given else 0
+        self.states = tuple(self.random(self.B, self.H) for _ in range(given))
+        shape = (columns,) if self.units else (columns, self.H)
+        self.w_hh = self.random(*shape, scale=0.4)
+        self.b_hh = self.random(columns) if self.bias else None
+        norm: tuple[Tensor, ...] = ()
+        if self.norm:
+            norm = (self.random(columns),)
+            if facts.emit is not None:
+                norm += (self.random(self.H), self.random(self.H))
+        keep = None
+        if self.keep is not None:
+            keep = torch.rand(*([rows] if self.keep == "rows" else []), facts.states * self.H)
+            keep = (keep.round() if self.keep == "rows" else keep).to(self.dtype)
+        drop = torch.rand(self.B, self.H).to(self.dtype) if self.drop else None
+        self.extras = Extras(norm, keep, drop, self.clip)
+
+    def random(self, *shape: int, scale: float = 1.0) -> Tensor:
+        values = scale * torch.randn(*shape, dtype=torch.float64)
+        return values.to(self.dtype).requires_grad_()
+
+    @property
+    def sizes(self) -> Tensor | None:
+        return None if self.batch_sizes is None else torch.tensor(self.batch_sizes)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        bias = [] if self.b_hh is None else [self.b_hh]
+        return [self.x_gates, *self.states, self.w_hh, *self.extras.norm, *bias]
+
+    def arguments(self, train: bool) -> tuple[Any, ...]:
+        norm, keep, drop, clip = self.extras
+        return (
+            *(self.cell, self.x_gates, self.sizes, self.B, list(self.states), self.w_hh),
+            *(self.b_hh, list(norm), keep, drop, self.reverse, clip, train),
+        )
+
+    def fused(self) -> list[Tensor]:
+        output, states_n = recurrence.fused(
+            *(self.cell, self.x_gates, self.sizes, self.B, self.states, self.w_hh, self.b_hh),
+            *(self.extras, self.reverse),
+        )
+        return [output, *states_n]
+
+    def reference(self, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor]]:
+        """The results, and the leaves in that type that they are made of."""
+        wide = [t.detach().to(dtype).requires_grad_() for t in self.leaves]
+        facts, count = spec.CELLS[self.cell], len(self.states)
+        x, *others = wide
+        own, (w, *others) = others[:count], others[count:]
+        states = tuple(own) or tuple(facts.zeros(x, (self.B,), self.H))
+        norm = tuple(others[: len(self.extras.norm)])
+        bias = others[-1] if self.bias else None
+        keep, drop = (
+            None if t is None else t.to(dtype) for t in (self.extras.keep, self.extras.drop)
+        )
+        sizes = reference.batch_sizes_of(self.sizes, x.shape[0], self.B)
+        output, states_n = reference.recurrence(
+            self.cell, x, sizes, states, w, bias, Extras(norm, keep, drop, self.clip), self.reverse
+        )
+        return [output, *states_n], wide
+
+    def compare(self, tolerance: float) -> None:
+        """Values, and gradients of everything."""
+        (expected, wide), found = self.reference(), self.fused()
+        weights = [w.to(torch.float64) for w in cotangents(found)]
+        grads = torch.autograd.grad(found, self.leaves, [w.to(self.dtype) for w in weights])
+        expected_grads = torch.autograd.grad(expected, wide, weights)
+        for actual, wanted in zip([*found, *grads], [*expected, *expected_grads], strict=True):
+            assert actual.dtype == self.dtype
+            scale = max(1.0, float(wanted.detach().abs().max()) if wanted.numel() else 0.0)
+            assert_close([actual.double() / scale], [wanted / scale], tolerance)
+
+
+AXES: dict[str, Sequence[Any]] = {
+    "batch_sizes": [None, (5, 4, 4, 1)],
+    "norm": [False, True],
+    "keep": [None, "rows", "units"],
+    "drop": [False, True],
+    "units": [False, True],
+    "clip": [None, 0.3],
+    "reverse": [False, True],
+    "states_given": [True, False],
+    "bias": [True, False],
+    "H": [6, 1, 17, 33],
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("seed", range(12))
+def test_values_and_gradients(cell: str, seed: int) -> None:
+    """Six combinations each: drawn, but always the same."""
+    draw = random.Random(seed)
+    for _ in range(6):
+        case = {name: draw.choice(values) for name, values in AXES.items()}
+        try:
+            Problem(cell, **case).compare(1e-11)
+        except AssertionError as error:
+            raise AssertionError(f"{case}: {error}") from error
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("case", [{"norm": True}, {"keep": "rows"}, {"units": True}], ids=str)
+@pytest.mark.parametrize("sizes", [{"B": 1, "H": 67}, {"B": 9, "H": 40}, {"B": 2}], ids=str)
+def test_threads(cell: str, case: dict[str, Any], sizes: dict[str, int], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        Problem(cell, T=20, **case, **sizes).compare(1e-11)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", [False, True])
+def test_other_types(cell: str, dtype: torch.dtype, norm: bool) -> None:
+    tolerance = TOLERANCE[dtype] * (1 if dtype == torch.float32 else 3)
+    Problem(cell, H=20, T=6, norm=norm, keep="rows", drop=True, dtype=dtype).compare(tolerance)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("norm", [False, True])
+def test_errors_are_at_most_twice_torchs(cell: str, norm: bool) -> None:
+    problem = Problem(cell, H=64, B=16, T=50, norm=norm, keep="rows", dtype=torch.float32)
+    exact, _ = problem.reference()
+    theirs, _ = problem.reference(torch.float32)
+    for a, b, c in zip(problem.fused(), theirs, exact, strict=True):
+        ours, other = (float((t.detach().double() - c.detach()).norm()) for t in (a, b))
+        assert ours <= 2 * other
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_nothing_beside_the_cell_is_torchs_layer(cell: str, reverse: bool) -> None:
+    """An oracle that shares no line with ours."""
+    problem = Problem(cell, reverse=reverse)
+    name = cell.partition("_")[0].upper()
+    options = {"nonlinearity": cell.partition("_")[2]} if name == "RNN" else {}
+    columns = problem.x_gates.shape[1]
+    layer = getattr(nn, name)(columns, problem.H, dtype=torch.float64, **options)
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.eye(columns))
+        layer.bias_ih_l0.zero_()
+        layer.weight_hh_l0.copy_(problem.w_hh)
+        layer.bias_hh_l0.copy_(problem.b_hh)
+    x = problem.x_gates.view(problem.T, problem.B, columns)
+    hx: Any = [s.unsqueeze(0) for s in problem.states]
+    expected, hidden = layer(x.flip(0) if reverse else x, tuple(hx) if name == "LSTM" else hx[0])
+    expected = expected.flip(0) if reverse else expected
+    states_n = [s[0] for s in (hidden if name == "LSTM" else [hidden])]
+    assert_close(problem.fused(), [expected.reshape(-1, problem.H), *states_n], 1e-11)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "case", [{"norm": True, "keep": "units"}, {"units": True, "drop": True}], ids=str
+)
+def test_second_derivatives(cell: str, case: dict[str, Any]) -> None:
+    problem = Problem(cell, H=2, B=2, batch_sizes=(2, 1), **case)
+
+    def function(*_: Tensor) -> Any:
+        return tuple(problem.fused())
+
+    leaves = problem.leaves
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("case", [{}, {"norm": True, "keep": "rows"}, {"units": True}], ids=str)
+@pytest.mark.parametrize("batch_sizes", [None, (3, 3, 1)])
+def test_opcheck(cell: str, case: dict[str, Any], batch_sizes: tuple[int, ...] | None) -> None:
+    problem = Problem(cell, batch_sizes=batch_sizes, **case)
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    torch.library.opcheck(OP, problem.arguments(train=True), test_utils=tests)
+    with torch.no_grad():
+        torch.library.opcheck(OP, problem.arguments(train=False), test_utils=tests)
+        output, states_n, reserve = OP(*problem.arguments(train=True))
+        norm, keep, drop, clip = problem.extras
+        arguments = (
+            *(cell, torch.ones_like(output), [torch.ones_like(s) for s in states_n]),
+            *(problem.sizes, problem.B, problem.w_hh, list(norm), keep, drop, False, reserve, clip),
+        )
+        torch.library.opcheck(BACKWARD, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("sizes", [{"B": 0}, {"T": 0}, {"H": 0}], ids=str)
+@pytest.mark.parametrize("states_given", [False, True])
+def test_nothing_to_compute(cell: str, sizes: dict[str, int], states_given: bool) -> None:
+    problem = Problem(cell, norm=True, keep="rows", drop=True, states_given=states_given, **sizes)
+    output, *states_n = problem.fused()
+    assert output.shape == (problem.T * problem.B, problem.H)
+    for k, state in enumerate(states_n):
+        given = problem.states[k] if states_given else torch.zeros(problem.B, problem.H)
+        assert_close([state.detach()], [given.detach().double()], 0)
+    grads = torch.autograd.grad(
+        [output, *states_n], problem.leaves, cotangents([output, *states_n]), allow_unused=True
+    )
+    for grad, leaf in zip(grads, problem.leaves, strict=True):
+        assert grad is None or grad.shape == leaf.shape
+
+
+def test_strides() -> None:
+    problem = Problem("lstm", norm=True, keep="rows", drop=True)
+    expected = problem.fused()
+    for t in problem.leaves:
+        t.data = torch.stack([t.data, t.data], -1)[..., 0]
+    assert not problem.w_hh.is_contiguous()
+    assert_close(problem.fused(), expected, 0)
+
+
+def test_a_call_that_keeps_nothing_has_no_gradients() -> None:
+    output, _, reserve = OP(*Problem("gru").arguments(train=False))
+    assert reserve == []
+    with pytest.raises(RuntimeError, match="no gradients without train=True"):
+        output.sum().backward()
+
+
+BAD: list[tuple[int, Any, str]] = [
+    (0, "gruu", "cell must be one of"),
+    (1, torch.zeros(12), r"x_gates must be \[rows, G\*H\], got 1"),
+    (1, torch.zeros(12, 17).double(), "x_gates must have sizes"),
+    (1, torch.zeros(13, 18).double(), r"x_gates must have T\*B rows, got 13 of B = 3"),
+    (1, torch.zeros(12, 18).long(), "x_gates must be of dtype"),
+    (2, torch.tensor([3, 4]), "batch_sizes must be"),
+    (2, torch.tensor([3, 3, 3]), "batch_sizes must sum up to the 12 rows"),
+    (3, -1, "rows, got 12 of B = -1"),
+    (3, 0, "rows, got 12 of B = 0"),
+    (4, [torch.zeros(3, 6).double()] * 2, "states must be empty or hold 1"),
+    (4, [torch.zeros(2, 6).double()], "states must have sizes"),
+    (5, torch.zeros(18, 6), "w_hh must be of dtype"),
+    (5, torch.zeros(18, 6, 1).double(), "w_hh must be"),
+    (5, torch.zeros(17, 6).double(), "w_hh must have sizes"),
+    (6, torch.zeros(6).double(), "b_hh must have sizes"),
+    (7, [torch.ones(18).double()] * 3, "norm must be empty or hold 1"),
+    (7, [torch.ones(6).double()], r"norm\[0\] must have sizes"),
+    (8, torch.zeros(12, 12).double(), "keep must have sizes"),
+    (8, torch.zeros(12).double(), "keep must have sizes"),
+    (9, torch.zeros(2, 6).double(), "drop must have sizes"),
+    (11, 0.0, "clip must be positive"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), BAD, ids=lambda v: str(v)[:20])
+def test_bad_arguments(place: int, value: Any, message: str) -> None:
+    arguments = list(Problem("gru").arguments(train=True))
+    arguments[place] = value
+    with pytest.raises((RuntimeError, ValueError), match=message), torch.no_grad():
+        OP(*arguments)
+
+
+def test_bad_arguments_of_backward() -> None:
+    problem = Problem("lstm", norm=True)
+    with torch.no_grad():
+        output, states_n, reserve = OP(*problem.arguments(train=True))
+    grads, norm = [torch.ones_like(s) for s in states_n], list(problem.extras.norm)
+    good = [problem.cell, output, grads, None, 3, problem.w_hh, norm]
+    good += [None, None, False, reserve, None]
+    assert len(BACKWARD(*good)) == 6
+    bad: list[tuple[int, Any, str]] = [
+        (1, output[1:], "grad_output must have sizes"),
+        (2, grads[:1], "grad_states_n must have 2 entries"),
+        (2, [grads[0], grads[1][1:]], "grad_states_n must have sizes"),
+        (4, 2, "rows"),
+        (4, 100, "reserve must be what"),
+        (6, [], "reserve must be the 3 tensors"),
+        (7, torch.zeros(12, 12).double(), "reserve must be the 6 tensors"),
+        (10, [], "reserve must be what"),
+        (10, reserve[:2], "reserve must be the 5 tensors"),
+        (10, [t.float() for t in reserve], "reserve must be of dtype"),
+        (11, -1.0, "clip must be positive"),
+    ]
+    for place, value, message in bad:
+        arguments = list(good)
+        arguments[place] = value
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            BACKWARD(*arguments)
