@@ -44,15 +44,20 @@ def compare(sides: Sequence[Side]) -> None:
 
 
 def seconds(
-    sides: Sequence[Side], budget: Budget, passes: Sequence[str] = ("inference", "training")
+    sides: Sequence[Side],
+    budget: Budget,
+    passes: Sequence[str] = ("inference", "training"),
+    unlike: Sequence[Side] = (),
 ) -> dict[str, list[float]]:
-    """By pass, each side's median time of a call."""
+    """By pass, each side's median time of a call; behind them that of those `unlike` them, whose
+    values are others.
+    """
     found = {}
     for name in passes:
         training = name == "training"
         with torch.inference_mode(not training):
             compare(sides)
-            calls = [one.train if training else one.call for one in sides]
+            calls = [one.train if training else one.call for one in (*sides, *unlike)]
             found[name] = [summarise(s).median for s in take_turns(calls, budget)]
     return found
 

@@ -160,9 +160,8 @@ struct CellFacts {
 
 template <class Cell>
 constexpr CellFacts facts_of() {
-  return {Cell::kName,        Cell::kGates,  Cell::kStates,     Cell::kReserve,
-          Cell::kSharedGates, Cell::kReadsH, Cell::kReadsAfter, Cell::kEmits,
-          Cell::kWholeSequence};
+  return {Cell::kName,   Cell::kGates,      Cell::kStates, Cell::kReserve,      Cell::kSharedGates,
+          Cell::kReadsH, Cell::kReadsAfter, Cell::kEmits,  Cell::kWholeSequence};
 }
 
 template <class... Cell>

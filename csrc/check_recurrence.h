@@ -24,12 +24,12 @@ struct RecurrenceArguments {
 
 // A checked problem; all that is optional is an undefined tensor where it is not given.
 struct Recurrence {
-  Layer layer;                  // D = 1, I = 0
+  Layer layer;  // D = 1, I = 0
   bool reverse, independent, normalised, keeps_rows;
-  Tensor w_hh;                   // [G*H, H] or, of independent units, [G*H]
-  Tensor gain, gain_c, bias_c;   // [G*H], [H], [H]
-  Tensor keep;                   // [rows, K*H] or, if not keeps_rows, [K*H]
-  Tensor drop;                   // [B, H]
+  Tensor w_hh;                  // [G*H, H] or, of independent units, [G*H]
+  Tensor gain, gain_c, bias_c;  // [G*H], [H], [H]
+  Tensor keep;                  // [rows, K*H] or, if not keeps_rows, [K*H]
+  Tensor drop;                  // [B, H]
 
   int64_t gates() const { return layer.cell.gates * layer.H; }
   int64_t kept() const { return layer.cell.states * layer.H; }
@@ -51,9 +51,9 @@ inline Recurrence check_recurrence(const char* op, const RecurrenceArguments& a,
   layer.cell = find_cell(op, a.cell);
   layer.D = 1, layer.dtype = dtype, r.reverse = a.reverse;
   layer.packed = a.batch_sizes.has_value() && a.batch_sizes->defined();
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-                  dtype == at::kHalf,
-              op, ": x_gates must be of dtype float32, float64, bfloat16 or float16, got ", dtype);
+  TORCH_CHECK(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      op, ": x_gates must be of dtype float32, float64, bfloat16 or float16, got ", dtype);
   TORCH_CHECK(like.layout() == at::kStrided, op, ": tensors must be strided, got ", like.layout());
   TORCH_CHECK(a.w_hh.dim() == 1 || a.w_hh.dim() == 2, op, ": w_hh must be [G*H, H] or [G*H], got ",
               a.w_hh.dim(), " dimensions");
@@ -127,8 +127,8 @@ inline void check_reserve(const char* op, const Recurrence& r, at::TensorList re
 }
 
 // Sizes of what recurrence_backward returns, all in the type that kernels calculate in: the
-// gradients of x_gates [rows, G*H]; where they are others, of h_g; if normalised, of p, too; where c
-// is normalised, of gain c^ + b [rows, H]; then of each initial state [B, H].
+// gradients of x_gates [rows, G*H]; where they are others, of h_g; if normalised, of p, too; where
+// c is normalised, of gain c^ + b [rows, H]; then of each initial state [B, H].
 inline std::vector<std::vector<int64_t>> gradient_sizes(const Recurrence& r) {
   const Layer& layer = r.layer;
   const bool own_h = r.normalised || layer.cell.shared_gates < layer.cell.gates;

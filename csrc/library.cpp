@@ -44,7 +44,8 @@ TORCH_LIBRARY(rnnfast, m) {
   m.set_python_module("rnnfast.recurrence");
   m.def(
       "recurrence(str cell, Tensor x_gates, Tensor? batch_sizes, SymInt B, Tensor[] states, Tensor "
-      "w_hh, Tensor? b_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, float? clip, bool "
+      "w_hh, Tensor? b_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, float? clip, "
+      "bool "
       "train)"
       " -> (Tensor output, Tensor[] states_n, Tensor[] reserve)",
       {at::Tag::pt2_compliant_tag});

@@ -22,8 +22,8 @@ inline void check_clip(const char* op, std::optional<double> clip) {
   TORCH_CHECK(!clip || *clip > 0, op, ": clip must be positive, got ", clip.value_or(0));
 }
 
-// run(problem, inputs, results): computes what the results hold room for. The reserve is of the type
-// that kernels calculate in, everywhere. `clip` is for the backward pass alone.
+// run(problem, inputs, results): computes what the results hold room for. The reserve is of the
+// type that kernels calculate in, everywhere. `clip` is for the backward pass alone.
 template <class Run>
 LayerResult recurrence(std::string_view cell, const Tensor& x_gates,
                        const std::optional<Tensor>& batch_sizes, int64_t B, at::TensorList states,
@@ -34,8 +34,9 @@ LayerResult recurrence(std::string_view cell, const Tensor& x_gates,
   PlainDispatch guard;
   TORCH_CHECK(x_gates.dim() == 2, kOp, ": x_gates must be [rows, G*H], got ", x_gates.dim(),
               " dimensions");
-  const Recurrence r = check_recurrence(kOp, {cell, batch_sizes, B, w_hh, norm, keep, drop, reverse},
-                                        x_gates, x_gates.size(0), x_gates.scalar_type());
+  const Recurrence r =
+      check_recurrence(kOp, {cell, batch_sizes, B, w_hh, norm, keep, drop, reverse}, x_gates,
+                       x_gates.size(0), x_gates.scalar_type());
   const Layer& layer = r.layer;
   check_tensor(kOp, "x_gates", x_gates, w_hh, layer.dtype, {x_gates.size(0), r.gates()});
   check_clip(kOp, clip);
@@ -47,7 +48,8 @@ LayerResult recurrence(std::string_view cell, const Tensor& x_gates,
               layer.cell.name, ", got ", states.size());
   for (const Tensor& s : states)
     check_tensor(kOp, "states", s, x_gates, layer.dtype, {layer.B, layer.H});
-  const auto options = x_gates.options(), reserve_options = options.dtype(compute_type(layer.dtype));
+  const auto options = x_gates.options(),
+             reserve_options = options.dtype(compute_type(layer.dtype));
   RecurrenceResults results{at::empty({x_gates.size(0), layer.H}, options), {}, {}};
   for (int k = 0; k < layer.cell.states; ++k)
     results.states_n.push_back(at::empty({layer.B, layer.H}, options));
@@ -83,8 +85,9 @@ Tensors recurrence_backward(std::string_view cell, const std::optional<Tensor>& 
   TORCH_CHECK(!reserve.empty() && reserve[0].defined() && reserve[0].dim() == 2 && B >= 0 &&
                   reserve[0].size(0) >= B,
               kOp, ": reserve must be what rnnfast::recurrence gave with train=True");
-  const Recurrence r = check_recurrence(kOp, {cell, batch_sizes, B, w_hh, norm, keep, drop, reverse},
-                                        w_hh, reserve[0].size(0) - B, w_hh.scalar_type());
+  const Recurrence r =
+      check_recurrence(kOp, {cell, batch_sizes, B, w_hh, norm, keep, drop, reverse}, w_hh,
+                       reserve[0].size(0) - B, w_hh.scalar_type());
   const Layer& layer = r.layer;
   const at::ScalarType compute = compute_type(layer.dtype);
   check_reserve(kOp, r, reserve, compute);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/buffers.h"
-#include "cpu/frozen.h"
+#include "cpu/matrix.h"
 
 namespace rnnfast {
 
@@ -16,8 +16,7 @@ struct LayerForward {
   Tensor x, output;
   Tensors states_n, reserve;
   const at::TensorList given_weights;
-  std::shared_ptr<FrozenPanels> frozen[2][2];  // by direction, w_ih and w_hh; null: not frozen
-  Scratch<S> packed[2][2];                     // then
+  ForwardMatrix<S> matrices[2][2];  // by direction, w_ih and w_hh
   Scratch<T> state_memory, x_gates_memory;
   Scratch<S> operand_memory;
   ForwardDirection<S, N> directions[2];
@@ -55,27 +54,10 @@ struct LayerForward {
     w = operand<As>(w);
     return const_data<As>(w);
   }
-  // Matrix i of direction d as this call multiplies with it: with the panels kept of a frozen one,
-  // with panels for this call if it `packs`, or as it stands.
+  // Matrix i of direction d.
   Weights<S> matrix(int64_t d, int64_t i, const Panels<S>& panels, bool packs) {
-    Weights<S> w{panels, nullptr, nullptr};
-    const PanelForm form{kScalarType<S>, panels.hidden, panels.depth, panels.gates, panels.group};
-    frozen[d][i] =
-        FrozenWeights::instance().find(given_weights[index(d, i)], form, panels.size() * sizeof(S));
-    if (frozen[d][i]) {
-      w.packed = static_cast<S*>(frozen[d][i]->memory.get()), w.filled = frozen[d][i]->filled;
-    } else if (packs) {
-      packed[d][i] = Scratch<S>(panels.size());
-      w.packed = packed[d][i].data();
-    }
-    if (!w.filled) w.plain = weight<S>(d, i);
-    return w;
-  }
-  void keep_frozen() {
-    for (int64_t d = 0; d < layer.D; ++d)
-      for (int64_t i = 0; i < 2; ++i)
-        if (frozen[d][i] && !frozen[d][i]->filled)
-          FrozenWeights::instance().keep(given_weights[index(d, i)], frozen[d][i]);
+    return matrices[d][i].set(given_weights[index(d, i)], panels, packs,
+                              [&] { return weight<S>(d, i); });
   }
   bool starts_with_zeros() const { return states.empty(); }
   int64_t chunk_rows() const { return layer.offset[plan.chunk_steps]; }  // of the longest chunk
@@ -118,7 +100,8 @@ struct LayerForward {
     run_teams(plan, static_cast<int>(layer.D), [&](int d, const Member& member) {
       forward_direction<Cell>(directions[d], plan.chunk_steps, member);
     });
-    keep_frozen();
+    for (auto& of_direction : matrices)
+      for (ForwardMatrix<S>& matrix : of_direction) matrix.keep_frozen();
   }
 };
 

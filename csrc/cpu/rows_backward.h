@@ -8,25 +8,25 @@ namespace rnnfast {
 // One recurrence, backward. What is not asked for is null.
 template <class T>
 struct RecurrenceBackward {
-  Walk walk;         // as in forward; the driver goes through it from its end
-  int64_t hidden;    // H
-  Weights<T> w_hh;   // for the gradient of h; or, of independent units,
-  const T* w_own;    // [G*H]
+  Walk walk;        // as in forward; the driver goes through it from its end
+  int64_t hidden;   // H
+  Weights<T> w_hh;  // for the gradient of h; or, of independent units,
+  const T* w_own;   // [G*H]
   const T *gain, *gain_c, *bias_c, *keep, *drop;  // as forward was given
   int64_t keep_stride;
   const T* grad_output;                    // [rows, H]
   const T *timelines[kMaxStates], *gates;  // as written by forward
   const T *normalised, *statistics, *fresh;
-  T* grad_states[kMaxStates];  // [B, state_stride] in: gradients of states_n; out: of the initial
-                               // states; in between of the running ones
-  int64_t state_stride;        // padded to whole registers
+  T* grad_states[kMaxStates];   // [B, state_stride] in: gradients of states_n; out: of the initial
+                                // states; in between of the running ones
+  int64_t state_stride;         // padded to whole registers
   T *grad_x, *grad_h, *grad_p;  // [rows, G*H] see gradient_sizes; those that are equal are one
   T* grad_y;                    // [rows, H]
   T clip;                       // 0: none
 };
 
-// The gradient of what `Moments` normalised, from that of the outcome times the gain (gain dy), with
-// the outcome: 1 / deviation (gain dy - mean of it - outcome * mean of outcome gain dy).
+// The gradient of what `Moments` normalised, from that of the outcome times the gain (gain dy),
+// with the outcome: 1 / deviation (gain dy - mean of it - outcome * mean of outcome gain dy).
 template <class T>
 struct MomentsBackward {
   T mean, mean_of_products, rstd;
@@ -35,8 +35,8 @@ struct MomentsBackward {
   static RNNFAST_FN MomentsBackward of(int64_t count, T rstd, const Grad& grad,
                                        const Outcome& outcome) {
     const T sum = sum_of<T>(count, grad);
-    const T products = sum_of<T>(
-        count, [&](int64_t i, int64_t n) { return grad(i, n) * outcome(i, n); });
+    const T products =
+        sum_of<T>(count, [&](int64_t i, int64_t n) { return grad(i, n) * outcome(i, n); });
     return {sum / T(count), products / T(count), rstd};
   }
   RNNFAST_FN Vec<T> apply(Vec<T> grad, Vec<T> outcome) const {
@@ -75,17 +75,16 @@ struct BackwardRow {
     }
   }
   RNNFAST_FN V state_after(int k, int64_t j, int64_t n) const {
-    return V::load(d.fresh ? d.fresh + row * Cell::kStates * H + k * H + j
-                           : d.timelines[k] + after * H + j,
-                   n);
+    return V::load(
+        d.fresh ? d.fresh + row * Cell::kStates * H + k * H + j : d.timelines[k] + after * H + j,
+        n);
   }
   RNNFAST_FN void load(int64_t j, int64_t n, V* q, V* p) const {
 #pragma GCC unroll 4
     for (int k = 0; k < Cell::kReserve; ++k)
       q[k] = V::load(d.gates + (row * Cell::kReserve + k) * H + j, n);
 #pragma GCC unroll 2
-    for (int k = 0; k < Cell::kStates; ++k)
-      p[k] = V::load(d.timelines[k] + before * H + j, n);
+    for (int k = 0; k < Cell::kStates; ++k) p[k] = V::load(d.timelines[k] + before * H + j, n);
   }
   RNNFAST_FN void store_gates(int64_t j, int64_t n, const V* dx, const V* dh, int count) const {
 #pragma GCC unroll 4
@@ -169,8 +168,8 @@ struct BackwardRow {
     for_registers<T>(units, [&](int64_t j, int64_t n) {
       V grad(T(0));
       for (int g = 0; g < Cell::kGates; ++g)
-        grad = fma(V::load(d.w_own + g * H + j, n),
-                   V::load(d.grad_p + first_gate() + g * H + j, n), grad);
+        grad = fma(V::load(d.w_own + g * H + j, n), V::load(d.grad_p + first_gate() + g * H + j, n),
+                   grad);
       add_to_h(j, n, grad);
     });
   }
@@ -189,8 +188,8 @@ void recurrence_backward(const RecurrenceBackward<T>& d, T* scratch, Member memb
   for (int64_t i = 0; i < back.steps.count; ++i) {
     const int64_t t = back.time(i), alive = back.steps.batch_at(t), at = back.steps.offset_at(t);
     const auto row = [&](int64_t b) {
-      return BackwardRow<Cell, T>{
-          d, H, at + b, b, d.walk.before(t, b), d.walk.after(t, b), scratch};
+      return BackwardRow<Cell, T>{d,      H, at + b, b, d.walk.before(t, b), d.walk.after(t, b),
+                                  scratch};
     };
     const Range rows = part.rows(member, B, alive, independent);
     for (int64_t b = rows.begin; b < rows.end; ++b) {

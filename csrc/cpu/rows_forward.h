@@ -12,20 +12,20 @@ namespace rnnfast {
 template <class T>
 struct RecurrenceForward {
   Walk walk;
-  int64_t hidden;                               // H
-  Weights<T> w_hh;                              // or, of independent units,
-  const T* w_own;                               // [G*H]
-  const T *x_gates, *b_hh;                      // [rows, G*H], [G*H]
-  const T *gain, *gain_c, *bias_c;              // [G*H], [H], [H]
-  const T *keep, *drop;                         // [rows or one, K*H], [B, H]
-  int64_t keep_stride;                          // 0: the same for all rows
-  T* products;                                  // [B, G*H]
-  T* states[kMaxStates];                        // [B, state_stride] the running states
-  T* operand;                                   // the same of what is multiplied: states[0], or
-                                                // with `drop` a copy
-  int64_t state_stride;                         // padded to whole registers
-  T* output;                                    // [rows, H]
-  T *timelines[kMaxStates], *gates;             // the reserve; null: inference
+  int64_t hidden;                    // H
+  Weights<T> w_hh;                   // or, of independent units,
+  const T* w_own;                    // [G*H]
+  const T *x_gates, *b_hh;           // [rows, G*H], [G*H]
+  const T *gain, *gain_c, *bias_c;   // [G*H], [H], [H]
+  const T *keep, *drop;              // [rows or one, K*H], [B, H]
+  int64_t keep_stride;               // 0: the same for all rows
+  T* products;                       // [B, G*H]
+  T* states[kMaxStates];             // [B, state_stride] the running states
+  T* operand;                        // the same of what is multiplied: states[0], or
+                                     // with `drop` a copy
+  int64_t state_stride;              // padded to whole registers
+  T* output;                         // [rows, H]
+  T *timelines[kMaxStates], *gates;  // the reserve; null: inference
   T *normalised, *statistics, *fresh;
 };
 
@@ -145,8 +145,7 @@ struct ForwardRow {
       if (d.b_hh) h[g] = h[g] + V::load(d.b_hh + g * H + j, n);
     }
 #pragma GCC unroll 2
-    for (int k = 0; k < Cell::kStates; ++k)
-      s[k] = V::load(d.states[k] + b * d.state_stride + j, n);
+    for (int k = 0; k < Cell::kStates; ++k) s[k] = V::load(d.states[k] + b * d.state_stride + j, n);
   }
 
   RNNFAST_FN void store_gates(int64_t j, int64_t n, const V* q) const {
@@ -161,7 +160,8 @@ struct ForwardRow {
       T* const running = d.states[k] + b * d.state_stride + j;
       if (d.fresh) s[k].store(d.fresh + row * Cell::kStates * H + k * H + j, n);
       if (d.keep)
-        s[k] = kept(V::load(d.keep + row * d.keep_stride + k * H + j, n), V::load(running, n), s[k]);
+        s[k] =
+            kept(V::load(d.keep + row * d.keep_stride + k * H + j, n), V::load(running, n), s[k]);
       s[k].store(running, n);
       if (d.timelines[k]) s[k].store(d.timelines[k] + after * H + j, n);
     }
@@ -198,8 +198,8 @@ struct ForwardRow {
 #pragma GCC unroll 4
       for (int k = 0; k < Cell::kReserve; ++k) q[k] = V::load(gates() + k * H + j, n);
       s[1] = V::load(c + j, n);
-      s[0] = Cell::emit(q, fma(V::load(d.gain_c + j, n), moments.apply(s[1]),
-                               V::load(d.bias_c + j, n)));
+      s[0] = Cell::emit(
+          q, fma(V::load(d.gain_c + j, n), moments.apply(s[1]), V::load(d.bias_c + j, n)));
       finish(j, n, s);
     });
   }
@@ -229,7 +229,7 @@ void recurrence_forward(const RecurrenceForward<T>& d, T* scratch, Member member
     const Range rows = part.rows(member, B, alive, independent);
     for (int64_t b = rows.begin; b < rows.end; ++b) {
       const ForwardRow<Cell, T> row{
-          d, H, d.walk.steps.offset_at(t) + b, b, d.walk.after(t, b), d.products + b * gates,
+          d,      H, d.walk.steps.offset_at(t) + b, b, d.walk.after(t, b), d.products + b * gates,
           scratch};
       if (independent) row.multiply_own(part.units);
       if (d.gain) row.normalise();
