@@ -1,130 +1,155 @@
-"""Random problems of ``rnnfast::recurrence``, and what the reference makes of them."""
+"""Random calls of ``rnnfast::recurrence``, and what the reference makes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from problems import cotangents
+from problems import assert_close, cotangents
 from torch import Tensor
 
-from rnnfast import recurrence
-from rnnfast.spec import CELLS
+from rnnfast import recurrence, reference, spec
+from rnnfast.reference import Extras
 
+# What may be done beside the cell.
 EXTRAS: list[dict[str, Any]] = [
     {},
     {"norm": True},
     {"keep": "rows"},
     {"drop": True, "clip": 0.3},
-    {"independent": True},
-    {"independent": True, "keep": "rows"},
+    {"units": True},
+    {"units": True, "keep": "rows"},
     # Everything at once.
-    {"independent": True, "keep": "units", "drop": True, "clip": 0.3},
-    {"independent": True, "norm": True, "drop": True, "keep": "rows"},
+    {"units": True, "keep": "units", "drop": True, "clip": 0.3},
+    {"units": True, "norm": True, "drop": True, "keep": "rows"},
     {"norm": True, "keep": "units", "drop": True, "clip": 0.3},
 ]
 
 
 @dataclass
-class Recurrence:
-    """One direction of a layer: dense, or packed if there are lengths."""
+class Problem:
+    """A random call; `keep`: of each row or one for all ("units")."""
 
     cell: str
-    T: int = 4
+    H: int = 6
     B: int = 3
-    H: int = 5
-    lengths: tuple[int, ...] | None = None  # sorted; makes it packed
-    states_given: bool = True
-    bias: bool = True
+    T: int = 4
+    batch_sizes: tuple[int, ...] | None = None
     norm: bool = False
-    keep: str = ""  # of "rows", of "units"
+    keep: str | None = None
     drop: bool = False
-    independent: bool = False
+    units: bool = False  # that see their own state alone
     clip: float | None = None
     reverse: bool = False
+    states_given: bool = True
+    bias: bool = True
     dtype: torch.dtype = torch.float64
     device: str = "cpu"
-    batch_sizes: Tensor | None = field(init=False, default=None)
-    leaves: dict[str, Any] = field(init=False)
+    x_gates: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
-        rows = self.T * self.B
-        if self.lengths is not None:
-            self.B, rows = len(self.lengths), sum(self.lengths)
-            self.batch_sizes = torch.tensor(
-                [sum(n > t for n in self.lengths) for t in range(self.lengths[0])]
-            )
-        spec, H = CELLS[self.cell], self.H
-        gates = spec.gates * H
-        normed = 3 if spec.emit is not None else 1
-        self.leaves = {
-            "x_gates": self.random(rows, gates),
-            "w_hh": self.random(gates, *[H] * (not self.independent)) * max(H, 1) ** -0.5,
-            "b_hh": self.random(gates) if self.bias else None,
-            "states": [self.random(self.B, H) for _ in range(spec.states * self.states_given)],
-            "norm": [self.random(gates), self.random(H), self.random(H)][: normed * self.norm],
-        }
-        kept = spec.states * H
-        sizes = {"rows": (rows, kept), "units": (kept,)}
-        self.keep_of = torch.sigmoid(self.random(*sizes[self.keep])) if self.keep else None
-        self.dropped = (self.random(self.B, H) > 0).to(self.dtype) * 2 if self.drop else None
+        facts = spec.CELLS[self.cell]
+        columns = facts.gates * self.H
+        if self.batch_sizes is not None:
+            self.B = self.batch_sizes[0]
+        rows = sum(self.batch_sizes) if self.batch_sizes is not None else self.T * self.B
+        self.x_gates = self.random(rows, columns)
+        given = facts.states if self.states_given else 0
+        self.states = tuple(self.random(self.B, self.H) for _ in range(given))
+        shape = (columns,) if self.units else (columns, self.H)
+        self.w_hh = self.random(*shape, scale=min(0.4, max(self.H, 1) ** -0.5))  # no chaos
+        self.b_hh = self.random(columns) if self.bias else None
+        norm: tuple[Tensor, ...] = ()
+        if self.norm:
+            norm = (self.random(columns),)
+            if facts.emit is not None:
+                norm += (self.random(self.H), self.random(self.H))
+        keep = None
+        if self.keep is not None:
+            keep = torch.rand(*([rows] if self.keep == "rows" else []), facts.states * self.H)
+            keep = self.given(keep.round() if self.keep == "rows" else keep)
+        drop = self.given(torch.rand(self.B, self.H)) if self.drop else None
+        self.extras = Extras(norm, keep, drop, self.clip)
 
-    def random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64).to(self.device, self.dtype)
+    def random(self, *shape: int, scale: float = 1.0) -> Tensor:
+        values = scale * torch.randn(*shape, dtype=torch.float64)
+        return self.given(values).requires_grad_()
 
-    def sizes(self) -> list[int]:
-        return [self.B] * self.T if self.batch_sizes is None else self.batch_sizes.tolist()
+    def given(self, values: Tensor) -> Tensor:
+        return values.to(self.device, self.dtype)
 
     @property
-    def extras(self) -> recurrence.Extras:
-        return recurrence.Extras(tuple(self.leaves["norm"]), self.keep_of, self.dropped, self.clip)
+    def sizes(self) -> Tensor | None:
+        return None if self.batch_sizes is None else torch.tensor(self.batch_sizes)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        bias = [] if self.b_hh is None else [self.b_hh]
+        return [self.x_gates, *self.states, self.w_hh, *self.extras.norm, *bias]
 
     def arguments(self, train: bool) -> tuple[Any, ...]:
-        """Those of the op."""
-        x, w_hh, b_hh, states, norm = self.leaves.values()
-        _, keep, drop, clip = self.extras
+        norm, keep, drop, clip = self.extras
         return (
-            self.cell, x, self.batch_sizes, self.B, states, w_hh, b_hh, norm, keep, drop,
-            self.reverse, clip, train,
-        )  # fmt: skip
+            *(self.cell, self.x_gates, self.sizes, self.B, list(self.states), self.w_hh),
+            *(self.b_hh, list(norm), keep, drop, self.reverse, clip, train),
+        )
 
-    def expected(self) -> tuple[list[Tensor], list[Tensor]]:
-        """``[output, *states_n]`` and the gradients of their ``cotangents``, in the order of
-        ``_fused_gradients``: by the reference, in float64 from the numbers of the problem.
-        """
+    def fused(self) -> list[Tensor]:
+        output, states_n = recurrence.fused(
+            *(self.cell, self.x_gates, self.sizes, self.B, self.states, self.w_hh, self.b_hh),
+            *(self.extras, self.reverse),
+        )
+        return [output, *states_n]
 
-        def wide(t: Tensor) -> Tensor:
-            return t.to(torch.float64, copy=True).requires_grad_()
+    def reference(self, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], list[Tensor]]:
+        """The results, and the leaves in that type that they are made of."""
+        wide = [t.detach().to(dtype).requires_grad_() for t in self.leaves]
+        facts, count = spec.CELLS[self.cell], len(self.states)
+        x, *others = wide
+        own, (w, *others) = others[:count], others[count:]
+        states = tuple(own) or tuple(facts.zeros(x, (self.B,), self.H))
+        norm = tuple(others[: len(self.extras.norm)])
+        bias = others[-1] if self.bias else None
+        keep, drop = (
+            None if t is None else t.to(dtype) for t in (self.extras.keep, self.extras.drop)
+        )
+        sizes = reference.batch_sizes_of(self.sizes, x.shape[0], self.B)
+        output, states_n = reference.recurrence(
+            self.cell, x, sizes, states, w, bias, Extras(norm, keep, drop, self.clip), self.reverse
+        )
+        return [output, *states_n], wide
 
-        x, w_hh = wide(self.leaves["x_gates"]), wide(self.leaves["w_hh"])
-        b_hh = [] if self.leaves["b_hh"] is None else [wide(self.leaves["b_hh"])]
-        states, norm = ([wide(t) for t in self.leaves[name]] for name in ("states", "norm"))
-        initial = states or [x.new_zeros(self.B, self.H) for _ in range(CELLS[self.cell].states)]
-        of_rows = [None if t is None else t.double() for t in (self.keep_of, self.dropped)]
-        output, states_n = recurrence.reference(
-            self.cell, x, self.sizes(), tuple(initial), w_hh, b_hh[0] if b_hh else None,
-            recurrence.Extras(tuple(norm), *of_rows, self.clip), self.reverse,
-        )  # fmt: skip
-        values = [output, *states_n]
-        grads = [g.double() for g in cotangents([v.to(self.dtype) for v in values])]
-        leaves = [x, *states, w_hh, *b_hh, *norm]
-        found = torch.autograd.grad(values, leaves, grads, allow_unused=True)
-        return [v.detach() for v in values], [
-            torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(leaves, found, strict=True)
-        ]
+    def compare(self, tolerance: float) -> None:
+        """Values, and gradients of everything."""
+        found = self.fused()
+        grads = torch.autograd.grad(found, self.leaves, cotangents(found))
+        self.compare_with(found, grads, tolerance)
 
-    def gradients(self, values: list[Tensor], reserve: list[Tensor], backward: Any) -> list[Tensor]:
-        """The gradients of the ``cotangents`` of `values`, by the op `backward`."""
-        x, w_hh, b_hh, states, _ = self.leaves.values()
+    def compare_with(
+        self, found: Sequence[Tensor], grads: Sequence[Tensor], tolerance: float
+    ) -> None:
+        """The reference with these values, and with the gradients of their ``cotangents``."""
+        expected, wide = self.reference()
+        weights = [w.to(torch.float64) for w in cotangents(found)]
+        expected_grads = torch.autograd.grad(expected, wide, weights)
+        for actual, wanted in zip([*found, *grads], [*expected, *expected_grads], strict=True):
+            assert actual.dtype == self.dtype
+            scale = max(1.0, float(wanted.detach().abs().max()) if wanted.numel() else 0.0)
+            assert_close([actual.double() / scale], [wanted / scale], tolerance)
+
+    def gradients(
+        self, values: Sequence[Tensor], reserve: list[Tensor], backward: Any
+    ) -> list[Tensor]:
+        """Those of the ``cotangents`` of `values`, by another op `backward`."""
         saved = recurrence._Saved(
-            self.cell, x, self.batch_sizes, self.B, states, w_hh, b_hh, self.extras, self.reverse
+            *(self.cell, self.x_gates, self.sizes, self.B, self.states, self.w_hh, self.b_hh),
+            *(self.extras, self.reverse),
         )
-        output, *of_states = cotangents(values)
-        grad_x, grad_states, grad_w, grad_b, grad_norm = recurrence._fused_gradients(
-            saved, reserve, output, of_states, backward
+        output, *states_n = cotangents(values)
+        grad_x, grad_states, grad_w, grad_norm, grad_b = recurrence._fused_gradients(
+            saved, reserve, output, states_n, backward
         )
-        biases = [] if grad_b is None else [grad_b]
-        return [grad_x, *grad_states, grad_w, *biases, *grad_norm]
+        return [grad_x, *grad_states, grad_w, *grad_norm, *([] if grad_b is None else [grad_b])]
