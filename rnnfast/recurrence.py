@@ -7,7 +7,7 @@ a step may do between its own product and the next one: normalise, keep, drop, c
 
 from __future__ import annotations  # Dynamo runs definitions, and cannot those of types
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -168,11 +168,12 @@ def _fused_gradients(
     reserve: Sequence[Tensor],
     grad_output: Tensor | None,
     grad_states_n: Sequence[Tensor | None],
+    backward: Callable[..., list[Tensor]] = _recurrence_backward,
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor], Tensor | None]:
     """The loop by the op; what it leaves at each row makes the gradients of the weights."""
     spec, dtype, w_hh = CELLS[saved.cell], saved.x_gates.dtype, saved.w_hh
     norm, keep, drop, clip = saved.extras
-    found = _recurrence_backward(
+    found = backward(
         saved.cell, grad_output, grad_states_n, saved.batch_sizes, saved.batch, w_hh, norm, keep,
         drop, saved.reverse, reserve, clip,
     )  # fmt: skip

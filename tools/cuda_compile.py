@@ -28,7 +28,7 @@ from benchmarks.table import show
 from tools.toolkit import ARCHITECTURES, find_nvcc
 
 ROOT = Path(__file__).parents[1]
-HOT = r"^(persistent|small|fma|grid)_(forward|backward)|^single_step"
+HOT = r"^(persistent|small|fma|grid|units)_(forward|backward)|^single_step"
 """Kernels whose name matches run the whole time loop: a spill in them costs every step."""
 
 SPILLS = {

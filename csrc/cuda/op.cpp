@@ -1,4 +1,4 @@
-// Registers the CUDA kernels for the ops rnnfast::layer and rnnfast::layer_backward.
+// Registers the CUDA kernels for the ops of rnnfast that have kernels.
 #include "cuda/op.h"
 
 #include <ATen/cuda/CUDAContext.h>
@@ -53,10 +53,37 @@ Tensors layer_backward_cuda(std::string_view cell, const std::optional<Tensor>& 
                         reserve, needs, context);
 }
 
+Stream current_stream() { return at::cuda::getCurrentCUDAStream(); }
+
+LayerResult recurrence_cuda(std::string_view cell, const Tensor& x_gates,
+                            const std::optional<Tensor>& batch_sizes, int64_t B,
+                            at::TensorList states, const Tensor& w_hh,
+                            const std::optional<Tensor>& b_hh, at::TensorList norm,
+                            const std::optional<Tensor>& keep, const std::optional<Tensor>& drop,
+                            bool reverse, std::optional<double> clip, bool train) {
+  const c10::OptionalDeviceGuard guard(at::device_of(x_gates));
+  return recurrence(cell, x_gates, batch_sizes, B, states, w_hh, b_hh, norm, keep, drop, reverse,
+                    clip, train, rows_forward_on(current_stream));
+}
+
+Tensors recurrence_backward_cuda(std::string_view cell, const std::optional<Tensor>& grad_output,
+                                 const c10::List<std::optional<Tensor>>& grad_states_n,
+                                 const std::optional<Tensor>& batch_sizes, int64_t B,
+                                 const Tensor& w_hh, at::TensorList norm,
+                                 const std::optional<Tensor>& keep,
+                                 const std::optional<Tensor>& drop, bool reverse,
+                                 at::TensorList reserve, std::optional<double> clip) {
+  const c10::OptionalDeviceGuard guard(at::device_of(w_hh));
+  return recurrence_backward(cell, grad_output, grad_states_n, batch_sizes, B, w_hh, norm, keep,
+                             drop, reverse, reserve, clip, rows_backward_on(current_stream));
+}
+
 }  // namespace
 }  // namespace rnnfast::cuda
 
 TORCH_LIBRARY_IMPL(rnnfast, CUDA, m) {
   m.impl("layer", &rnnfast::cuda::layer_cuda);
   m.impl("layer_backward", &rnnfast::cuda::layer_backward_cuda);
+  m.impl("recurrence", &rnnfast::cuda::recurrence_cuda);
+  m.impl("recurrence_backward", &rnnfast::cuda::recurrence_backward_cuda);
 }

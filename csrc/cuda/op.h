@@ -1,11 +1,12 @@
-// The ops rnnfast::layer and rnnfast::layer_backward by the CUDA kernels. The reserve is kept in
-// the dtype of x, half types too.
+// The ops rnnfast::layer and rnnfast::layer_backward by the CUDA kernels, whose reserve is kept in
+// the dtype of x, half types too; and what rnnfast::recurrence and recurrence_backward run.
 #pragma once
 
 #include <string_view>
 
 #include "cuda/backward.h"
 #include "cuda/forward.h"
+#include "cuda/rows_driver.h"
 
 namespace rnnfast::cuda {
 
@@ -60,6 +61,22 @@ Tensors layer_backward(std::string_view cell, const std::optional<Tensor>& grad_
   check_backward(layer, x, weights, reserve, layer.dtype, arguments);
   if (is_empty(layer)) return empty_gradients(layer, x, weights, arguments);
   return wanted_gradients(layer, get_context(), x, weights, reserve, arguments);
+}
+
+// `run` of recurrence_op.h. `get_stream` is called once the arguments have been found good.
+template <class GetStream>
+auto rows_forward_on(const GetStream& get_stream) {
+  return [get_stream](const Recurrence& r, const RecurrenceInputs& inputs,
+                      const RecurrenceResults& results) {
+    RowsForwardDriver(r, inputs, results, get_stream()).run();
+  };
+}
+template <class GetStream>
+auto rows_backward_on(const GetStream& get_stream) {
+  return [get_stream](const Recurrence& r, const RecurrenceReserve& reserve,
+                      const RecurrenceGrads& grads, const Tensors& results) {
+    RowsBackwardDriver(r, reserve, grads, results, get_stream()).run();
+  };
 }
 
 }  // namespace rnnfast::cuda

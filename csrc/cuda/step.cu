@@ -1,40 +1,11 @@
 // The launchers of kernels.h.
 #include <bit>
 
+#include "cuda/dispatch.h"
 #include "cuda/step.h"
 
 namespace rnnfast::cuda {
 namespace {
-
-template <class E>
-struct TypeTag {
-  using type = E;
-};
-
-// Calls f with the storage type.
-template <class F>
-Status dispatch_type(Type type, F&& f) {
-  switch (type) {
-    case Type::kFloat64:
-      return f(TypeTag<double>{});
-    case Type::kFloat32:
-      return f(TypeTag<float>{});
-    case Type::kBfloat16:
-      return f(TypeTag<dev::Bf16>{});
-    case Type::kFloat16:
-      return f(TypeTag<dev::Half>{});
-  }
-  return {Status::kError, "unknown type"};
-}
-
-template <class F>
-Status dispatch_cell_and_type(std::string_view name, Type type, F&& f) {
-  Status status{Status::kError, "unknown cell"};
-  dispatch_cell(name, [&](auto cell) {
-    status = dispatch_type(type, [&](auto tag) { return f(cell, tag); });
-  });
-  return status;
-}
 
 // The most rows that a direction has in this step.
 int64_t most_rows(const StepRows (&rows)[2], int directions) {

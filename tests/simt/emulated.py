@@ -80,3 +80,11 @@ class Simt(NamedTuple):
     def layer_backward(self, *arguments: Any) -> list[Tensor]:
         """``rnnfast::layer_backward``."""
         return torch.ops.rnnfast_simt.layer_backward(*arguments, self.kernel, self.seed)
+
+    def recurrence(self, *arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """``rnnfast::recurrence``."""
+        return torch.ops.rnnfast_simt.recurrence(*arguments, self.seed)
+
+    def recurrence_backward(self, *arguments: Any) -> list[Tensor]:
+        """``rnnfast::recurrence_backward``."""
+        return torch.ops.rnnfast_simt.recurrence_backward(*arguments, self.seed)

@@ -1,6 +1,6 @@
-// The CUDA driver and its kernels on the emulator: ops rnnfast_simt::layer and layer_backward, as
-// those of rnnfast on CPU tensors, plus the kernel to run ("auto": what the plan says) and the seed
-// of the emulator's schedules.
+// The CUDA driver and its kernels on the emulator: ops rnnfast_simt::layer, layer_backward,
+// recurrence and recurrence_backward, as those of rnnfast on CPU tensors, plus the seed of the
+// emulator's schedules; of layers the kernel to run, too ("auto": what the plan says).
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -111,6 +111,38 @@ Tensors layer_backward_simt(std::string_view cell, const std::optional<Tensor>& 
                         [&] { return context(kernel, seed); });
 }
 
+std::optional<Tensor> guarded(const std::optional<Tensor>& t) {
+  return t ? std::optional(guarded(*t)) : std::nullopt;
+}
+
+LayerResult recurrence_simt(std::string_view cell, const Tensor& x_gates,
+                            const std::optional<Tensor>& batch_sizes, int64_t B,
+                            at::TensorList states, const Tensor& w_hh,
+                            const std::optional<Tensor>& b_hh, at::TensorList norm,
+                            const std::optional<Tensor>& keep, const std::optional<Tensor>& drop,
+                            bool reverse, std::optional<double> clip, bool train, int64_t seed) {
+  const emu::GuardedTensors guard;
+  return recurrence(cell, guarded(x_gates), batch_sizes, B, guarded(states), guarded(w_hh),
+                    guarded(b_hh), guarded(norm), guarded(keep), guarded(drop), reverse, clip,
+                    train, rows_forward_on([seed] { return context("auto", seed).stream; }));
+}
+
+Tensors recurrence_backward_simt(std::string_view cell, const std::optional<Tensor>& grad_output,
+                                 const c10::List<std::optional<Tensor>>& grad_states_n,
+                                 const std::optional<Tensor>& batch_sizes, int64_t B,
+                                 const Tensor& w_hh, at::TensorList norm,
+                                 const std::optional<Tensor>& keep,
+                                 const std::optional<Tensor>& drop, bool reverse,
+                                 at::TensorList reserve, std::optional<double> clip, int64_t seed) {
+  const emu::GuardedTensors guard;
+  c10::List<std::optional<Tensor>> grads;
+  for (const std::optional<Tensor> grad : grad_states_n) grads.push_back(guarded(grad));
+  return recurrence_backward(cell, guarded(grad_output), grads, batch_sizes, B, guarded(w_hh),
+                             guarded(norm), guarded(keep), guarded(drop), reverse, guarded(reserve),
+                             clip,
+                             rows_backward_on([seed] { return context("auto", seed).stream; }));
+}
+
 }  // namespace
 }  // namespace rnnfast::cuda
 
@@ -123,6 +155,15 @@ TORCH_LIBRARY(rnnfast_simt, m) {
       "layer_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor x, Tensor? "
       "batch_sizes, Tensor[] weights, bool bidirectional, Tensor[] reserve, bool[] needs, str "
       "kernel, int seed) -> Tensor[]");
+  m.def(
+      "recurrence(str cell, Tensor x_gates, Tensor? batch_sizes, int B, Tensor[] states, Tensor "
+      "w_hh, Tensor? b_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, float? clip, "
+      "bool train, int seed)"
+      " -> (Tensor output, Tensor[] states_n, Tensor[] reserve)");
+  m.def(
+      "recurrence_backward(str cell, Tensor? grad_output, Tensor?[] grad_states_n, Tensor? "
+      "batch_sizes, int B, Tensor w_hh, Tensor[] norm, Tensor? keep, Tensor? drop, bool reverse, "
+      "Tensor[] reserve, float? clip, int seed) -> Tensor[]");
   // The kernels launched since the last call that share w_hh, by their kind. Those around them have
   // no dynamic shared memory.
   m.def("launched() -> str[]", [] {
@@ -152,4 +193,6 @@ TORCH_LIBRARY(rnnfast_simt, m) {
 TORCH_LIBRARY_IMPL(rnnfast_simt, CPU, m) {
   m.impl("layer", &rnnfast::cuda::layer_simt);
   m.impl("layer_backward", &rnnfast::cuda::layer_backward_simt);
+  m.impl("recurrence", &rnnfast::cuda::recurrence_simt);
+  m.impl("recurrence_backward", &rnnfast::cuda::recurrence_backward_simt);
 }

@@ -1,0 +1,184 @@
+// The kernels of a recurrence, forward: a step, and all steps of units that are on their own.
+#pragma once
+
+#include "cuda/rows.h"
+
+namespace rnnfast::cuda {
+
+// One row of one step. What is done to a unit is the same in both kernels.
+template <class Cell, class E>
+struct ForwardRow {
+  using C = Compute<E>;
+  using V = Value<E>;
+  static constexpr int kGates = Cell::kGates, kStates = Cell::kStates, kReserve = Cell::kReserve;
+  struct Inputs {  // as they are stored: nobody waits for them before they are used
+    E x[kGates], keep[kStates];
+  };
+
+  const RowsForward<E, C>& a;
+  const int64_t H;
+  const RowPlace at;
+
+  DEVICE Inputs inputs(int64_t j) const {
+    const Rows<E>& rows = a.rows;
+    Inputs in{};
+    for (int g = 0; g < kGates; ++g) in.x[g] = a.x_gates[(at.row * kGates + g) * H + j];
+    for (int k = 0; rows.keep && k < kStates; ++k)
+      in.keep[k] = rows.keep[at.row * rows.keep_stride + k * H + j];
+    return in;
+  }
+  DEVICE C initial(int k, int64_t j) const {
+    return a.states_0[k] ? widen(a.states_0[k][at.b * H + j]) : C(0);
+  }
+  DEVICE C drop(int64_t j) const { return a.rows.drop ? widen(a.rows.drop[at.b * H + j]) : C(1); }
+
+  DEVICE void store_gates(int64_t j, const V* q) const {
+    for (int i = 0; i < kReserve; ++i) a.gates[(at.row * kReserve + i) * H + j] = plain(q[i]);
+  }
+  // The states that the cell made become those after the step.
+  DEVICE void finish(int64_t j, const Inputs& in, const C* before, const V* made, C* after) const {
+    for (int k = 0; k < kStates; ++k) {
+      after[k] = plain(made[k]);
+      if (a.fresh) a.fresh[(at.row * kStates + k) * H + j] = after[k];
+      const C keep = widen(in.keep[k]);
+      if (a.rows.keep) after[k] = fma(keep, before[k], (C(1) - keep) * after[k]);
+      if (a.timelines[k]) a.timelines[k][at.after * H + j] = after[k];
+      if (a.timelines[k] && at.first) a.timelines[k][at.before * H + j] = before[k];
+      if (at.last) a.states_n[k][at.b * H + j] = narrow<E>(after[k]);
+    }
+    a.output[at.row * H + j] = narrow<E>(after[0]);
+  }
+};
+
+// The same for a block that has the row in this step alone.
+template <class Cell, class E>
+struct ForwardStep : ForwardRow<Cell, E> {
+  using Row = ForwardRow<Cell, E>;
+  using Row::a, Row::H, Row::at, Row::kGates, Row::kReserve, Row::kStates;
+  using typename Row::C, typename Row::V, typename Row::Inputs;
+
+  DEVICE C before(int k, int64_t j) const {
+    return at.first ? this->initial(k, j) : a.states[k][at.b * H + j];
+  }
+  DEVICE C product(int g, int64_t j) const {
+    if (!a.rows.w_own) return a.products[(at.b * kGates + g) * H + j];
+    return widen(a.rows.w_own[g * H + j]) * (before(0, j) * this->drop(j));
+  }
+
+  // Of the product; the identity where it is not normalised.
+  DEVICE Moments<C> moments() const {
+    if (!a.rows.gain) return {0, 1};
+    const auto result =
+        Moments<C>::template of<kGates>(H, [this](int g, int64_t j) { return product(g, j); });
+    if (a.statistics && dev::tid() == 0) a.statistics[at.row * 3] = result.rstd;
+    return result;
+  }
+
+  // What a cell takes, for one unit.
+  DEVICE void load(int64_t j, const Moments<C>& moments, const Inputs& in, V* x, V* h, V* s,
+                   C* before_step) const {
+    for (int k = 0; k < kStates; ++k) before_step[k] = before(k, j), s[k] = V(before_step[k]);
+    for (int g = 0; g < kGates; ++g) {
+      C p = moments.apply(product(g, j));
+      if (a.normalised) a.normalised[(at.row * kGates + g) * H + j] = p;
+      if (a.rows.gain) p *= widen(a.rows.gain[g * H + j]);
+      if (a.b_hh) p += widen(a.b_hh[g * H + j]);
+      x[g] = V(widen(in.x[g])), h[g] = V(p);
+    }
+  }
+  DEVICE void store(int64_t j, const Inputs& in, const C* before_step, const V* made) const {
+    C after[kStates];
+    this->finish(j, in, before_step, made, after);
+    for (int k = 0; k < kStates; ++k) a.states[k][at.b * H + j] = after[k];
+    if (a.operand) a.operand[at.b * H + j] = narrow<E>(after[0] * this->drop(j));
+  }
+
+  DEVICE void run(const Moments<C>& moments) const {
+    each_unit(H, [&](int64_t j) {
+      const Inputs in = this->inputs(j);
+      V x[kGates], h[kGates], s[kStates], q[kReserve + 1];
+      C before_step[kStates];
+      load(j, moments, in, x, h, s, before_step);
+      Cell::forward(x, h, s, q);
+      if (a.gates) this->store_gates(j, q);
+      store(j, in, before_step, s);
+    });
+  }
+
+  // The same where c is normalised before h is made of it.
+  DEVICE void run_normalised_c(const Moments<C>& moments) const {
+    C* const c = a.scratch + at.b * (1 + kReserve) * H;
+    C* const gates = a.gates ? a.gates + at.row * kReserve * H : c + H;
+    each_unit(H, [&](int64_t j) {
+      V x[kGates], h[kGates], s[kStates], q[kReserve];
+      C before_step[kStates];
+      load(j, moments, this->inputs(j), x, h, s, before_step);
+      Cell::advance(x, h, s, q);
+      for (int i = 0; i < kReserve; ++i) gates[i * H + j] = plain(q[i]);
+      c[j] = plain(s[1]);
+    });
+    const auto of_c = Moments<C>::template of<1>(H, [c](int, int64_t j) { return c[j]; });
+    if (a.statistics && dev::tid() == 0)
+      a.statistics[at.row * 3 + 1] = of_c.mean, a.statistics[at.row * 3 + 2] = of_c.rstd;
+    each_unit(H, [&](int64_t j) {
+      V s[kStates], q[kReserve];
+      C before_step[kStates];
+      for (int i = 0; i < kReserve; ++i) q[i] = V(gates[i * H + j]);
+      for (int k = 0; k < kStates; ++k) before_step[k] = before(k, j);
+      s[1] = V(c[j]);
+      s[0] =
+          Cell::emit(q, V(fma(widen(a.rows.gain_c[j]), of_c.apply(c[j]), widen(a.rows.bias_c[j]))));
+      store(j, this->inputs(j), before_step, s);
+    });
+  }
+};
+
+template <class Cell, class E>
+KERNEL LAUNCH_BOUNDS(kRowThreads) rows_forward(RowsForward<E, Compute<E>> args) {
+  const ForwardStep<Cell, E> row{
+      {args, args.rows.hidden, RowPlace::of(args.rows.step, dev::block_x())}};
+  const auto moments = row.moments();
+  if constexpr (Cell::kEmits)
+    if (args.rows.gain) return row.run_normalised_c(moments);
+  row.run(moments);
+}
+
+template <class Cell, class E>
+KERNEL LAUNCH_BOUNDS(kUnitThreads) units_forward(RowsForward<E, Compute<E>> args) {
+  using Row = ForwardRow<Cell, E>;
+  using V = Value<E>;
+  using C = Compute<E>;
+  const int64_t H = args.rows.hidden;
+  const UnitOfRow own = UnitOfRow::of(args.rows.walk.steps, H);
+  if (own.steps == 0) return;
+  const int64_t j = own.unit;
+  const auto row = [&](int64_t n) { return Row{args, H, own.place(args.rows.walk, n)}; };
+  const C drop = row(0).drop(j);
+  C w[Cell::kGates], bias[Cell::kGates], states[Cell::kStates];
+  for (int g = 0; g < Cell::kGates; ++g) {
+    w[g] = widen(args.rows.w_own[g * H + j]) * drop;
+    bias[g] = args.b_hh ? widen(args.b_hh[g * H + j]) : C(0);
+  }
+  for (int k = 0; k < Cell::kStates; ++k) states[k] = row(0).initial(k, j);
+  for (int64_t first = 0; first < own.steps; first += kStepsAtATime<Cell>) {
+    typename Row::Inputs in[kStepsAtATime<Cell>];
+    UNROLL
+    for (int i = 0; i < kStepsAtATime<Cell>; ++i)
+      in[i] = row(smaller(first + i, own.steps - 1)).inputs(j);
+    UNROLL
+    for (int i = 0; i < kStepsAtATime<Cell>; ++i) {
+      if (first + i >= own.steps) break;
+      const Row now = row(first + i);
+      V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[Cell::kReserve + 1];
+      C before[Cell::kStates];
+      for (int k = 0; k < Cell::kStates; ++k) before[k] = states[k], s[k] = V(states[k]);
+      for (int g = 0; g < Cell::kGates; ++g)
+        x[g] = V(widen(in[i].x[g])), h[g] = V(fma(w[g], states[0], bias[g]));
+      Cell::forward(x, h, s, q);
+      if (args.gates) now.store_gates(j, q);
+      now.finish(j, in[i], before, s, states);
+    }
+  }
+}
+
+}  // namespace rnnfast::cuda
