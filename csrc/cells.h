@@ -152,6 +152,11 @@ struct Lstm {
   }
 };
 
+// Numbers of a row that a normalised recurrence keeps: 1 / the deviation of its product and, of a
+// cell that emits, the mean of c' and 1 / its deviation.
+template <class Cell>
+inline constexpr int kStatistics = Cell::kEmits ? 3 : 1;
+
 struct CellFacts {
   const char* name;
   int gates, states, reserve, shared_gates;

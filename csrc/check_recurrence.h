@@ -90,13 +90,16 @@ inline Recurrence check_recurrence(const char* op, const RecurrenceArguments& a,
 inline bool is_empty(const Recurrence& r) { return is_empty(r.layer); }
 
 // Of the reserve: a timeline for each state [rows + B, H]; the gates [rows, Q*H] if the cell keeps
-// any; if normalised, p^ [rows, G*H] and [rows, 3] of each row 1 / the deviation of p, the mean of
-// c' and 1 / its deviation; where it `keeps_fresh`, s' [rows, K*H].
+// any; if normalised, p^ [rows, G*H] and the row's statistics, see kStatistics; where it
+// `keeps_fresh`, s' [rows, K*H].
 inline std::vector<std::vector<int64_t>> reserve_sizes(const Recurrence& r) {
   const Layer& layer = r.layer;
   std::vector<std::vector<int64_t>> sizes(layer.cell.states, {layer.rows + layer.B, layer.H});
   if (layer.cell.reserve) sizes.push_back({layer.rows, layer.cell.reserve * layer.H});
-  if (r.normalised) sizes.push_back({layer.rows, r.gates()}), sizes.push_back({layer.rows, 3});
+  if (r.normalised) {
+    sizes.push_back({layer.rows, r.gates()});
+    sizes.push_back({layer.rows, layer.cell.emits ? 3 : 1});
+  }
   if (r.keeps_fresh()) sizes.push_back({layer.rows, r.kept()});
   return sizes;
 }

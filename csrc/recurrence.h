@@ -52,6 +52,12 @@ struct Walk {
   }
 };
 
+// keep a + (1 - keep) b: either of them, to the bit, where keep is 1 or 0 and both are numbers.
+template <class V>
+RNNFAST_FN V kept(V keep, V a, V b) {
+  return fma(keep, a, (V(1) - keep) * b);
+}
+
 inline constexpr int kMaxStates = 2;
 inline constexpr double kNormEpsilon = 1e-5;  // of variances, torch.nn.LayerNorm's
 

@@ -54,7 +54,7 @@ def _reserve_shapes(
     if spec.reserve:
         shapes.append((rows, spec.reserve * hidden))
     if norm:
-        shapes += [(rows, spec.gates * hidden), (rows, 3)]
+        shapes += [(rows, spec.gates * hidden), (rows, 3 if spec.emit else 1)]
     if keep and spec.reads_after:
         shapes.append((rows, spec.states * hidden))
     return shapes

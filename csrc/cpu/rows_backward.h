@@ -116,7 +116,8 @@ struct BackwardRow {
 
   // The same where c was normalised: through h = emit(gain c^ + bias), then c' = advance(..).
   RNNFAST_FN void run_normalised_c() const {
-    const Moments<T> moments{d.statistics[row * 3 + 1], d.statistics[row * 3 + 2]};
+    const Moments<T> moments{d.statistics[row * kStatistics<Cell> + 1],
+                             d.statistics[row * kStatistics<Cell> + 2]};
     T* const grad_y = d.grad_y + row * H;
     const auto outcome = [&](int64_t j, int64_t n) { return moments.apply(state_after(1, j, n)); };
     const auto grad = [&](int64_t j, int64_t n) {
@@ -152,8 +153,8 @@ struct BackwardRow {
       return V::load(grad_h + j, n) * V::load(d.gain + j, n);
     };
     const auto outcome = [&](int64_t j, int64_t n) { return V::load(p + j, n); };
-    const auto back =
-        MomentsBackward<T>::of(Cell::kGates * H, d.statistics[row * 3], grad, outcome);
+    const auto back = MomentsBackward<T>::of(Cell::kGates * H,
+                                             d.statistics[row * kStatistics<Cell>], grad, outcome);
     for_registers<T>({0, Cell::kGates * H}, [&](int64_t j, int64_t n) {
       back.apply(grad(j, n), outcome(j, n)).store(d.grad_p + first_gate() + j, n);
     });

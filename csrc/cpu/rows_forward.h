@@ -98,12 +98,6 @@ struct Moments {
   RNNFAST_FN Vec<T> apply(Vec<T> x) const { return (x - Vec<T>(mean)) * Vec<T>(rstd); }
 };
 
-// keep a + (1 - keep) b: either of them, to the bit, where keep is 1 or 0 and both are numbers.
-template <class V>
-RNNFAST_FN V kept(V keep, V a, V b) {
-  return fma(keep, a, (V(1) - keep) * b);
-}
-
 // One row of one step of the recurrence.
 template <class Cell, class T>
 struct ForwardRow {
@@ -118,6 +112,8 @@ struct ForwardRow {
     return d.gates ? d.gates + row * Cell::kReserve * H : scratch + Cell::kStates * H;
   }
 
+  T* statistics() const { return d.statistics ? d.statistics + row * kStatistics<Cell> : nullptr; }
+
   RNNFAST_FN void multiply_own(Range units) const {
     for_registers<T>(units, [&](int64_t j, int64_t n) {
       const V h = V::load(d.operand + b * d.state_stride + j, n);
@@ -128,7 +124,7 @@ struct ForwardRow {
 
   RNNFAST_FN void normalise() const {
     const Moments<T> moments = Moments<T>::of(products, Cell::kGates * H);
-    if (d.statistics) d.statistics[row * 3] = moments.rstd;
+    if (T* const own = statistics()) own[0] = moments.rstd;
     for_registers<T>({0, Cell::kGates * H}, [&](int64_t j, int64_t n) {
       const V p = moments.apply(V::load(products + j, n));
       p.store(products + j, n);
@@ -191,8 +187,7 @@ struct ForwardRow {
       s[1].store(c + j, n);
     });
     const Moments<T> moments = Moments<T>::of(c, H);
-    if (d.statistics)
-      d.statistics[row * 3 + 1] = moments.mean, d.statistics[row * 3 + 2] = moments.rstd;
+    if (T* const own = statistics()) own[1] = moments.mean, own[2] = moments.rstd;
     for_registers<T>({0, H}, [&](int64_t j, int64_t n) {
       V s[Cell::kStates], q[kReserveSlots<Cell>];
 #pragma GCC unroll 4

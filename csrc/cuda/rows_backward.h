@@ -102,7 +102,8 @@ struct BackwardStep : BackwardRow<Cell, E> {
 
   // The same where c was normalised: through h = emit(gain c^ + bias), then c' = advance(..).
   DEVICE void run_units_normalised_c() const {
-    const Moments<C> moments{a.statistics[at.row * 3 + 1], a.statistics[at.row * 3 + 2]};
+    const Moments<C> moments{a.statistics[at.row * kStatistics<Cell> + 1],
+                             a.statistics[at.row * kStatistics<Cell> + 2]};
     C *const grad_y = a.grad_y + at.row * H, *const of_c = a.scratch + at.b * H;
     const auto outcome = [&](int, int64_t j) { return moments.apply(this->state_after(1, j)); };
     const auto grad = [&](int, int64_t j) { return grad_y[j] * widen(a.rows.gain_c[j]); };
@@ -140,8 +141,8 @@ struct BackwardStep : BackwardRow<Cell, E> {
       return a.grad_h[first + g * H + j] * widen(a.rows.gain[g * H + j]);
     };
     const auto outcome = [&](int g, int64_t j) { return a.normalised[first + g * H + j]; };
-    const auto back =
-        MomentsBackward<C>::template of<kGates>(H, a.statistics[at.row * 3], grad, outcome);
+    const auto back = MomentsBackward<C>::template of<kGates>(
+        H, a.statistics[at.row * kStatistics<Cell>], grad, outcome);
     each_unit(H, [&](int64_t j) {
       C sum = 0;
       for (int g = 0; g < kGates; ++g) {

@@ -41,7 +41,7 @@ struct ForwardRow {
       after[k] = plain(made[k]);
       if (a.fresh) a.fresh[(at.row * kStates + k) * H + j] = after[k];
       const C keep = widen(in.keep[k]);
-      if (a.rows.keep) after[k] = fma(keep, before[k], (C(1) - keep) * after[k]);
+      if (a.rows.keep) after[k] = kept(keep, before[k], after[k]);
       if (a.timelines[k]) a.timelines[k][at.after * H + j] = after[k];
       if (a.timelines[k] && at.first) a.timelines[k][at.before * H + j] = before[k];
       if (at.last) a.states_n[k][at.b * H + j] = narrow<E>(after[k]);
@@ -70,7 +70,7 @@ struct ForwardStep : ForwardRow<Cell, E> {
     if (!a.rows.gain) return {0, 1};
     const auto result =
         Moments<C>::template of<kGates>(H, [this](int g, int64_t j) { return product(g, j); });
-    if (a.statistics && dev::tid() == 0) a.statistics[at.row * 3] = result.rstd;
+    if (a.statistics && dev::tid() == 0) a.statistics[at.row * kStatistics<Cell>] = result.rstd;
     return result;
   }
 
@@ -118,8 +118,10 @@ struct ForwardStep : ForwardRow<Cell, E> {
       c[j] = plain(s[1]);
     });
     const auto of_c = Moments<C>::template of<1>(H, [c](int, int64_t j) { return c[j]; });
-    if (a.statistics && dev::tid() == 0)
-      a.statistics[at.row * 3 + 1] = of_c.mean, a.statistics[at.row * 3 + 2] = of_c.rstd;
+    if (a.statistics && dev::tid() == 0) {
+      C* const own = a.statistics + at.row * kStatistics<Cell>;
+      own[1] = of_c.mean, own[2] = of_c.rstd;
+    }
     each_unit(H, [&](int64_t j) {
       V s[kStates], q[kReserve];
       C before_step[kStates];
