@@ -1,0 +1,79 @@
+"""The options of regularised layers: what is refused, what torch.nn lacks, what `explain` says."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from test_regularisation import B, H, I, T, every_class, every_option, make
+from torch import nn
+
+import rnnfast
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"zoneout": 1.0}, ValueError, r"zoneout should be a number in range \[0, 1\), got 1.0"),
+    ({"zoneout": -0.1}, ValueError, "zoneout should be"),
+    ({"zoneout": True}, ValueError, "zoneout should be"),
+    ({"zoneout": (0.1, 0.2, 0.3)}, ValueError, "zoneout: expected . numbers, got 3"),
+    ({"state_dropout": "a"}, ValueError, "state_dropout should be"),
+    ({"weight_dropout": 2}, ValueError, "weight_dropout should be"),
+    ({"clip_gradients": 0}, ValueError, "clip_gradients: expected a number above 0 or None"),
+    ({"clip_gradients": float("nan")}, ValueError, "clip_gradients: expected"),
+    ({"layer_norm": 1}, TypeError, "layer_norm should be of type bool, got: int"),
+    ({"layer_norm": True, "heads": 3}, ValueError, "layer_norm: not with heads"),
+]
+
+
+@every_class
+@pytest.mark.parametrize(("options", "kind", "message"), BAD, ids=str)
+def test_bad_options(
+    name: str, options: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        getattr(rnnfast, name)(I, H, **options)
+
+
+def test_no_projection() -> None:
+    with pytest.raises(ValueError, match="no projection of an LSTM with that"):
+        rnnfast.LSTM(I, H, proj_size=3, zoneout=0.1)
+
+
+@every_class
+@every_option
+def test_torch_has_none(
+    name: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = make(name, **options)
+    with caplog.at_level(logging.WARNING, logger="rnnfast"):
+        assert type(rnnfast.revert(layer)) is getattr(rnnfast, name)
+    assert "torch.nn has no layers with" in caplog.text
+    with pytest.raises(RuntimeError, match="none with"):
+        torch.jit.script(layer)
+
+
+@every_class
+@every_option
+def test_explain(name: str, options: dict[str, Any]) -> None:
+    layer, x = make(name, **options), torch.randn(T, B, I, dtype=torch.float64)
+    (explained,) = rnnfast.explain(layer, x).layers
+    assert explained.route == "fused"
+    plain = set(options) == {"weight_dropout"} or set(options) == {"heads"}
+    assert plain or "over the rows of a step" in explained.reason
+    if options.get("heads") == H:
+        assert "units on their own" in explained.reason
+
+
+def test_a_layer_without_options_is_as_before() -> None:
+    layer = rnnfast.GRU(I, H, zoneout=0.0, state_dropout=0)
+    assert layer._regularisation is None
+    assert set(vars(layer)) == set(vars(nn.GRU(I, H)))
+
+
+def test_new_parameters() -> None:
+    layer = rnnfast.LSTM(I, H, layer_norm=True, num_layers=2, bidirectional=True)
+    assert (layer.norm_ih_l1_reverse == 1).all()
+    assert (layer.norm_bias_c_l0 == 0).all()
+    assert len(layer.all_weights) == 4
+    assert [len(w) for w in layer.all_weights] == [8] * 4
