@@ -96,7 +96,7 @@ bool has_bfloat16_tiles() {
 
 py::dict caches() {
   py::dict result;
-  result["l1"] = kCaches.l1, result["l2"] = kCaches.l2;
+  result["l1"] = cpu::kCaches.l1, result["l2"] = cpu::kCaches.l2;
   return result;
 }
 
@@ -132,25 +132,25 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
         "plan: sizes must not be negative, directions 1 or 2, threads at least 1");
   const int element = dtype == "float64" ? 8 : 4,
             width = vector_bytes(at::get_cpu_capability()) / element;
-  const Plan p = plan({facts.gates,
-                       T,
-                       B,
-                       I,
-                       H,
-                       directions,
-                       uniform,
-                       threads,
-                       width,
-                       element,
-                       hand_over,
-                       tiles && dtype == "bfloat16",
-                       {l1, l2}});
+  const cpu::Plan p = cpu::plan({facts.gates,
+                                 T,
+                                 B,
+                                 I,
+                                 H,
+                                 directions,
+                                 uniform,
+                                 threads,
+                                 width,
+                                 element,
+                                 hand_over,
+                                 tiles && dtype == "bfloat16",
+                                 {l1, l2}});
   py::dict result;
   result["kernel"] = p.tiles ? "tiles" : p.packed ? "packed" : "rows";
-  result["split"] = p.threads == 1             ? "none"
-                    : p.threads == directions  ? "direction"
-                    : p.split == Split::kBatch ? "batch"
-                                               : "hidden";
+  result["split"] = p.threads == 1                  ? "none"
+                    : p.threads == directions       ? "direction"
+                    : p.split == cpu::Split::kBatch ? "batch"
+                                                    : "hidden";
   result["threads"] = p.threads, result["chunk_steps"] = p.chunk_steps,
   result["grad_chunk_steps"] = p.grad_chunk_steps, result["panel_groups"] = p.group;
   result["block_rows"] = p.block_rows, result["outer_rows"] = p.outer_rows,
@@ -221,8 +221,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &rnnfast::cpu_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"), py::arg("B"),
         py::arg("I"), py::arg("H"), py::arg("directions"), py::arg("threads"),
         py::arg("uniform") = true, py::arg("hand_over") = 100.0, py::arg("tiles") = false,
-        py::arg("l1") = rnnfast::kSmallCaches.l1, py::arg("l2") = rnnfast::kSmallCaches.l2,
-        "How the CPU kernels would run a layer.");
+        py::arg("l1") = rnnfast::cpu::kSmallCaches.l1,
+        py::arg("l2") = rnnfast::cpu::kSmallCaches.l2, "How the CPU kernels would run a layer.");
   m.def("cuda_kernels", &rnnfast::cuda_kernels,
         "The names that RNNFAST_CUDA_KERNEL knows, beside auto.");
   m.def("cuda_plan", &rnnfast::cuda_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"),

@@ -3,10 +3,10 @@
 
 #include <ATen/core/List.h>
 
-#include "cpu/buffers.h"
-#include "cpu/driver_backward.h"
+#include "cpu/driver.h"
+#include "cpu/steps_backward.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // S: what is multiplied; the gradients are T.
 template <class Cell, class S>
@@ -151,4 +151,4 @@ struct LayerBackward {
   }
 };
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

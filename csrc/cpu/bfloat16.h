@@ -7,7 +7,7 @@
 
 #if defined(__AVX512BF16__)
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 using BfloatVec = Vec<Bfloat16>;
 
@@ -45,11 +45,11 @@ RNNFAST_FN BfloatVec larger(BfloatVec a, BfloatVec b) {
 // 1 / x for positive x, within 2^-14 of it: a 32nd of what rounding to bfloat16 takes.
 RNNFAST_FN BfloatVec reciprocal(BfloatVec x) { return _mm512_maskz_rcp14_ps(0xffff, x.raw); }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu
 
 #elif defined(RNNFAST_TWIN)
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 using BfloatVec = Vec<Bfloat16>;
 
@@ -72,13 +72,13 @@ RNNFAST_FN void BfloatVec::store(Bfloat16* p, int64_t n) const {
 
 RNNFAST_FN BfloatVec reciprocal(BfloatVec x) { return BfloatVec(1) / x; }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu
 
 #endif
 
 #if defined(__AVX512BF16__) || defined(RNNFAST_TWIN)
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // 2^x = scale + scale * excess, for |x| up to `limit` < 127, beyond which it stays as it is there.
 // NaN stays NaN. 2^f is 1 + f P(f) on |f| <= 1/2, within 2.9e-6 of it; near zero `excess` is within
@@ -125,6 +125,6 @@ RNNFAST_FN BfloatVec in_pairs(BfloatVec first, BfloatVec second) {
   return (BfloatVec::Raw)((Bits)first.raw >> 16 | (Bits)second.raw);
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu
 
 #endif

@@ -7,7 +7,7 @@
 
 #include "cpu/plan.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 inline Caches reported_caches() {
   Caches found = kSmallCaches;
@@ -22,4 +22,4 @@ inline Caches reported_caches() {
 // Asked when the library is loaded: a local static variable has a lock, see team.h.
 inline const Caches kCaches = reported_caches();
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -10,7 +10,7 @@
 #include "cpu/frozen.h"
 #include "cpu/memory.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // OpenMP keeps the threads of a region for the next one that the same thread opens. They are not in
 // the child, which would wait for them for ever, in our kernels and in torch's. So this thread's
@@ -37,4 +37,4 @@ inline void prepare_for_forks() {
   pthread_atfork(before_fork, after_fork, after_fork);
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

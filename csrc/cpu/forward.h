@@ -1,10 +1,10 @@
 // One layer forward: allocates, and hands each direction to its team.
 #pragma once
 
-#include "cpu/buffers.h"
+#include "cpu/driver.h"
 #include "cpu/matrix.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // S: what is multiplied; N: what the other tensors are stored as, or widened to.
 template <class Cell, class S, class N>
@@ -105,4 +105,4 @@ struct LayerForward {
   }
 };
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

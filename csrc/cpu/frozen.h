@@ -12,7 +12,7 @@
 
 #include "cpu/memory.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // Which numbers a weight held when it was looked at: as long as it looks the same, it holds them,
 // but for writes that autograd's version does not count (through .data, or another library).
@@ -112,4 +112,4 @@ class FrozenWeights {
   std::atomic<size_t> count_{0};
 };
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -8,7 +8,7 @@
 
 #include "cpu/panels.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 inline constexpr int kMaxRows = 8;
 
@@ -286,4 +286,4 @@ RNNFAST_FN void multiply_zeros(const Panels<S>& panels, Range rows, Range panel_
         consume(row, panels.first_unit(panel, g), sums.values);
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -1,10 +1,10 @@
 // A matrix of weights as one forward pass multiplies with it, and the memory of its panels.
 #pragma once
 
-#include "cpu/buffers.h"
+#include "cpu/driver.h"
 #include "cpu/frozen.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 template <class S>
 class ForwardMatrix {
@@ -37,4 +37,4 @@ class ForwardMatrix {
   Scratch<S> packed_;
 };
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

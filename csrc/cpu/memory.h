@@ -17,7 +17,7 @@
 #include <sys/resource.h>
 #endif
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // A wish only; numpy has it from this size on.
 inline void prefer_huge_pages(void* data, size_t bytes) {
@@ -165,4 +165,4 @@ Scratch<T> zero_scratch(int64_t size) {
   return result;
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

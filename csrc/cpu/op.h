@@ -1,5 +1,4 @@
-// Binds the CPU kernels to the ops rnnfast::layer and rnnfast::layer_backward. Included once per
-// instruction set.
+// Binds the CPU kernels to the ops. Included once per instruction set.
 #pragma once
 
 #include <ATen/Context.h>
@@ -8,9 +7,9 @@
 #include "cpu/backward.h"
 #include "cpu/fork.h"
 #include "cpu/forward.h"
-#include "cpu/rows_op.h"
+#include "cpu/rows_driver.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // torch.backends.mkldnn.rnn.fp32_precision, torch's switch for recurrent layers in float32.
 inline bool bfloat16_is_precise_enough() {
@@ -101,6 +100,46 @@ inline Tensors layer_backward_cpu(std::string_view cell, const std::optional<Ten
   return result;
 }
 
+// Calls f with the cell and with the type that it is calculated in.
+template <class F>
+void dispatch_recurrence(const Recurrence& r, F&& f) {
+  dispatch_cell(r.layer.cell.name, [&](auto cell) {
+    r.layer.dtype == at::kDouble ? f(cell, double{}) : f(cell, float{});
+  });
+}
+
+inline LayerResult recurrence_cpu(std::string_view cell, const Tensor& x_gates,
+                                  const std::optional<Tensor>& batch_sizes, int64_t B,
+                                  at::TensorList states, const Tensor& w_hh,
+                                  const std::optional<Tensor>& b_hh, at::TensorList norm,
+                                  const std::optional<Tensor>& keep,
+                                  const std::optional<Tensor>& drop, bool reverse,
+                                  std::optional<double> clip, bool train) {
+  return recurrence(cell, x_gates, batch_sizes, B, states, w_hh, b_hh, norm, keep, drop, reverse,
+                    clip, train, [](const Recurrence& r, const auto& inputs, const auto& results) {
+                      dispatch_recurrence(r, [&](auto c, auto number) {
+                        run_forward<decltype(c), decltype(number)>(r, inputs, results);
+                      });
+                    });
+}
+
+inline Tensors recurrence_backward_cpu(std::string_view cell,
+                                       const std::optional<Tensor>& grad_output,
+                                       const c10::List<std::optional<Tensor>>& grad_states_n,
+                                       const std::optional<Tensor>& batch_sizes, int64_t B,
+                                       const Tensor& w_hh, at::TensorList norm,
+                                       const std::optional<Tensor>& keep,
+                                       const std::optional<Tensor>& drop, bool reverse,
+                                       at::TensorList reserve, std::optional<double> clip) {
+  return rnnfast::recurrence_backward(
+      cell, grad_output, grad_states_n, batch_sizes, B, w_hh, norm, keep, drop, reverse, reserve,
+      clip, [](const Recurrence& r, const auto& kept, const auto& grads, const Tensors& results) {
+        dispatch_recurrence(r, [&](auto c, auto number) {
+          run_backward<decltype(c), decltype(number)>(r, kept, grads, results);
+        });
+      });
+}
+
 inline void set_frozen_cpu(const Tensor& weight, bool frozen) {
   TORCH_CHECK(!weight.is_inference(),
               "rnnfast::set_frozen: weight was made in inference mode, where autograd counts no "
@@ -120,4 +159,4 @@ TORCH_LIBRARY_IMPL(rnnfast, CPU, m) {
   m.impl("recurrence_backward", &recurrence_backward_cpu);
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -5,7 +5,7 @@
 
 #include "cpu/bfloat16.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // Whether numbers stored as S may be multiplied by tiles (tiles.h), and the depth of one.
 template <class S>
@@ -95,4 +95,4 @@ struct Operands<Bfloat16> : PairRegister {
 template <class S>
 inline constexpr bool kInPairs = Operands<S>::kPerLane == 2;
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

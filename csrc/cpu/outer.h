@@ -7,7 +7,7 @@
 
 #include "cpu/gemm.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // Registers of columns in a tile of `add_outer`: the widest tile of the most rows.
 inline constexpr int kOuterVectors = kVectorRegisters >= 32 ? 3 : 2;
@@ -112,4 +112,4 @@ void add_rows(const S* a, int64_t a_stride, Range columns, int64_t rows, Compute
   }
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

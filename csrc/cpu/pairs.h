@@ -7,7 +7,7 @@
 #include "cpu/outer.h"
 #include "cpu/tiles.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // The right operand: the columns of two rows side by side, for one pair of rows after the other,
 // kVectors registers of columns in a panel. Zeros past the last row and column.
@@ -107,4 +107,4 @@ void add_outer(Tiles* tiles, const S* a, int64_t a_stride, Range columns, const 
   }
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -7,7 +7,7 @@
 #include "cpu/operands.h"
 #include "cpu/plan.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 struct Range {
   int64_t begin, end;
@@ -136,4 +136,4 @@ void pack_backward(const S* w, const Panels<S>& panels, int64_t panel, S* dst) {
   }
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

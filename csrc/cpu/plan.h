@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // Bytes of the caches that a core has for itself; where the system does not say, as if they were
 // small.
@@ -170,4 +170,4 @@ inline Plan plan(const Problem& p) {
   return result;
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -3,7 +3,7 @@
 
 #include "cpu/rows_forward.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // One recurrence, backward. What is not asked for is null.
 template <class T>
@@ -213,4 +213,4 @@ void recurrence_backward(const RecurrenceBackward<T>& d, T* scratch, Member memb
   }
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -4,9 +4,9 @@
 
 #include <cmath>
 
-#include "cpu/driver.h"
+#include "cpu/steps_forward.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // One recurrence, forward. What is not asked for is null.
 template <class T>
@@ -239,4 +239,4 @@ void recurrence_forward(const RecurrenceForward<T>& d, T* scratch, Member member
   }
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

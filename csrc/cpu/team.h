@@ -14,7 +14,7 @@
 #include "cpu/plan.h"
 #include "cpu/tiles.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // All threads of a team wait for each other: each raises a flag in a cache line of its own and
 // looks at those of the others. Spins, then yields: with more threads than free cores it is slow,
@@ -178,4 +178,4 @@ inline Grant granted() {
   return {processors.load(), hand_over.load()};
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -8,7 +8,7 @@
 
 #include "cpu/operands.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 inline constexpr int kTileRows = 16, kTileCount = 8, kTileBytes = 64;
 // The first tiles are sums and one left operand; the others always have all rows.
@@ -150,4 +150,4 @@ class Tiles {
   int64_t rows_ = 0;
 };
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

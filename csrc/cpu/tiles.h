@@ -8,7 +8,7 @@
 
 #if defined(__AMX_BF16__) || defined(RNNFAST_TWIN)
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // Calls f with 0, 1, ... as constants.
 template <int count, class F>
@@ -133,6 +133,6 @@ inline void multiply_two_tiles(Tiles& tiles, const Bfloat16* a, int64_t a_stride
   multiply_tiles(left, w, w_stride, vectors, sums, vectors * Vec<Bfloat16>::kWidth);
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu
 
 #endif

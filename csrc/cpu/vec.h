@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // RNNFAST_TWIN: what the instructions of AVX512-BF16 and AMX do, in plain C++, so that the kernels
 // made of them are tested on any CPU. Never installed.
@@ -124,10 +124,18 @@ struct Vec {
   friend RNNFAST_FN auto operator<=(Vec a, Vec b) { return a.raw <= b.raw; }
 };
 
+}  // namespace rnnfast::cpu
+
+namespace rnnfast {
+
 template <class S>
-struct ScalarOf<Vec<S>> {
-  using type = Compute<S>;
+struct ScalarOf<cpu::Vec<S>> {
+  using type = cpu::Compute<S>;
 };
+
+}  // namespace rnnfast
+
+namespace rnnfast::cpu {
 
 template <class S>
 RNNFAST_FN Vec<S> fma(Vec<S> a, Vec<S> b, Vec<S> c) {
@@ -240,4 +248,4 @@ RNNFAST_FN void Vec<S>::store_first(T* p, int64_t n) const {
 }
 #endif
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -9,6 +9,7 @@
 #include "recurrence.h"
 
 using namespace rnnfast;
+using namespace rnnfast::cpu;
 
 static int failures = 0;
 

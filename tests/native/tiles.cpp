@@ -15,6 +15,7 @@
 #endif
 
 using namespace rnnfast;
+using namespace rnnfast::cpu;
 
 static int failures = 0;
 static uint32_t seed = 1;

@@ -6,7 +6,7 @@
 #include "cpu/rows_backward.h"
 #include "recurrence_op.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // Rows of H numbers of type T with a stride.
 template <class T>
@@ -135,44 +135,4 @@ void run_backward(const Recurrence& r, const RecurrenceReserve& reserve,
     copy_rows(d.grad_states[k], stride, mutable_data<T>(results[next + k]), H, B, H);
 }
 
-// Calls f with the cell and with the type that it is calculated in.
-template <class F>
-void dispatch_recurrence(const Recurrence& r, F&& f) {
-  dispatch_cell(r.layer.cell.name, [&](auto cell) {
-    r.layer.dtype == at::kDouble ? f(cell, double{}) : f(cell, float{});
-  });
-}
-
-inline LayerResult recurrence_cpu(std::string_view cell, const Tensor& x_gates,
-                                  const std::optional<Tensor>& batch_sizes, int64_t B,
-                                  at::TensorList states, const Tensor& w_hh,
-                                  const std::optional<Tensor>& b_hh, at::TensorList norm,
-                                  const std::optional<Tensor>& keep,
-                                  const std::optional<Tensor>& drop, bool reverse,
-                                  std::optional<double> clip, bool train) {
-  return recurrence(cell, x_gates, batch_sizes, B, states, w_hh, b_hh, norm, keep, drop, reverse,
-                    clip, train, [](const Recurrence& r, const auto& inputs, const auto& results) {
-                      dispatch_recurrence(r, [&](auto c, auto number) {
-                        run_forward<decltype(c), decltype(number)>(r, inputs, results);
-                      });
-                    });
-}
-
-inline Tensors recurrence_backward_cpu(std::string_view cell,
-                                       const std::optional<Tensor>& grad_output,
-                                       const c10::List<std::optional<Tensor>>& grad_states_n,
-                                       const std::optional<Tensor>& batch_sizes, int64_t B,
-                                       const Tensor& w_hh, at::TensorList norm,
-                                       const std::optional<Tensor>& keep,
-                                       const std::optional<Tensor>& drop, bool reverse,
-                                       at::TensorList reserve, std::optional<double> clip) {
-  return recurrence_backward(
-      cell, grad_output, grad_states_n, batch_sizes, B, w_hh, norm, keep, drop, reverse, reserve,
-      clip, [](const Recurrence& r, const auto& kept, const auto& grads, const Tensors& results) {
-        dispatch_recurrence(r, [&](auto c, auto number) {
-          run_backward<decltype(c), decltype(number)>(r, kept, grads, results);
-        });
-      });
-}
-
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu

@@ -2,10 +2,10 @@
 // gradients add to the gradients of the weights and of x.
 #pragma once
 
-#include "cpu/driver.h"
 #include "cpu/pairs.h"
+#include "cpu/steps_forward.h"
 
-namespace rnnfast {
+namespace rnnfast::cpu {
 
 // One direction of a layer, backward. S: the type of what is multiplied; all else is T. A gradient
 // that nobody wants is null.
@@ -288,4 +288,4 @@ void backward_direction(const BackwardDirection<S>& d, int64_t chunk_steps, Memb
   });
 }
 
-}  // namespace rnnfast
+}  // namespace rnnfast::cpu
