@@ -56,95 +56,91 @@ struct BackwardRow {
   int64_t first_gate() const { return row * Cell::kGates * H; }
   T* grad_state(int k, int64_t j) const { return d.grad_states[k] + b * d.state_stride + j; }
 
-  // The gradients of the states that the cell made; the rest goes to those before the step.
-  RNNFAST_FN void load_grads(int64_t j, int64_t n, V* ds) const {
-#pragma GCC unroll 2
-    for (int k = 0; k < Cell::kStates; ++k) {
-      ds[k] = V::load(grad_state(k, j), n);
-      if (k == 0 && d.grad_output) ds[k] = ds[k] + V::load(d.grad_output + row * H + j, n);
+  // A register of units of the row, see unit.h.
+  struct Units {
+    const BackwardRow& at;
+    const int64_t j, n;
+
+    RNNFAST_FN V gate(int i) const {
+      return V::load(at.d.gates + (at.row * Cell::kReserve + i) * at.H + j, n);
+    }
+    RNNFAST_FN V before(int k) const {
+      return V::load(at.d.timelines[k] + at.before * at.H + j, n);
+    }
+    // What the cell made.
+    RNNFAST_FN V after(int k) const {
+      return V::load(at.d.fresh ? at.d.fresh + (at.row * Cell::kStates + k) * at.H + j
+                                : at.d.timelines[k] + at.after * at.H + j,
+                     n);
+    }
+    // The gradient of what the cell made; that of what it did not goes to the state before.
+    RNNFAST_FN V grad(int k) const {
+      const RecurrenceBackward<T>& d = at.d;
+      V ds = V::load(at.grad_state(k, j), n);
+      if (k == 0 && d.grad_output) ds = ds + V::load(d.grad_output + at.row * at.H + j, n);
       if (d.clip > 0) {
-        ds[k] = select(ds[k] > V(d.clip), V(d.clip), ds[k]);
-        ds[k] = select(ds[k] < V(-d.clip), V(-d.clip), ds[k]);
+        ds = select(ds > V(d.clip), V(d.clip), ds);
+        ds = select(ds < V(-d.clip), V(-d.clip), ds);
       }
-      V passed(T(0));
-      if (d.keep) {
-        const V keep = V::load(d.keep + row * d.keep_stride + k * H + j, n);
-        passed = keep * ds[k], ds[k] = (V(1) - keep) * ds[k];
-      }
-      passed.store(grad_state(k, j), n);
+      V keep(T(0));
+      if (d.keep) keep = V::load(d.keep + at.row * d.keep_stride + k * at.H + j, n);
+      (keep * ds).store(at.grad_state(k, j), n);
+      return (V(1) - keep) * ds;
     }
-  }
-  RNNFAST_FN V state_after(int k, int64_t j, int64_t n) const {
-    return V::load(
-        d.fresh ? d.fresh + row * Cell::kStates * H + k * H + j : d.timelines[k] + after * H + j,
-        n);
-  }
-  RNNFAST_FN void load(int64_t j, int64_t n, V* q, V* p) const {
-#pragma GCC unroll 4
-    for (int k = 0; k < Cell::kReserve; ++k)
-      q[k] = V::load(d.gates + (row * Cell::kReserve + k) * H + j, n);
-#pragma GCC unroll 2
-    for (int k = 0; k < Cell::kStates; ++k) p[k] = V::load(d.timelines[k] + before * H + j, n);
-  }
-  RNNFAST_FN void store_gates(int64_t j, int64_t n, const V* dx, const V* dh, int count) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < count; ++g) {
-      dx[g].store(d.grad_x + first_gate() + g * H + j, n);
-      if (d.grad_h != d.grad_x) dh[g].store(d.grad_h + first_gate() + g * H + j, n);
+
+    RNNFAST_FN void put_grad(int k, V ds) const {
+      (V::load(at.grad_state(k, j), n) + ds).store(at.grad_state(k, j), n);
     }
-  }
-  // What the cell sends back elementwise joins what passed by it.
-  RNNFAST_FN void store_grads(int64_t j, int64_t n, const V* ds) const {
-#pragma GCC unroll 2
-    for (int k = 0; k < Cell::kStates; ++k)
-      (V::load(grad_state(k, j), n) + ds[k]).store(grad_state(k, j), n);
-  }
+    RNNFAST_FN void put_x(int g, V dx) const {
+      dx.store(at.d.grad_x + at.first_gate() + g * at.H + j, n);
+    }
+    RNNFAST_FN void put_h(int g, V dh) const {
+      if (at.d.grad_h != at.d.grad_x) dh.store(at.d.grad_h + at.first_gate() + g * at.H + j, n);
+    }
+  };
 
   RNNFAST_FN void run(Range units) const {
-    for_registers<T>(units, [&](int64_t j, int64_t n) {
-      V q[kReserveSlots<Cell>], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates],
-          dx[Cell::kGates], dh[Cell::kGates];
-      load_grads(j, n, ds);
-      load(j, n, q, p);
-#pragma GCC unroll 2
-      for (int k = 0; k < Cell::kStates; ++k) s[k] = state_after(k, j, n);
-      Cell::backward(q, p, s, ds, dx, dh);
-      store_gates(j, n, dx, dh, Cell::kGates);
-      store_grads(j, n, ds);
-    });
+    for_registers<T>(units,
+                     [&](int64_t j, int64_t n) { backward_unit<Cell, V>(Units{*this, j, n}); });
   }
 
   // The same where c was normalised: through h = emit(gain c^ + bias), then c' = advance(..).
   RNNFAST_FN void run_normalised_c() const {
-    const Moments<T> moments{d.statistics[row * kStatistics<Cell> + 1],
-                             d.statistics[row * kStatistics<Cell> + 2]};
+    const T* const statistics = d.statistics + row * kStatistics<Cell>;
+    const Moments<T> moments{statistics[1], statistics[2]};
     T* const grad_y = d.grad_y + row * H;
-    const auto outcome = [&](int64_t j, int64_t n) { return moments.apply(state_after(1, j, n)); };
+    const auto outcome = [&](int64_t j, int64_t n) {
+      return moments.apply(Units{*this, j, n}.after(1));
+    };
     const auto grad = [&](int64_t j, int64_t n) {
       return V::load(grad_y + j, n) * V::load(d.gain_c + j, n);
     };
+    constexpr int kLast = Cell::kGates - 1;
     for_registers<T>({0, H}, [&](int64_t j, int64_t n) {
-      V q[kReserveSlots<Cell>], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates],
-          dh[Cell::kGates];
-      load_grads(j, n, ds);
-      load(j, n, q, p);
+      const Units units{*this, j, n};
+      V q[Cell::kReserve], dx[Cell::kGates], dh[Cell::kGates];
+      load_gates(units, q);
       const V y = fma(V::load(d.gain_c + j, n), outcome(j, n), V::load(d.bias_c + j, n));
-      Cell::emit_backward(q, y, ds[0], V(T(0)), dx, dh).store(grad_y + j, n);
-      ds[1].store(scratch + j, n);
-      constexpr int kLast = Cell::kGates - 1;
-      dx[kLast].store(d.grad_x + first_gate() + kLast * H + j, n);
-      dh[kLast].store(d.grad_h + first_gate() + kLast * H + j, n);
+      Cell::emit_backward(q, y, units.grad(0), V(T(0)), dx, dh).store(grad_y + j, n);
+      units.grad(1).store(scratch + j, n);
+      units.put_x(kLast, dx[kLast]), units.put_h(kLast, dh[kLast]);
     });
     const auto back = MomentsBackward<T>::of(H, moments.rstd, grad, outcome);
     for_registers<T>({0, H}, [&](int64_t j, int64_t n) {
-      V q[kReserveSlots<Cell>], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates],
-          dh[Cell::kGates];
-      load(j, n, q, p);
+      const Units units{*this, j, n};
+      V q[Cell::kReserve], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates], dh[Cell::kGates];
+      load_gates(units, q);
+      p[1] = units.before(1);
       const V dc = V::load(scratch + j, n) + back.apply(grad(j, n), outcome(j, n));
       Cell::advance_backward(q, p, dc, ds, dx, dh);
-      store_gates(j, n, dx, dh, Cell::kGates - 1);
-      store_grads(j, n, ds);
+#pragma GCC unroll 3
+      for (int g = 0; g < kLast; ++g) units.put_x(g, dx[g]), units.put_h(g, dh[g]);
+      units.put_grad(0, ds[0]), units.put_grad(1, ds[1]);
     });
+  }
+  static RNNFAST_FN void load_gates(const Units& units, V* q) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Cell::kReserve; ++i) q[i] = units.gate(i);
   }
 
   RNNFAST_FN void normalise() const {

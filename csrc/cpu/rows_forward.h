@@ -132,70 +132,61 @@ struct ForwardRow {
     });
   }
 
-  RNNFAST_FN void load(int64_t j, int64_t n, V* x, V* h, V* s) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < Cell::kGates; ++g) {
-      x[g] = V::load(x_gates() + g * H + j, n);
-      h[g] = V::load(products + g * H + j, n);
-      if (d.gain) h[g] = h[g] * V::load(d.gain + g * H + j, n);
-      if (d.b_hh) h[g] = h[g] + V::load(d.b_hh + g * H + j, n);
-    }
-#pragma GCC unroll 2
-    for (int k = 0; k < Cell::kStates; ++k) s[k] = V::load(d.states[k] + b * d.state_stride + j, n);
-  }
+  // A register of units of the row, see unit.h. Their states are put where those before the step
+  // stand.
+  struct Units {
+    const ForwardRow& at;
+    const int64_t j, n;
 
-  RNNFAST_FN void store_gates(int64_t j, int64_t n, const V* q) const {
-#pragma GCC unroll 4
-    for (int k = 0; k < Cell::kReserve; ++k) q[k].store(gates() + k * H + j, n);
-  }
-
-  // The states that the cell made become those after the step.
-  RNNFAST_FN void finish(int64_t j, int64_t n, V* s) const {
-#pragma GCC unroll 2
-    for (int k = 0; k < Cell::kStates; ++k) {
-      T* const running = d.states[k] + b * d.state_stride + j;
-      if (d.fresh) s[k].store(d.fresh + row * Cell::kStates * H + k * H + j, n);
-      if (d.keep)
-        s[k] =
-            kept(V::load(d.keep + row * d.keep_stride + k * H + j, n), V::load(running, n), s[k]);
-      s[k].store(running, n);
-      if (d.timelines[k]) s[k].store(d.timelines[k] + after * H + j, n);
+    RNNFAST_FN T* running(int k) const { return at.d.states[k] + at.b * at.d.state_stride + j; }
+    RNNFAST_FN V x(int g) const { return V::load(at.x_gates() + g * at.H + j, n); }
+    RNNFAST_FN V h(int g) const {
+      V p = V::load(at.products + g * at.H + j, n);
+      if (at.d.gain) p = p * V::load(at.d.gain + g * at.H + j, n);
+      return at.d.b_hh ? p + V::load(at.d.b_hh + g * at.H + j, n) : p;
     }
-    if (d.drop)
-      (s[0] * V::load(d.drop + b * H + j, n)).store(d.operand + b * d.state_stride + j, n);
-    s[0].store(d.output + row * H + j, n);
-  }
+    RNNFAST_FN V state(int k) const { return V::load(running(k), n); }
+
+    RNNFAST_FN void put_state(int k, V s) const {
+      const RecurrenceForward<T>& d = at.d;
+      const int64_t kept_at = k * at.H + j;
+      if (d.fresh) s.store(d.fresh + at.row * Cell::kStates * at.H + kept_at, n);
+      if (d.keep) s = kept(V::load(d.keep + at.row * d.keep_stride + kept_at, n), state(k), s);
+      s.store(running(k), n);
+      if (d.timelines[k]) s.store(d.timelines[k] + at.after * at.H + j, n);
+      if (k > 0) return;
+      if (d.drop)
+        (s * V::load(d.drop + at.b * at.H + j, n)).store(d.operand + at.b * d.state_stride + j, n);
+      s.store(d.output + at.row * at.H + j, n);
+    }
+    RNNFAST_FN void put_gate(int i, V q) const {
+      if (at.d.gates) q.store(at.gates() + i * at.H + j, n);
+    }
+  };
 
   RNNFAST_FN void run(Range units) const {
-    for_registers<T>(units, [&](int64_t j, int64_t n) {
-      V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
-      load(j, n, x, h, s);
-      Cell::forward(x, h, s, q);
-      if (d.gates) store_gates(j, n, q);
-      finish(j, n, s);
-    });
+    for_registers<T>(units,
+                     [&](int64_t j, int64_t n) { forward_unit<Cell, V>(Units{*this, j, n}); });
   }
 
   // The same where c is normalised before h is made of it: needs the whole row.
   RNNFAST_FN void run_normalised_c() const {
-    T* const c = scratch;
+    T *const c = scratch, *const own_gates = gates();
     for_registers<T>({0, H}, [&](int64_t j, int64_t n) {
-      V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
-      load(j, n, x, h, s);
-      Cell::advance(x, h, s, q);
-      store_gates(j, n, q);
-      s[1].store(c + j, n);
+      advance_unit<Cell, V>(
+          Units{*this, j, n}, [&](int i, V q) { q.store(own_gates + i * H + j, n); },
+          [&](V s) { s.store(c + j, n); });
     });
     const Moments<T> moments = Moments<T>::of(c, H);
     if (T* const own = statistics()) own[1] = moments.mean, own[2] = moments.rstd;
     for_registers<T>({0, H}, [&](int64_t j, int64_t n) {
-      V s[Cell::kStates], q[kReserveSlots<Cell>];
+      const Units units{*this, j, n};
+      V q[Cell::kReserve];
 #pragma GCC unroll 4
-      for (int k = 0; k < Cell::kReserve; ++k) q[k] = V::load(gates() + k * H + j, n);
-      s[1] = V::load(c + j, n);
-      s[0] = Cell::emit(
-          q, fma(V::load(d.gain_c + j, n), moments.apply(s[1]), V::load(d.bias_c + j, n)));
-      finish(j, n, s);
+      for (int k = 0; k < Cell::kReserve; ++k) q[k] = V::load(own_gates + k * H + j, n);
+      const V made = V::load(c + j, n), gain = V::load(d.gain_c + j, n);
+      units.put_state(0, Cell::emit(q, fma(gain, moments.apply(made), V::load(d.bias_c + j, n))));
+      units.put_state(1, made);
     });
   }
 };

@@ -67,44 +67,44 @@ BackwardStep<S> backward_step(const BackwardDirection<S>& d, int64_t t, S* carry
   return step;
 }
 
-// The gate gradients of one step for one register of units of one row: sums are what the step after
-// sent back through W_hh.
+// One register of units of one row: sums are what the step after sent back through W_hh.
 template <class Cell, class S>
-RNNFAST_FN void backward_units(const BackwardDirection<S>& d, const BackwardStep<S>& step,
-                               int64_t row, int64_t unit, const Compute<S>* sums) {
+struct BackwardUnits {
   using T = Compute<S>;
   using V = Vec<S>;
-  const int64_t H = d.hidden, units = d.w_hh.panels.units_from(unit),
-                state = row * d.state_stride + unit;
-  V q[kReserveSlots<Cell>], s[Cell::kStates], p[Cell::kStates], ds[Cell::kStates], dx[Cell::kGates],
-      dh[Cell::kGates];
-#pragma GCC unroll 4
-  for (int k = 0; k < Cell::kReserve; ++k)
-    q[k] = V::load(step.gates + (row * Cell::kReserve + k) * H + unit, units);
-#pragma GCC unroll 4
-  for (int k = 0; k < Cell::kStates; ++k) {
-    const T* before = row < step.continued ? step.before[k] : step.initial[k];
-    s[k] = V::load(step.after[k] + row * H + unit, units);
-    p[k] = V::load(before + row * H + unit, units);
-    ds[k] = V::load(d.grad_states[k] + state);
+  const BackwardDirection<S>& d;
+  const BackwardStep<S>& step;
+  const int64_t row, unit, units;  // the last: how many there are
+  const T* sums;
+
+  RNNFAST_FN T* in_grads(int k) const { return d.grad_states[k] + row * d.state_stride + unit; }
+  RNNFAST_FN V gate(int i) const {
+    return V::load(step.gates + (row * Cell::kReserve + i) * d.hidden + unit, units);
   }
-  ds[0] = ds[0] + V::load(sums);
-  if (step.grad_output)
-    ds[0] = ds[0] + V::load(step.grad_output + row * d.grad_output_stride + unit, units);
-  Cell::backward(q, p, s, ds, dx, dh);
-#pragma GCC unroll 4
-  for (int k = 0; k < Cell::kStates; ++k) ds[k].store(d.grad_states[k] + state);
-  const int64_t at = row * d.gates_stride + unit;
-#pragma GCC unroll 4
-  for (int g = 0; g < Cell::kGates; ++g) {
-    dx[g].store(step.grad_x_gates + at + g * H, units);
-    dh[g].store(step.carry + at + g * H, units);
+  RNNFAST_FN V before(int k) const {
+    const T* states = row < step.continued ? step.before[k] : step.initial[k];
+    return V::load(states + row * d.hidden + unit, units);
   }
-#pragma GCC unroll 4
-  for (int g = Cell::kSharedGates; g < Cell::kGates; ++g)
-    dh[g].store(step.grad_h_gates + row * d.h_gates_stride + (g - Cell::kSharedGates) * H + unit,
-                units);
-}
+  RNNFAST_FN V after(int k) const { return V::load(step.after[k] + row * d.hidden + unit, units); }
+  RNNFAST_FN V grad(int k) const {
+    V ds = V::load(in_grads(k));
+    if (k > 0) return ds;
+    ds = ds + V::load(sums);
+    if (!step.grad_output) return ds;
+    return ds + V::load(step.grad_output + row * d.grad_output_stride + unit, units);
+  }
+
+  RNNFAST_FN void put_grad(int k, V ds) const { ds.store(in_grads(k)); }
+  RNNFAST_FN void put_x(int g, V dx) const {
+    dx.store(step.grad_x_gates + row * d.gates_stride + g * d.hidden + unit, units);
+  }
+  RNNFAST_FN void put_h(int g, V dh) const {
+    dh.store(step.carry + row * d.gates_stride + g * d.hidden + unit, units);
+    if (g < Cell::kSharedGates) return;
+    const int64_t own = (g - Cell::kSharedGates) * d.hidden + unit;
+    dh.store(step.grad_h_gates + row * d.h_gates_stride + own, units);
+  }
+};
 
 // One step of the walk back: the gate gradients of its rows, from those of the step after it.
 template <class Cell, class S>
@@ -116,7 +116,8 @@ void step_back(const BackwardDirection<S>& d, const Walk& back, int64_t i, int64
   const BackwardStep<S> step = backward_step<Cell>(d, t, carry, first_row);
   const Range rows = member.rows(back.batch_size(), 0, batch);
   const auto consume = [&](int64_t row, int64_t unit, const T* sums) {
-    backward_units<Cell>(d, step, row, unit, sums);
+    backward_unit<Cell, Vec<S>>(
+        BackwardUnits<Cell, S>{d, step, row, unit, d.w_hh.panels.units_from(unit), sums});
   };
   if (i == 0) {
     multiply_zeros(d.w_hh.panels, rows, panels, consume);

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cells.h"
 #include "cpu/team.h"
 #include "recurrence.h"
+#include "unit.h"
 
 namespace rnnfast::cpu {
 
@@ -213,9 +213,6 @@ void project(const ForwardDirection<S, N>& d, Range steps, const Member& member)
     }
 }
 
-template <class Cell>
-inline constexpr int kReserveSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
-
 // Where the rows of one step stand.
 template <class S, class N>
 struct ForwardStep {
@@ -246,42 +243,40 @@ ForwardStep<S, N> forward_step(const ForwardDirection<S, N>& d, int64_t i, int64
   return step;
 }
 
-// The cell for one register of units of one row: sums are W_hh h, gate by gate.
-// All loops over gates and states are unrolled: GCC would keep these arrays in memory, copied by 16
-// bytes and read by 32 or 64, for which the processor waits.
+// One register of units of one row: sums are W_hh h, gate by gate.
 template <class Cell, class S, class N>
-RNNFAST_FN void forward_units(const ForwardDirection<S, N>& d, const ForwardStep<S, N>& step,
-                              int64_t row, int64_t unit, const Compute<S>* sums) {
+struct ForwardUnits {
   using T = Compute<S>;
   using V = Vec<S>;
-  const int64_t H = d.hidden, units = d.w_hh.panels.units_from(unit),
-                state = row * d.state_stride + unit;
-  V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[kReserveSlots<Cell>];
-  const T* x_gates = step.x_gates + row * d.x_gates_stride + unit * Cell::kGates;
-#pragma GCC unroll 4
-  for (int g = 0; g < Cell::kGates; ++g) {
-    x[g] = V::load(x_gates + g * V::kWidth);
-    h[g] = V::load(sums + g * V::kWidth);
-    if (d.b_hh) h[g] = h[g] + V::load(d.b_hh + g * H + unit, units);
+  const ForwardDirection<S, N>& d;
+  const ForwardStep<S, N>& step;
+  const int64_t row, unit, units;  // the last: how many there are
+  const T* sums;
+
+  RNNFAST_FN int64_t in_states() const { return row * d.state_stride + unit; }
+  RNNFAST_FN V x(int g) const {
+    return V::load(step.x_gates + row * d.x_gates_stride + unit * Cell::kGates + g * V::kWidth);
   }
-  s[0] = V::load(step.h_in + state);
-  if constexpr (Cell::kStates > 1) s[1] = V::load(d.c + state);
-  Cell::forward(x, h, s, q);
-  s[0].store(step.h_out + state);
-  if constexpr (!std::is_same_v<S, T>)
-    s[0].store(step.operand_out + row * d.operand_stride + unit, units);
-  if constexpr (Cell::kStates > 1) s[1].store(d.c + state);
-  s[0].store(step.output + row * d.output_stride + unit, units);
-#pragma GCC unroll 4
-  for (int k = 0; k < Cell::kStates; ++k) {
-    if (row >= step.staying) s[k].store(d.states_n[k] + row * H + unit, units);
-    if (step.after[k]) s[k].store(step.after[k] + row * H + unit, units);
+  RNNFAST_FN V h(int g) const {
+    const V sum = V::load(sums + g * V::kWidth);
+    return d.b_hh ? sum + V::load(d.b_hh + g * d.hidden + unit, units) : sum;
   }
-  if (step.gates)
-#pragma GCC unroll 4
-    for (int k = 0; k < Cell::kReserve; ++k)
-      q[k].store(step.gates + (row * Cell::kReserve + k) * H + unit, units);
-}
+  RNNFAST_FN V state(int k) const { return V::load((k == 0 ? step.h_in : d.c) + in_states()); }
+
+  RNNFAST_FN void put_state(int k, V s) const {
+    s.store((k == 0 ? step.h_out : d.c) + in_states());
+    if (k == 0) {
+      if constexpr (!std::is_same_v<S, T>)
+        s.store(step.operand_out + row * d.operand_stride + unit, units);
+      s.store(step.output + row * d.output_stride + unit, units);
+    }
+    if (row >= step.staying) s.store(d.states_n[k] + row * d.hidden + unit, units);
+    if (step.after[k]) s.store(step.after[k] + row * d.hidden + unit, units);
+  }
+  RNNFAST_FN void put_gate(int i, V q) const {
+    if (step.gates) q.store(step.gates + (row * Cell::kReserve + i) * d.hidden + unit, units);
+  }
+};
 
 template <class Cell, class S, class N>
 void forward_direction(ForwardDirection<S, N> d, int64_t chunk_steps, Member member) {
@@ -298,7 +293,8 @@ void forward_direction(ForwardDirection<S, N> d, int64_t chunk_steps, Member mem
           forward_step<Cell>(d, i, x_gates_row(d.walk, member, steps, i));
       const Range rows = member.rows(d.walk.batch_size(), 0, d.walk.steps.batch_at(d.walk.time(i)));
       const auto consume = [&](int64_t row, int64_t unit, const Compute<S>* sums) {
-        forward_units<Cell>(d, step, row, unit, sums);
+        forward_unit<Cell, Vec<S>>(
+            ForwardUnits<Cell, S, N>{d, step, row, unit, d.w_hh.panels.units_from(unit), sums});
       };
       if (i == 0 && d.starts_with_zeros) {
         multiply_first(member, d.w_hh, step.operand_in, d.operand_stride, rows, panels, consume);

@@ -2,10 +2,10 @@
 // kernels around every recurrence. One thread per hidden unit of a row.
 #pragma once
 
-#include "cells.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "cuda/types.h"
+#include "unit.h"
 
 namespace rnnfast::cuda {
 
@@ -43,42 +43,55 @@ struct StepForwardArgs {
   StepShape shape;
 };
 
+// What a thread's unit and row take and make, see unit.h.
+template <class Cell, class E>
+struct ForwardUnit {
+  using C = Compute<E>;
+  using V = Value<E>;
+  static constexpr int kFirst = Cell::kReadsH ? 0 : 1;  // of the running states
+  const StepForward<E, C>& a;
+  const StepRows& rows;
+  const int64_t d, D, H, B, row, b, j;  // direction, of so many; the row's place, and the unit's
+
+  DEVICE int64_t own() const { return (d * B + b) * H + j; }
+  DEVICE V x(int g) const {
+    const ForwardArgs<E>& layer = a.layer;
+    const E x_gate = layer.x_gates[((d * layer.steps.rows + row) * Cell::kGates + g) * H + j];
+    return V(widen(x_gate) + bias(layer.b_ih[d], g));
+  }
+  DEVICE V h(int g) const {
+    return V(a.h_gates[((d * B + b) * Cell::kGates + g) * H + j] + bias(a.layer.b_hh[d], g));
+  }
+  DEVICE C bias(const E* of, int g) const { return of ? widen(of[g * H + j]) : C(0); }
+  DEVICE V state(int k) const { return k >= kFirst ? V(a.states[k][own()]) : V(C(0)); }
+
+  DEVICE void put_state(int k, V s) const {
+    const ForwardArgs<E>& layer = a.layer;
+    if (k >= kFirst) a.states[k][own()] = plain(s);
+    if (layer.timelines[k])
+      layer.timelines[k][(d * (layer.steps.rows + B) + rows.after + b) * H + j] =
+          narrow<E>(plain(s));
+    if (k > 0) return;
+    layer.output[(row * D + d) * H + j] = narrow<E>(plain(s));
+    if (a.h && (!a.last_h || b >= rows.staying)) a.h[own()] = narrow<E>(plain(s));
+  }
+  DEVICE void put_gate(int i, V q) const {
+    const ForwardArgs<E>& layer = a.layer;
+    if (layer.gates)
+      layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j] =
+          narrow<E>(plain(q));
+  }
+};
+
 template <class Cell, class E>
 KERNEL step_forward(StepForwardArgs<E> args) {
-  using V = Value<E>;
   const StepForward<E, Compute<E>>& a = args.step;
-  const ForwardArgs<E>& layer = a.layer;
-  const int64_t d = dev::block_y(), D = dev::grid_y(), H = layer.hidden;
+  const int64_t d = dev::block_y(), H = a.layer.hidden;
   const StepRows& rows = a.rows[d];
   const auto [j, b] = place(args.shape);
   if (j >= H || b >= rows.count) return;
-
-  const int64_t row = rows.row + b, B = layer.steps.largest;
-  const E* x_gates = layer.x_gates + (d * layer.steps.rows + row) * Cell::kGates * H + j;
-  const Compute<E>* h_gates = a.h_gates + (d * B + b) * Cell::kGates * H + j;
-  const E *b_ih = layer.b_ih[d], *b_hh = layer.b_hh[d];
-  V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[Cell::kReserve + 1];
-  for (int g = 0; g < Cell::kGates; ++g) {
-    x[g] = V(widen(x_gates[g * H]) + (b_ih ? widen(b_ih[g * H + j]) : Compute<E>(0)));
-    h[g] = V(h_gates[g * H] + (b_hh ? widen(b_hh[g * H + j]) : Compute<E>(0)));
-  }
-  const int64_t own = (d * B + b) * H + j;
-  constexpr int kFirst = Cell::kReadsH ? 0 : 1;  // of the running states
-  for (int k = kFirst; k < Cell::kStates; ++k) s[k] = V(a.states[k][own]);
-  Cell::forward(x, h, s, q);
-
-  for (int k = 0; k < Cell::kStates; ++k) {
-    if (k >= kFirst) a.states[k][own] = plain(s[k]);
-    if (layer.timelines[k])
-      layer.timelines[k][(d * (layer.steps.rows + B) + rows.after + b) * H + j] =
-          narrow<E>(plain(s[k]));
-  }
-  layer.output[(row * D + d) * H + j] = narrow<E>(plain(s[0]));
-  if (a.h && (!a.last_h || b >= rows.staying)) a.h[own] = narrow<E>(plain(s[0]));
-  if (layer.gates)
-    for (int i = 0; i < Cell::kReserve; ++i)
-      layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j] =
-          narrow<E>(plain(q[i]));
+  forward_unit<Cell, Value<E>>(ForwardUnit<Cell, E>{a, rows, d, dev::grid_y(), H,
+                                                    a.layer.steps.largest, rows.row + b, b, j});
 }
 
 template <class E>
@@ -88,42 +101,60 @@ struct StepBackwardArgs {
 };
 
 template <class Cell, class E>
-KERNEL step_backward(StepBackwardArgs<E> args) {
+struct BackwardUnit {
+  using C = Compute<E>;
   using V = Value<E>;
+  const StepBackward<E, C>& a;
+  const StepRows& rows;
+  const int64_t d, D, H, B, row, b, j;  // as in ForwardUnit
+
+  DEVICE int64_t own() const { return (d * B + b) * H + j; }
+  DEVICE V in_timeline(int k, int64_t place) const {
+    const int64_t first = d * (a.layer.steps.rows + B) + b;
+    return V(widen(a.layer.timelines[k][(first + place) * H + j]));
+  }
+  DEVICE V gate(int i) const {
+    const BackwardArgs<E>& layer = a.layer;
+    return V(widen(layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j]));
+  }
+  DEVICE V before(int k) const {
+    return in_timeline(k, b < rows.continued ? rows.before : rows.initial);
+  }
+  DEVICE V after(int k) const { return in_timeline(k, rows.after); }
+  DEVICE V grad(int k) const {
+    const E* of_last = a.layer.grad_states_n[k];
+    const V ds = b < rows.staying ? V(a.grad_states[k][own()])
+                 : of_last        ? V(widen(of_last[own()]))
+                                  : V(C(0));
+    if (k > 0 || !a.layer.grad_output) return ds;
+    return ds + V(widen(a.layer.grad_output[(row * D + d) * H + j]));
+  }
+
+  DEVICE void put_grad(int k, V ds) const {
+    // The product with w_hh is still to come for h, and is all of it where the cell reads no h.
+    if ((k > 0 || Cell::kReadsH) && a.grad_states[k]) a.grad_states[k][own()] = plain(ds);
+    if (k > 0 && a.layer.grad_states_0[k] && b >= rows.continued)
+      a.layer.grad_states_0[k][own()] = narrow<E>(plain(ds));
+  }
+  DEVICE void put_x(int g, V dx) const {
+    const BackwardArgs<E>& layer = a.layer;
+    layer.grad_x_gates[((d * layer.steps.rows + row) * Cell::kGates + g) * H + j] =
+        narrow<E>(plain(dx));
+  }
+  DEVICE void put_h(int g, V dh) const {
+    if (a.grad_h_gates[d]) a.grad_h_gates[d][(b * Cell::kGates + g) * H + j] = narrow<E>(plain(dh));
+  }
+};
+
+template <class Cell, class E>
+KERNEL step_backward(StepBackwardArgs<E> args) {
   const StepBackward<E, Compute<E>>& a = args.step;
-  const BackwardArgs<E>& layer = a.layer;
-  const int64_t d = dev::block_y(), D = dev::grid_y(), H = layer.hidden;
+  const int64_t d = dev::block_y(), H = a.layer.hidden;
   const StepRows& rows = a.rows[d];
   const auto [j, b] = place(args.shape);
   if (j >= H || b >= rows.count) return;
-
-  const int64_t row = rows.row + b, B = layer.steps.largest;
-  const int64_t before = b < rows.continued ? rows.before : rows.initial;
-  const int64_t timeline = d * (layer.steps.rows + B) + b, own = (d * B + b) * H + j;
-  V q[Cell::kReserve + 1], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates];
-  for (int i = 0; i < Cell::kReserve; ++i)
-    q[i] = V(widen(layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j]));
-  for (int k = 0; k < Cell::kStates; ++k) {
-    p[k] = V(widen(layer.timelines[k][(timeline + before) * H + j]));
-    s[k] = V(widen(layer.timelines[k][(timeline + rows.after) * H + j]));
-    const E* of_last = layer.grad_states_n[k];
-    ds[k] = b < rows.staying ? V(a.grad_states[k][own]) : of_last ? V(widen(of_last[own])) : V(0);
-  }
-  if (layer.grad_output) ds[0] = ds[0] + V(widen(layer.grad_output[(row * D + d) * H + j]));
-  V dx[Cell::kGates], dh[Cell::kGates];
-  Cell::backward(q, p, s, ds, dx, dh);
-
-  for (int k = 0; k < Cell::kStates; ++k) {
-    // The product with w_hh is still to come for h, and is all of it where the cell reads no h.
-    if ((k > 0 || Cell::kReadsH) && a.grad_states[k]) a.grad_states[k][own] = plain(ds[k]);
-    if (k > 0 && layer.grad_states_0[k] && b >= rows.continued)
-      layer.grad_states_0[k][own] = narrow<E>(plain(ds[k]));
-  }
-  E* grad_x = layer.grad_x_gates + (d * layer.steps.rows + row) * Cell::kGates * H + j;
-  for (int g = 0; g < Cell::kGates; ++g) grad_x[g * H] = narrow<E>(plain(dx[g]));
-  if (!a.grad_h_gates[d]) return;
-  E* grad_h = a.grad_h_gates[d] + b * Cell::kGates * H + j;
-  for (int g = 0; g < Cell::kGates; ++g) grad_h[g * H] = narrow<E>(plain(dh[g]));
+  backward_unit<Cell, Value<E>>(BackwardUnit<Cell, E>{a, rows, d, dev::grid_y(), H,
+                                                      a.layer.steps.largest, rows.row + b, b, j});
 }
 
 // ---- column sums ----
