@@ -112,6 +112,8 @@ def stack(
     spec, directions = MODES[mode], 1 + bidirectional
     plain = heads == 1 and regularised is None
     operator: Any = spec.operator if plain else None
+    if operator is None:
+        _check_devices(input, (*states, *weights))
     chosen = _available(operator, route(input, (*states, *weights), proj_size))
     per_direction = (4 if has_biases else 2) + (proj_size > 0)
     if regularised is not None and regularised.layer_norm:
@@ -163,6 +165,16 @@ def stack(
         in_place = chosen.kind == "fused" and spec.states == 1
         output = output.transpose_(0, 1) if in_place else output.transpose(0, 1)
     return output, tuple(states_n)
+
+
+def _check_devices(input: Tensor, others: Sequence[Tensor]) -> None:
+    """As torch's operators, for what none of them serves: its operations let some pairs pass."""
+    for t in others:
+        if t.device != input.device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {t.device}"
+            )
 
 
 def _available(operator: Any, chosen: Route) -> Route:

@@ -280,8 +280,15 @@ def _run_in_segments(
             if state.dtype != other.dtype:
                 raise RuntimeError(f"reset_states: expected {state.dtype} as hx, got {other.dtype}")
     found = segments.find(resets, lengths, batch_sizes, (T, B), batch_first, input.device)
+
+    def layers(x: Tensor, sizes: Tensor, initial: Sequence[Tensor]) -> Any:
+        if not initial and _is_compiling() and torch_lacks(module):  # what tells the rows' number
+            count = module.num_layers * (1 + bool(module.bidirectional))
+            initial = spec.zeros(x, (count, len(found.elements)), module.hidden_size)
+        return _stack(module, x, sizes, initial, weights)
+
     output, states_n = segments.run(
-        lambda x, sizes, initial: _stack(module, x, sizes, initial, weights),
+        layers,
         input,
         found,
         states,

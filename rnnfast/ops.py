@@ -132,7 +132,7 @@ def _find_cell(op: str, name: str) -> CellSpec:
     return CELLS[name]
 
 
-def _check_devices(
+def check_devices(
     op: str, x: Tensor, batch_sizes: Tensor | None, others: Sequence[Tensor | None]
 ) -> None:
     """Tensors of the meta device among others: the dispatcher brings such a call here."""
@@ -169,7 +169,7 @@ def _layer_fake(
     bidirectional: bool,
     train: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    _check_devices("rnnfast::layer", x, batch_sizes, [*states, *weights])
+    check_devices("rnnfast::layer", x, batch_sizes, [*states, *weights])
     spec = _find_cell("rnnfast::layer", cell)
     directions, hidden = 1 + bidirectional, weights[1].shape[1]
     batch = _batch_size(x, batch_sizes, states)
@@ -198,7 +198,7 @@ def _layer_backward_fake(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     tensors = [grad_output, *grad_states_n, *weights, *reserve]
-    _check_devices("rnnfast::layer_backward", x, batch_sizes, tensors)
+    check_devices("rnnfast::layer_backward", x, batch_sizes, tensors)
     states = _find_cell("rnnfast::layer_backward", cell).states
     directions, timeline, hidden = reserve[0].shape
     state = [directions, timeline - prod(x.shape[:-1]), hidden]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rnnfast import reference
-from rnnfast.ops import compute_dtype, register_fake
+from rnnfast.ops import check_devices, compute_dtype, register_fake
 from rnnfast.recompute import needs_graph, states_before
 from rnnfast.reference import Extras
 from rnnfast.routes import needs_gradients
@@ -80,6 +80,8 @@ def _recurrence_fake(
     clip: float | None,
     train: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    tensors = [*states, w_hh, b_hh, *norm, keep, drop]
+    check_devices("rnnfast::recurrence", x_gates, batch_sizes, tensors)
     spec, rows = CELLS[cell], x_gates.shape[0]
     hidden, dtype = _hidden(spec, w_hh), compute_dtype(x_gates.dtype)
     output = x_gates.new_empty(rows, hidden)
@@ -105,6 +107,8 @@ def _recurrence_backward_fake(
     reserve: Sequence[Tensor],
     clip: float | None,
 ) -> list[Tensor]:
+    tensors = [grad_output, *grad_states_n, *norm, keep, drop, *reserve]
+    check_devices("rnnfast::recurrence_backward", w_hh, batch_sizes, tensors)
     spec = CELLS[cell]
     rows, hidden = reserve[0].shape[0] - B, _hidden(spec, w_hh)
     own_h = bool(norm) or spec.shared_gates < spec.gates
@@ -132,6 +136,9 @@ class _Saved(NamedTuple):
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     cell, x_gates, batch_sizes, batch, states, w_hh, b_hh, norm, keep, drop = inputs[:10]
     reserve = output[2]
+    for name, noise in (("keep", keep), ("drop", drop)):
+        if noise is not None and noise.requires_grad:
+            raise RuntimeError(f"rnnfast::recurrence: {name} has no gradient")
     ctx.plain = (cell, batch, *inputs[10:])
     ctx.counts = (len(states), len(norm), len(reserve))
     ctx.set_materialize_grads(False)

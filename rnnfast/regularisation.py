@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class Regularisation:
     def at(self, training: bool) -> Regularisation:
         """What is left of it here and now, in training or outside."""
         found = self if training else replace(self, state_dropout=0.0, weight_dropout=0.0)
-        return found if torch.is_grad_enabled() else replace(found, clip_gradients=None)
+        clips = torch.is_grad_enabled() and torch._C._get_tracing_state() is None
+        return found if clips else replace(found, clip_gradients=None)
 
     @property
     def sees_rows(self) -> bool:
@@ -86,7 +88,7 @@ def checked(spec: CellSpec, options: dict[str, Any]) -> Regularisation | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_rate(name: str, rate: Any) -> None:
@@ -131,7 +133,7 @@ class RowLayer:
             ]
         if not options.sees_rows and weights[1].dim() == 2:
             return self.plain(cell, x, batch_sizes, states, weights, bidirectional)  # type: ignore[no-any-return]
-        batch = x.shape[1] if batch_sizes is None else _first(batch_sizes)
+        batch = _batch(x, batch_sizes, states)
         rows = x.reshape(-1, x.shape[-1])
         outputs, finals = [], []
         for d in range(directions):
@@ -183,7 +185,12 @@ class RowLayer:
         return reference.recurrence(spec.name, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
 
 
-def _first(batch_sizes: Tensor) -> int:
+def _batch(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> int:
+    """B; a compiled program cannot read it from the values of `batch_sizes`."""
+    if states:
+        return states[0].shape[1]
+    if batch_sizes is None:
+        return x.shape[1]
     return int(batch_sizes[0]) if len(batch_sizes) else 0
 
 
@@ -194,7 +201,7 @@ def _keep(like: Tensor, hidden: int, zoneout: Sequence[float], training: bool) -
     rates = torch.tensor(zoneout, dtype=like.dtype, device=like.device).repeat_interleave(hidden)
     if not training:
         return rates
-    drawn = torch.rand(like.shape[0], len(rates), device=like.device)
+    drawn = torch.rand(like.shape[0], len(rates), dtype=torch.float32, device=like.device)
     return (drawn < rates).to(like.dtype)
 
 

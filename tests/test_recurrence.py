@@ -178,6 +178,8 @@ BAD: list[tuple[int, Any, str]] = [
     (4, [torch.zeros(3, 6).double()] * 2, "states must be empty or hold 1"),
     (4, [torch.zeros(2, 6).double()], "states must have sizes"),
     (5, torch.zeros(18, 6), "w_hh must be of dtype"),
+    (5, torch.zeros(18, 6, device="meta").double(), "must be on the device of x, cpu, got meta"),
+    (8, torch.zeros(12, 6, device="meta").double(), "must be on the device of x, cpu, got meta"),
     (5, torch.zeros(18, 6, 1).double(), "w_hh must be"),
     (5, torch.zeros(17, 6).double(), "w_hh must have sizes"),
     (6, torch.zeros(6).double(), "b_hh must have sizes"),

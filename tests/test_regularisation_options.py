@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_regularisation import B, H, I, T, every_class, every_option, make
 from torch import nn
 
 import rnnfast
+from rnnfast import regularisation
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"zoneout": 1.0}, ValueError, r"zoneout should be a number in range \[0, 1\), got 1.0"),
@@ -77,3 +80,40 @@ def test_new_parameters() -> None:
     assert (layer.norm_bias_c_l0 == 0).all()
     assert len(layer.all_weights) == 4
     assert [len(w) for w in layer.all_weights] == [8] * 4
+
+
+@pytest.mark.parametrize("options", [{"zoneout": 0.1}, {"heads": H}], ids=str)
+def test_compiled_with_resets_and_lengths(options: dict[str, Any]) -> None:
+    torch._dynamo.reset()
+    layer = make("LSTM", num_layers=2, bidirectional=True, **options).eval()
+    x, resets = torch.randn(T, B, I).double(), torch.rand(T, B) < 0.3
+    lengths = torch.tensor([7, 3, 5, 1])
+    for given in ({"resets": resets}, {"lengths": lengths}):
+        compiled = torch.compile(lambda x, kw: layer(x, **kw)[0], fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, given), layer(x, **given)[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traced_without_clipping(tmp_path: Path) -> None:
+    layer, x = make("GRU", clip_gradients=0.1), torch.randn(T, B, I).double()
+    traced = torch.jit.trace(layer, (x,))
+    torch.jit.save(traced, tmp_path / "traced.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(x)[0], layer(x)[0])
+
+
+def test_a_weight_without_numbers_is_refused() -> None:
+    layer = make("RNN", zoneout=0.1)
+    layer.weight_hh_l0 = nn.Parameter(layer.weight_hh_l0.detach().to("meta"))
+    with pytest.raises(RuntimeError, match="not at the same device, found input tensor at cpu"):
+        layer(torch.randn(T, B, I).double())
+
+
+def test_rates_of_other_types_and_of_another_default() -> None:
+    layer = rnnfast.GRU(I, H, zoneout=np.float32(0.25))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        keep = regularisation._keep(torch.zeros(20000, 1), H, layer._regularisation.zoneout, True)
+    finally:
+        torch.set_default_dtype(before)
+    assert float(keep.mean()) == pytest.approx(0.25, abs=0.002)
