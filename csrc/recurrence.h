@@ -52,6 +52,30 @@ struct Walk {
   }
 };
 
+// Where the rows of one step stand, for one direction. The states before the step lie in the
+// timeline from row `before` on for the first `continued` of its rows; the others begin with their
+// initial states, which lie from row `initial` on. For the first `staying` rows there is a step
+// after this one.
+struct StepRows {
+  int64_t count;      // rows of the step
+  int64_t row;        // the first of them in the sequence
+  int64_t after;      // and in the timeline, after the step
+  int64_t before;     // and before it
+  int64_t continued;  // see above
+  int64_t initial;
+  int64_t staying;
+
+  static RNNFAST_FN StepRows of(const Walk& walk, int64_t t) {
+    return {walk.steps.batch_at(t),
+            walk.steps.offset_at(t),
+            walk.after(t, 0),
+            walk.before(t, 0),
+            walk.continued(t),
+            walk.initial(0),
+            walk.staying(walk.reverse ? walk.steps.count - 1 - t : t)};
+  }
+};
+
 // keep a + (1 - keep) b: either of them, to the bit, where keep is 1 or 0 and both are numbers.
 template <class V>
 RNNFAST_FN V kept(V keep, V a, V b) {

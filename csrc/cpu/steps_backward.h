@@ -51,19 +51,20 @@ struct BackwardStep {
 template <class Cell, class S>
 BackwardStep<S> backward_step(const BackwardDirection<S>& d, int64_t t, S* carry,
                               int64_t first_row) {
-  const int64_t at = d.walk.steps.offset_at(t), H = d.hidden;
+  const StepRows rows = StepRows::of(d.walk, t);
+  const int64_t H = d.hidden, at = rows.row - first_row;
   BackwardStep<S> step{};
-  if (d.gates) step.gates = d.gates + at * Cell::kReserve * H;
-  if (d.grad_output) step.grad_output = d.grad_output + at * d.grad_output_stride;
+  if (d.gates) step.gates = d.gates + rows.row * Cell::kReserve * H;
+  if (d.grad_output) step.grad_output = d.grad_output + rows.row * d.grad_output_stride;
   for (int k = 0; k < Cell::kStates; ++k) {
-    step.after[k] = d.timelines[k] + d.walk.after(t, 0) * H;
-    step.before[k] = d.timelines[k] + d.walk.before(t, 0) * H;
-    step.initial[k] = d.timelines[k] + d.walk.initial(0) * H;
+    step.after[k] = d.timelines[k] + rows.after * H;
+    step.before[k] = d.timelines[k] + rows.before * H;
+    step.initial[k] = d.timelines[k] + rows.initial * H;
   }
-  step.grad_x_gates = d.grad_x_gates + (at - first_row) * d.gates_stride;
-  step.grad_h_gates = d.grad_h_gates + (at - first_row) * d.h_gates_stride;
+  step.grad_x_gates = d.grad_x_gates + at * d.gates_stride;
+  step.grad_h_gates = d.grad_h_gates + at * d.h_gates_stride;
   step.carry = carry;
-  step.continued = d.walk.continued(t);
+  step.continued = rows.continued;
   return step;
 }
 

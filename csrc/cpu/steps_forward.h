@@ -228,18 +228,19 @@ struct ForwardStep {
 
 template <class Cell, class S, class N>
 ForwardStep<S, N> forward_step(const ForwardDirection<S, N>& d, int64_t i, int64_t x_gates_row) {
-  const int64_t t = d.walk.time(i), at = d.walk.steps.offset_at(t), H = d.hidden;
+  const StepRows rows = StepRows::of(d.walk, d.walk.time(i));
+  const int64_t H = d.hidden;
   ForwardStep<S, N> step{d.x_gates + x_gates_row * d.x_gates_stride,
                          d.h[i & 1],
                          d.h_operand[i & 1],
                          d.h[1 - (i & 1)],
                          d.h_operand[1 - (i & 1)],
-                         d.output + at * d.output_stride,
-                         d.gates ? d.gates + at * Cell::kReserve * H : nullptr,
+                         d.output + rows.row * d.output_stride,
+                         d.gates ? d.gates + rows.row * Cell::kReserve * H : nullptr,
                          {},
-                         d.walk.staying(i)};
+                         rows.staying};
   for (int k = 0; k < Cell::kStates; ++k)
-    if (d.timelines[k]) step.after[k] = d.timelines[k] + d.walk.after(t, 0) * H;
+    if (d.timelines[k]) step.after[k] = d.timelines[k] + rows.after * H;
   return step;
 }
 
