@@ -129,7 +129,7 @@ def gpu_step() -> Drawing:
     d.arrow((61, 216), (418, 216), (418, 200))
     d.text(8, 236, "its piece of h goes by st.async into the shared memory of all")
 
-    d.text(8, 254, "peers, counted by mbarriers; w_hh stays in registers")
+    d.text(8, 254, "peers, counted by mbarriers; w_hh stays on the chip")
 
     d.text(8, 294, "A grid: 8 to 128 CTAs, each with 16 or 32 units")
     for cta in range(4):
