@@ -1,4 +1,5 @@
 # make demo · make test · make bench · make lint: each sets up .venv by itself.
+# make docs: the documentation site, in build/docs.
 # make bench-peers: rnnfast beside oneDNN, ONNX Runtime, OpenVINO and JAX, in .venv-peers.
 # make cuda-compile: the CUDA kernels for every GPU, registers and spills; needs nvcc, no GPU.
 # make cuda-build: the whole package against a torch for CUDA, in .venv-cuda; needs nvcc, no GPU.
@@ -47,7 +48,7 @@ SANITIZE := -O1
 # The compilers' command lines stay out of sight, their warnings and errors do not.
 QUIET := grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
 
-.PHONY: demo test bench bench-peers asan tsan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
+.PHONY: demo test bench docs bench-peers asan tsan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -59,6 +60,11 @@ test: build
 
 bench: build
 	$(BIN)/python -m benchmarks
+
+# Every warning is an error. From nothing each time: what a page takes from other files is not tracked.
+docs: build
+	$(BIN)/python -m sphinx -q -n -W --keep-going -E docs build/docs
+	@echo "the site: file://$(CURDIR)/build/docs/index.html"
 
 # OPTIONS="--quick --cells gru" measures a part.
 bench-peers:

@@ -33,12 +33,12 @@ class LayerExplanation:
     route: str
     """``fused``, ``torch`` or ``reference``."""
     kernel: str
-    """What computes it: the compiled library, torch's operator, or the composite."""
+    """The compiled library, torch's operator, or the composite that computes it."""
     reason: str
     """Why this route."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """The facts of ``rnnfast._C.plan`` or, of the forward pass, ``cuda_plan``, and ``weights``:
-    ``frozen`` where they are; empty for what our kernels do not serve.
+    """The facts of ``rnnfast._C.plan`` or, of the forward pass, ``cuda_plan``, and for frozen
+    weights ``weights`` as well; empty for what our kernels do not serve.
     """
 
     def __str__(self) -> str:

@@ -1,15 +1,19 @@
 """The code in the documents runs, what they link to exists."""
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import rnnfast
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {page.name: page for page in (ROOT / "README.md", *DOCS.glob("*.md"))}
+LINKING = sorted(str(page.relative_to(ROOT)) for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")))
 WITH_CODE = sorted(name for name, page in PAGES.items() if "```python" in page.read_text("utf-8"))
 
 
@@ -23,12 +27,11 @@ def test_the_code_of_a_document_runs(name: str) -> None:
         exec(compile(block, name, "exec"), namespace)
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/numerics.md", "docs/peers.md", "CONTRIBUTING.md"]
-)
+@pytest.mark.parametrize("page", LINKING)
 def test_what_a_page_links_to_exists(page: str) -> None:
     path = ROOT / page
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8"))
+    prose = re.sub(r"```python.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", prose)
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
@@ -36,3 +39,22 @@ def test_the_readme_lists_every_example() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     examples = {path.name for path in (ROOT / "examples").glob("*.py")}
     assert {name for name in examples if f"(examples/{name})" not in text} <= {"common.py"}
+
+
+def test_the_reference_has_every_public_name() -> None:
+    text = "".join(page.read_text("utf-8") for page in (DOCS / "api").glob("*.md"))
+    named = set(re.findall(r"auto(?:class|function|module):: (?:rnnfast\.)?(\w+)", text))
+    public = {*rnnfast.__all__, *rnnfast.functional.__all__}
+    own = [n for n, f in vars(rnnfast.ops).items() if getattr(f, "__module__", "") == "rnnfast.ops"]
+    assert {*public, *(name for name in own if not name.startswith("_"))} <= named
+
+
+def test_the_drawings_are_those_of_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = runpy.run_path(str(DOCS / "drawings.py"))
+    for drawing in (drawn["cpu_step"](), drawn["gpu_step"]()):
+        monkeypatch.setitem(drawing.write.__globals__, "FOLDER", tmp_path)
+        drawing.write()
+        name = f"{drawing.name}.svg"
+        assert (tmp_path / name).read_text("utf-8") == (DOCS / "images" / name).read_text("utf-8")
