@@ -19,8 +19,8 @@ import rnnfast
 from benchmarks import beside, table
 from benchmarks.beside import Side
 from benchmarks.timing import Budget
-from rnnfast import reference
-from rnnfast.regularisation import Regularisation, RowLayer
+from rnnfast import reference, regularisation
+from rnnfast.regularisation import Regularisation
 from rnnfast.spec import MODES
 
 SHAPES = ((100, 32, 128, 256), (100, 8, 64, 128), (64, 64, 256, 512))
@@ -38,11 +38,13 @@ CELLS = ("RNN", "GRU", "LSTM")
 def in_torch(layer: Any, x: Tensor) -> Tensor:
     """What the layer gives, by torch's operations."""
     options = layer._regularisation or Regularisation()
-    run = RowLayer(options, reference.layer, by_kernels=False, training=layer.training)
     weights = list(layer._flat_weights)
     if weights[1].dim() == 3:
         weights[1] = weights[1][:, :, 0].t().reshape(-1)
-    output, _ = run(MODES[layer.mode].name, x, None, (), weights, False)
+    output, _ = regularisation.layer(
+        options, reference.layer, False, layer.training,
+        MODES[layer.mode].name, x, None, (), weights, False,
+    )  # fmt: skip
     return output
 
 

@@ -206,7 +206,7 @@ def _own_layer(
     if regularised is not None or single_units:
         options = regularised or regularisation.Regularisation()
         by_kernels = chosen.kind == "fused" and chosen is not TRANSFORMED
-        layer = regularisation.RowLayer(options, layer, by_kernels, training)
+        layer = functools.partial(regularisation.layer, options, layer, by_kernels, training)
     if single_units:
         return functools.partial(_layer_of_single_units, layer)
     return layer if heads == 1 else functools.partial(_layer_of_heads, layer, heads)

@@ -5,9 +5,8 @@ states and of the recurrent weights, clipped gradients; and units that see their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,7 @@ from rnnfast.reference import Extras
 from rnnfast.spec import CELLS, CellSpec
 
 
-@dataclass(frozen=True)
-class Regularisation:
+class Regularisation(NamedTuple):
     """The options of a layer, checked.
 
     layer_norm: the products of both sides, and c of an LSTM, are normalised over their rows (Ba et
@@ -49,9 +47,12 @@ class Regularisation:
 
     def at(self, training: bool) -> Regularisation:
         """What is left of it here and now, in training or outside."""
-        found = self if training else replace(self, state_dropout=0.0, weight_dropout=0.0)
-        clips = torch.is_grad_enabled() and torch._C._get_tracing_state() is None
-        return found if clips else replace(found, clip_gradients=None)
+        norm, zoneout, state_dropout, weight_dropout, clip = self
+        if not training:
+            state_dropout = weight_dropout = 0.0
+        if not torch.is_grad_enabled() or torch._C._get_tracing_state() is not None:
+            clip = None
+        return Regularisation(norm, zoneout, state_dropout, weight_dropout, clip)
 
     @property
     def sees_rows(self) -> bool:
@@ -102,87 +103,120 @@ def norm_names(spec: CellSpec) -> tuple[str, ...]:
     return ("norm_ih", "norm_hh", *(("norm_c", "norm_bias_c") if spec.emit else ()))
 
 
-@dataclass(frozen=True)
-class RowLayer:
-    """What runs one layer, as :func:`rnnfast.ops.layer` does, with a regularisation.
+def layer(
+    options: Regularisation,
+    plain: Any,
+    by_kernels: bool,
+    training: bool,
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """:func:`rnnfast.ops.layer` with a regularisation.
 
-    plain: what runs one without; used where nothing else is asked for. by_kernels: or by torch's
-    operations.
+    Args:
+        options: the regularisation
+        plain: what runs a layer without, where nothing else is left of it
+        by_kernels: by ours, or by torch's operations
+        training: whether there is dropout
+        cell: its name
+        x: ``[T, B, I]`` or ``[rows, I]``
+        batch_sizes: of a packed sequence, or None
+        states: empty for zeros, or each ``[D, B, H]``
+        weights: as `ops.layer` takes them, for each direction followed by those of `norm_names`;
+            of units that see their own state alone ``w_hh`` is ``[G*H]``
+        bidirectional: D = 2 directions instead of one
+
+    Returns:
+        ``(output, states_n)`` as :func:`rnnfast.ops.layer` gives them
     """
+    options, directions = options.at(training), 1 + bidirectional
+    per_direction = len(weights) // directions
+    if options.weight_dropout:
+        weights = [
+            F.dropout(w, options.weight_dropout) if i % per_direction == 1 else w
+            for i, w in enumerate(weights)
+        ]
+    if not options.sees_rows and weights[1].dim() == 2:
+        return plain(cell, x, batch_sizes, states, weights, bidirectional)  # type: ignore[no-any-return]
+    batch, rows = _batch(x, batch_sizes, states), x.reshape(-1, x.shape[-1])
+    outputs, finals = [], []
+    for d in range(directions):
+        own = weights[d * per_direction : (d + 1) * per_direction]
+        inputs = _inputs(options, CELLS[cell], rows, batch, own, training)
+        run = _fused if by_kernels else _reference
+        output, states_n = run(cell, inputs, batch_sizes, batch, [s[d] for s in states], d == 1)
+        outputs.append(output)
+        finals.append(states_n)
+    output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
+    output = output.view(*x.shape[:-1], output.shape[-1])
+    return output, [torch.stack(parts) for parts in zip(*finals, strict=True)]
 
-    options: Regularisation
-    plain: Any
-    by_kernels: bool
-    training: bool
 
-    def __call__(
-        self,
-        cell: str,
-        x: Tensor,
-        batch_sizes: Tensor | None,
-        states: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        bidirectional: bool,
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        options, directions = self.options.at(self.training), 1 + bidirectional
-        per_direction = len(weights) // directions
-        if options.weight_dropout:
-            weights = [
-                F.dropout(w, options.weight_dropout) if i % per_direction == 1 else w
-                for i, w in enumerate(weights)
-            ]
-        if not options.sees_rows and weights[1].dim() == 2:
-            return self.plain(cell, x, batch_sizes, states, weights, bidirectional)  # type: ignore[no-any-return]
-        batch = _batch(x, batch_sizes, states)
-        rows = x.reshape(-1, x.shape[-1])
-        outputs, finals = [], []
-        for d in range(directions):
-            own = weights[d * per_direction : (d + 1) * per_direction]
-            initial = [s[d] for s in states]
-            output, states_n = self._direction(
-                CELLS[cell], rows, batch_sizes, batch, initial, own, options, d == 1
-            )
-            outputs.append(output)
-            finals.append(states_n)
-        output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        output = output.view(*x.shape[:-1], output.shape[-1])
-        return output, [torch.stack(parts) for parts in zip(*finals, strict=True)]
+class _Inputs(NamedTuple):
+    """Of a recurrence, all that is made of the input and the weights."""
 
-    def _direction(
-        self,
-        spec: CellSpec,
-        x: Tensor,
-        batch_sizes: Tensor | None,
-        batch: int,
-        states: Sequence[Tensor],
-        weights: Sequence[Tensor],
-        options: Regularisation,
-        reverse: bool,
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        count = len(norm_names(spec)) if options.layer_norm else 0
-        weights, norm = weights[: len(weights) - count], weights[len(weights) - count :]
-        w_ih, w_hh = weights[:2]
-        b_ih, b_hh = weights[2:] if len(weights) > 2 else (None, None)
-        hidden = w_ih.shape[0] // spec.gates
-        if norm:
-            x_gates = F.layer_norm(
-                F.linear(x, w_ih), (w_ih.shape[0],), norm[0], b_ih, reference.EPSILON
-            )
-        else:
-            x_gates = F.linear(x, w_ih, b_ih)
-        extras = Extras(
-            tuple(norm[1:]),
-            _keep(x_gates, hidden, options.zoneout, self.training),
-            _drop(x_gates, (batch, hidden), options.state_dropout),
-            options.clip_gradients,
-        )
-        if self.by_kernels:
-            return recurrence.fused(
-                spec.name, x_gates, batch_sizes, batch, states, w_hh, b_hh, extras, reverse
-            )
-        sizes = reference.batch_sizes_of(batch_sizes, x_gates.shape[0], batch)
-        initial = tuple(states) or tuple(spec.zeros(x_gates, (batch,), hidden))
-        return reference.recurrence(spec.name, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
+    x_gates: Tensor
+    w_hh: Tensor
+    b_hh: Tensor | None
+    extras: Extras
+
+
+def _inputs(
+    options: Regularisation,
+    spec: CellSpec,
+    x: Tensor,
+    batch: int,
+    weights: Sequence[Tensor],
+    training: bool,
+) -> _Inputs:
+    """Of one direction; `x` is ``[rows, I]``."""
+    count = len(norm_names(spec)) if options.layer_norm else 0
+    weights, norm = weights[: len(weights) - count], weights[len(weights) - count :]
+    w_ih, w_hh = weights[:2]
+    b_ih, b_hh = weights[2:] if len(weights) > 2 else (None, None)
+    hidden = w_ih.shape[0] // spec.gates
+    if norm:
+        products = F.linear(x, w_ih)
+        x_gates = F.layer_norm(products, products.shape[-1:], norm[0], b_ih, reference.EPSILON)
+    else:
+        x_gates = F.linear(x, w_ih, b_ih)
+    extras = Extras(
+        tuple(norm[1:]),
+        _keep(x_gates, hidden, options.zoneout, training),
+        _drop(x_gates, (batch, hidden), options.state_dropout),
+        options.clip_gradients,
+    )
+    return _Inputs(x_gates, w_hh, b_hh, extras)
+
+
+def _fused(
+    cell: str,
+    inputs: _Inputs,
+    batch_sizes: Tensor | None,
+    batch: int,
+    states: Sequence[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    x_gates, w_hh, b_hh, extras = inputs
+    return recurrence.fused(cell, x_gates, batch_sizes, batch, states, w_hh, b_hh, extras, reverse)
+
+
+def _reference(
+    cell: str,
+    inputs: _Inputs,
+    batch_sizes: Tensor | None,
+    batch: int,
+    states: Sequence[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    x_gates, w_hh, b_hh, extras = inputs
+    spec, sizes = CELLS[cell], reference.batch_sizes_of(batch_sizes, x_gates.shape[0], batch)
+    initial = tuple(states) or tuple(spec.zeros(x_gates, (batch,), x_gates.shape[-1] // spec.gates))
+    return reference.recurrence(cell, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
 
 
 def _batch(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> int:
