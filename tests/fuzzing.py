@@ -30,6 +30,8 @@ ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIZES = (0, 1, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 33)
 LAYER, BACKWARD = torch.ops.rnnfast.layer.default, torch.ops.rnnfast.layer_backward.default
+RECURRENCE = torch.ops.rnnfast.recurrence.default
+RECURRENCE_BACKWARD = torch.ops.rnnfast.recurrence_backward.default
 GUARD = 64  # elements before and after each tensor
 
 
@@ -103,6 +105,44 @@ class Case:
         grad = None if self.chance(0.2) else self.tensor(*output.shape, dtype=dtype)
         needs = [self.chance(0.7) for _ in range(1 + len(states_n) + len(weights))]
         return [cell, grad, grads, x, batch_sizes, weights, bidirectional, reserve, needs]
+
+    def recurrence(self) -> list[Any]:
+        """Good arguments of ``rnnfast::recurrence``."""
+        choose, dtype = self.random.choice, self.random.choice(DTYPES)
+        cell = choose(sorted(CELLS))
+        spec = CELLS[cell]
+        T, B, H = (choose(SIZES) for _ in range(3))
+        rows, batch_sizes, gates = T * B, None, spec.gates * H
+        if self.chance(0.3):
+            steps = sorted(self.random.randint(1, 6) for _ in range(choose((1, 2, 5))))[::-1]
+            batch_sizes, B, rows = torch.tensor(steps), steps[0], sum(steps)
+
+        def maybe(*sizes: int) -> Tensor | None:
+            return self.tensor(*sizes, dtype=dtype) if self.chance(0.5) else None
+
+        shape = (gates,) if self.chance(0.3) else (gates, H)
+        vectors = (gates, H, H) if spec.emit is not None else (gates,)
+        norm = [self.tensor(n, dtype=dtype) for n in vectors if self.chance(0.5) or n == gates]
+        states = [self.tensor(B, H, dtype=dtype) for _ in range(spec.states)]
+        return [
+            *(cell, self.tensor(rows, gates, dtype=dtype), batch_sizes, B),
+            *(states if self.chance(0.6) else [], self.tensor(*shape, dtype=dtype), maybe(gates)),
+            norm if len(norm) == len(vectors) and self.chance(0.5) else [],
+            maybe(*([rows] if self.chance(0.5) else []), spec.states * H),
+            *(maybe(B, H), self.chance(0.3), choose((None, 0.1)), self.chance(0.5)),
+        ]
+
+    def recurrence_backward(self) -> list[Any]:
+        """Good arguments of ``rnnfast::recurrence_backward``."""
+        given = self.recurrence()
+        output, states_n, reserve = RECURRENCE(*given[:-1], True)
+        cell, _, batch_sizes, B, _, w_hh, _, norm, keep, drop, reverse, clip, _ = given
+        grads = [
+            None if self.chance(0.2) else self.tensor(*s.shape, dtype=s.dtype) for s in states_n
+        ]
+        grad = None if self.chance(0.2) else self.tensor(*output.shape, dtype=output.dtype)
+        of_call = [cell, grad, grads, batch_sizes, B, w_hh, norm, keep, drop]
+        return [*of_call, reverse, reserve, clip]
 
     def segments(self) -> list[Any]:
         """Good arguments of ``rnnfast::segments``."""
@@ -213,6 +253,22 @@ def check_segments(arguments: list[Any], results: Any) -> None:
     assert elements[first].tolist() == elements[last].tolist() == list(range(B))
 
 
+def check_recurrence(arguments: list[Any], results: Any) -> None:
+    cell, x_gates, _, B, _, w_hh, *_, train = arguments
+    output, states_n, reserve = results
+    H = w_hh.size(0) // CELLS[cell].gates
+    assert output.shape == (x_gates.size(0), H)
+    assert [s.shape for s in states_n] == [(int(B), H)] * CELLS[cell].states
+    assert bool(reserve) == bool(train)
+
+
+def check_recurrence_backward(arguments: list[Any], results: Any) -> None:
+    cell, B, w_hh = arguments[0], int(arguments[4]), arguments[5]
+    H = w_hh.size(0) // CELLS[cell].gates
+    assert results[0].shape[1] == w_hh.size(0)
+    assert [g.shape for g in results[-CELLS[cell].states :]] == [(B, H)] * CELLS[cell].states
+
+
 def check_backward(arguments: list[Any], results: Any) -> None:
     x, weights, needs = arguments[3], arguments[5], arguments[8]
     assert len(results) == sum(map(bool, needs))
@@ -226,13 +282,15 @@ OPS: tuple[tuple[Any, Any, Any], ...] = (
     (LAYER, check_layer, Case.layer),
     (BACKWARD, check_backward, Case.backward),
     (torch.ops.rnnfast.segments.default, check_segments, Case.segments),
+    (RECURRENCE, check_recurrence, Case.recurrence),
+    (RECURRENCE_BACKWARD, check_recurrence_backward, Case.recurrence_backward),
 )
 
 
 def run_op(number: int) -> str:
     """One call of a raw op."""
     case = Case(number)
-    op, check, make = case.random.choices(OPS, (6, 4, 3))[0]
+    op, check, make = case.random.choices(OPS, (6, 4, 3, 4, 4))[0]
     arguments = make(case)
     spoilt = case.spoilt(arguments)
     try:
