@@ -1,10 +1,8 @@
 // One step of a cell for one unit of one row, on every backend: whatever memory the numbers lie in,
-// the step is loaded, made and stored here. `unit` says where they lie:
-//
-//   forward:  x(g), h(g), state(k): what the step takes     backward:  gate(i), before(k), after(k)
-//             put_state(k, s), put_gate(i, q): its results             and grad(k); put_grad(k,
-//             ds),
-//                                                                      put_x(g, dx), put_h(g, dh)
+// the step is loaded, made and stored here; a `unit` says where they lie. Forward it has
+// x(g), h(g) and state(k), which the step takes, and put_state(k, s), put_gate(i, q) for its
+// results; backward gate(i), before(k), after(k) and grad(k), and put_grad(k, ds), put_x(g, dx),
+// put_h(g, dh).
 #pragma once
 
 #include "cells.h"
