@@ -58,3 +58,9 @@ def test_the_drawings_are_those_of_the_script(
         drawing.write()
         name = f"{drawing.name}.svg"
         assert (tmp_path / name).read_text("utf-8") == (DOCS / "images" / name).read_text("utf-8")
+
+
+def test_what_to_cite_is_this_version() -> None:
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert version is not None
+    assert f"version: {version[1]}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
