@@ -6,7 +6,6 @@ Every argument is checked; a bad one raises RuntimeError or ValueError that name
 argument, what was wanted and what was given.
 """
 
-import functools
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from rnnfast._fakes import check_devices, register_fake
 from rnnfast.spec import CELLS, CellSpec
 
 _layer = torch.ops.rnnfast.layer.default
@@ -132,19 +132,6 @@ def _find_cell(op: str, name: str) -> CellSpec:
     return CELLS[name]
 
 
-def check_devices(
-    op: str, x: Tensor, batch_sizes: Tensor | None, others: Sequence[Tensor | None]
-) -> None:
-    """Tensors of the meta device among others: the dispatcher brings such a call here."""
-    for t in others:
-        if t is not None and t.device != x.device:
-            raise RuntimeError(
-                f"{op}: all tensors must be on the device of x, {x.device}, got {t.device}"
-            )
-    if batch_sizes is not None and batch_sizes.device.type != "cpu":
-        raise RuntimeError(f"{op}: batch_sizes must be on the CPU, got {batch_sizes.device}")
-
-
 def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> Any:
     if batch_sizes is None:
         return x.shape[1]
@@ -153,10 +140,6 @@ def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor])
     if isinstance(batch_sizes, FakeTensor):
         return torch.library.get_ctx().new_dynamic_size()
     return int(batch_sizes[0]) if len(batch_sizes) else 0
-
-
-# This module may be imported again, after a `del sys.modules[...]`.
-register_fake = functools.partial(torch.library.register_fake, allow_override=True)
 
 
 @register_fake("rnnfast::layer")  # type: ignore[untyped-decorator]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rnnfast import reference
-from rnnfast.ops import check_devices, compute_dtype, register_fake
+from rnnfast._fakes import check_devices, register_fake
+from rnnfast.ops import compute_dtype
 from rnnfast.recompute import needs_graph, states_before
 from rnnfast.reference import Extras
 from rnnfast.routes import needs_gradients
