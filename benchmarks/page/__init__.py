@@ -10,7 +10,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.page.sections import Section, sections
+from benchmarks.page.parts import Section, sections
 from benchmarks.page.sources import RESULTS, load
 
 HERE = Path(__file__).parent

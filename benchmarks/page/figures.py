@@ -11,7 +11,6 @@ from benchmarks.page import svg
 from benchmarks.page.sources import Run
 from benchmarks.peers import record as peers
 from benchmarks.peers import report as peers_report
-from benchmarks.problems import Problem
 from benchmarks.results import Measurement, Record
 
 if TYPE_CHECKING:
@@ -204,8 +203,3 @@ def compile_times(run: Run) -> Iterator[str]:
         axes.set_ylabel("seconds to compile", fontsize=9)
         axes.legend(fontsize=8)
         yield svg.inline(figure, f"{cell}, {pass_name}: seconds to compile over T")
-
-
-def same_sequence(problem: Problem) -> tuple[int, int, bool]:
-    """What problems that differ in B and H alone have in common."""
-    return problem.T, problem.layers, problem.bidirectional

@@ -36,20 +36,22 @@ def inline(figure: Figure, words: str) -> str:
         if legend:
             legend.set_frame_on(False)
     file = io.StringIO()
-    with rc_context({**STYLE, "svg.hashsalt": str(next(_numbers))}):
+    style: Any = {**STYLE, "svg.hashsalt": str(next(_numbers))}
+    with rc_context(style):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     drawing = file.getvalue()[file.getvalue().index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", drawing, flags=re.DOTALL)
     for pattern, ink in INK:
         drawing = re.sub(pattern, ink, drawing)
     drawing = re.sub(r'<g id="tip: ([^"]*)">', r'<g class="mark"><title>\1</title>', drawing)
+    drawing = re.sub(r'<g id="[^"]*"/>', "", drawing)  # a tick that has no length
     drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)
     drawing = re.sub(r"\n\s*", "\n", drawing)
     width = figure.get_figwidth() * 96
+    box = f"0 0 {figure.get_figwidth() * 72:g} {figure.get_figheight() * 72:g}"
     head = (
         f'<svg class="plot" role="img" aria-label="{html.escape(words)}" fill="currentColor" '
-        f'style="width: {width:.0f}px" viewBox="0 0 {figure.get_figwidth() * 72:g} '
-        f'{figure.get_figheight() * 72:g}">'
+        f'style="width: {width:.0f}px; min-width: {0.7 * width:.0f}px" viewBox="{box}">'
     )
     return f'<div class="scroll">{re.sub("<svg[^>]*>", head, drawing, count=1)}</div>'
 

@@ -27,7 +27,7 @@ class Cell:
     behind: bool = False
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Cell | str]], caption: str = "") -> str:
+def table(header: Sequence[str], rows: Iterable[Iterable[Cell | str]], caption: str = "") -> str:
     """As HTML. Numbers, which have a key, are aligned right."""
     heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
@@ -75,7 +75,7 @@ def ratio(value: float, spread: Summary | None = None, suffix: str = "x") -> Cel
 
 def measured(record: Record, baseline: str) -> str:
     """Every measurement of a record of one precision a row."""
-    header = ("T, B, I, H", "cell", "pass", f"{baseline}, ms", "rnnfast, ms", "speed-up")
+    header = ("T, B, I, H", "cell", "pass", "speed-up", f"{baseline}, ms", "rnnfast, ms")
     with_errors = any(m.errors for m in record.measurements)
     errors = ("error of torch.nn", "of rnnfast") if with_errors else ()
     return table((*header, *errors), (_measured(m) for m in record.measurements))
@@ -83,7 +83,7 @@ def measured(record: Record, baseline: str) -> str:
 
 def _measured(m: Measurement) -> list[Cell | str]:
     row: list[Cell | str] = [m.problem.label, CELL_LABELS[m.cell], m.pass_name]
-    row += [seconds(m.baseline), seconds(m.candidate), ratio(m.speed_up, m.pairwise)]
+    row += [ratio(m.speed_up, m.pairwise), seconds(m.baseline), seconds(m.candidate)]
     if m.errors:
         row += [Cell(f"{e:.1e}", e) for e in (m.errors.baseline, m.errors.candidate)]
     return row

@@ -7,7 +7,7 @@ the ratios of blocks that ran side by side. A mean is over the rows of its line,
 their sizes.</p>
 """
 
-MODES = {True: "as CUDA graphs", False: "eager calls"}
+MODES = {True: "As CUDA graphs", False: "Eager calls"}
 
 BOUNDS = """\
 <p>The hard bound is every product at the processor's peak, each step no shorter than reading w_hh

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from benchmarks.peers.report import MEANS, left_out, machine_line, mean_rows
 from benchmarks.report import CELL_LABELS
 from benchmarks.results import Measurement
 from benchmarks.timing import geometric_mean, summarise
+from benchmarks.workloads import PASSES
 
 KINDS = {"": "layers", "users": "models in use", "steps": "single steps"}
 BEST_PEER = "best peer"
@@ -104,15 +104,16 @@ class Row:
 
 def rows_of(run: Run) -> Iterator[Row]:
     for part in run.parts():
+        what, precision = KINDS[run.kind], part.environment["dtype"]
         for m in part.measurements:
-            words = (KINDS[run.kind], part.environment["dtype"], m.pass_name, CELL_LABELS[m.cell])
-            yield Row(run, *words, m.problem.label, run.baseline, m.pair.ratios, m.speed_up)
+            layer = (m.pass_name, CELL_LABELS[m.cell], m.problem.label)
+            yield Row(run, what, precision, *layer, run.baseline, m.pair.ratios, m.speed_up)
     for e in run.peers.entries if run.peers else ():
         version = run.facts["versions"].get(e.best_peer, "")
         pairs = zip(e.samples[e.best_peer], e.samples[OURS], strict=True)
-        words = (BEST_PEER, run.facts["dtype"], e.pass_name, CELL_LABELS[e.cell], e.problem.label)
-        ratios = [theirs / ours for theirs, ours in pairs]
-        yield Row(run, *words, f"{e.best_peer} {version}".strip(), ratios, e.lead)
+        layer = (e.pass_name, CELL_LABELS[e.cell], e.problem.label)
+        peer, ratios = f"{e.best_peer} {version}".strip(), [theirs / ours for theirs, ours in pairs]
+        yield Row(run, BEST_PEER, run.facts["dtype"], *layer, peer, ratios, e.lead)
 
 
 def summary(runs: list[Run]) -> str:
@@ -157,10 +158,14 @@ def behind(runs: list[Run]) -> str:
     rows = sorted((row for row in found if row.lead < 1), key=lambda row: row.lead)
     if not rows:
         return ""
-    header = ("machine", "what", "precision", "pass", "cell", "T, B, I, H", "who is ahead")
+    header = ("their time over ours", "who is ahead", "pass", "cell", "T, B, I, H", "precision")
     text = f"<p>{len(rows)} of {len(found)} rows, as far as their medians tell.</p>"
-    body = ([*row.group, row.cell, row.problem, row.other, row.seen] for row in rows)
-    return text + table((*header, "their time over ours"), body)
+    return text + table((*header, "machine"), map(_behind, rows))
+
+
+def _behind(row: Row) -> list[Cell | str]:
+    machine, _, precision, name = row.group
+    return [row.seen, row.other, name, row.cell, row.problem, precision, machine]
 
 
 def cpu(run: Run) -> str:
@@ -175,7 +180,7 @@ def gpu(run: Run) -> str:
     assert run.layers
     parts = [_title(run)]
     for graph in (True, False):
-        passes = [n for n in gpu_report.PASSES if gpu_report.of(run.layers, graph, n)]
+        passes = [n for n in PASSES if gpu_report.of(run.layers, graph, n)]
         if passes:
             parts.append(f"<h4>{MODES[graph]}</h4>")
             parts.append(_plots(figures.fields(run.layers, graph, name) for name in passes))
@@ -197,7 +202,7 @@ def peers(run: Run) -> str:
     record = run.peers
     assert record
     versions = ", ".join(f"{name} {version}" for name, version in run.facts["versions"].items())
-    means = ([first, *(_mean(text) for text in others)] for first, *others in mean_rows(record))
+    means = (_means(row) for row in mean_rows(record))
     parts = [_title(run), f"<p>{html.escape(versions)}</p>", table(MEANS, means)]
     for name in dict.fromkeys(entry.pass_name for entry in record.entries):
         count = len(record.of(name))
@@ -205,6 +210,10 @@ def peers(run: Run) -> str:
         parts += [folded(f"{name}: {count} rows", beside_peers(record, name))]
     reasons = "".join(f"<li>{html.escape(line)}</li>" for line in left_out(record))
     return "".join(parts) + (f"<ul>{reasons}</ul>" if reasons else "")
+
+
+def _means(row: Sequence[str]) -> list[Cell | str]:
+    return [row[0], *map(_mean, row[1:])]
 
 
 def _mean(text: str) -> Cell:
@@ -223,7 +232,7 @@ def roofline(run: Run) -> str:
     if not keys:
         return ""
     groups = {key: [e for e in entries if (e.pass_name, e.cell) == key] for key in keys}
-    rows = []
+    rows: list[list[Cell | str]] = []
     for (name, cell), found in groups.items():
         shares = [entry.bound.practical / entry.seconds(OURS) for entry in found]
         texts = (Cell(f"{100 * share:.0f} %", share) for share in _spread(shares))
@@ -240,25 +249,22 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def scaling(run: Run) -> str:
-    """Where one run has many B and H of the same T: as CUDA graphs if there are any."""
-    if not run.layers:
-        return ""
-    graph = any(m.graph for m in run.layers.measurements)
-    lines: dict[tuple[object, ...], list[Measurement]] = {}
-    for m in run.layers.measurements:
-        if m.graph == graph and m.problem.I == m.problem.H:
-            key = (m.precision, m.pass_name, m.cell, figures.same_sequence(m.problem))
-            lines.setdefault(key, []).append(m)
-    lines = {key: _lines_alone(found) for key, found in lines.items()}
-    plots = {key: figures.scaling(found, run.baseline) for key, found in lines.items() if found}
-    if not plots:
-        return ""
-    plots = dict(sorted(plots.items(), key=lambda item: item[0][0]))
-    parts = [_title(run), f"<p>T = {next(iter(plots))[3][0]}, I = H, {MODES[graph]}.</p>"]
-    for number, (precision, drawn) in enumerate(itertools.groupby(plots, key=lambda key: key[0])):
-        title = f"{precision or run.facts['dtype']}"
-        parts.append(folded(title, _plots(plots[key] for key in drawn), open_=number == 0))
-    return "".join(parts)
+    """Where one run has many H of the same T and B: as CUDA graphs if there are any."""
+    measurements = run.layers.measurements if run.layers else ()
+    graph = any(m.graph for m in measurements)
+    plots: dict[tuple[str, int], dict[tuple[str, str], list[Measurement]]] = {}
+    for m in measurements:
+        p = m.problem
+        if m.graph == graph and (p.I, p.layers, p.bidirectional) == (p.H, 1, False):
+            group = plots.setdefault((m.precision or run.facts["dtype"], p.T), {})
+            group.setdefault((m.pass_name, m.cell), []).append(m)
+    parts: list[str] = []
+    for (precision, T), group in sorted(plots.items()):
+        lines = filter(None, map(_lines_alone, group.values()))
+        drawn = _plots(figures.scaling(found, run.baseline) for found in lines)
+        if drawn:
+            parts.append(folded(f"{precision}, T = {T}, I = H", drawn, open_=not parts))
+    return f"{_title(run)}<p>{MODES[graph]}</p>{''.join(parts)}" if parts else ""
 
 
 def _lines_alone(measurements: list[Measurement]) -> list[Measurement]:
