@@ -136,7 +136,7 @@ def plot(record: Record, path: Path, graph: bool = True) -> None:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (name, precision) in zip(axes, panels, strict=True):
-        panel(axis, fields[name][precision], rows, cells)
+        panel(axis, fields[name][precision], rows, cells, f"{name}, {precision}")
         axis.set_title(f"{name}\n{PRECISIONS[precision].replace(', ', chr(10))}", fontsize=8)
     common, labels = row_labels(rows)
     axes[0].set_yticks(range(len(rows)), labels, fontsize=8)
@@ -159,9 +159,15 @@ def row_labels(rows: Sequence[Problem]) -> tuple[str, list[str]]:
 
 
 def panel(
-    axis: Axes, found: dict[tuple[Problem, str], float], rows: Sequence[Problem], cells: list[str]
+    axis: Axes,
+    found: dict[tuple[Problem, str], float],
+    rows: Sequence[Problem],
+    cells: list[str],
+    what: str,
 ) -> None:
-    """The fields of one pass and precision, as `plot` has them. Their gids say what they are."""
+    """The fields of one pass and precision, as `plot` has them. Their gids say what they are, and
+    `what` of all.
+    """
     for y, problem in enumerate(rows):
         for x, cell in enumerate(cells):
             ratio = found.get((problem, cell))
@@ -172,7 +178,7 @@ def panel(
             end = red if ratio < 1 else blue
             colour = tuple(1 - depth * 0.85 * (1 - channel) for channel in end)
             field = axis.barh(y, 1, 1, left=x - 0.5, color=colour, edgecolor="white")
-            field[0].set_gid(f"tip: {CELLS[cell]}: {problem.label}: {ratio:.2f}x")
+            field[0].set_gid(f"tip: {CELLS[cell]}, {what}: {problem.label}: {ratio:.2f}x")
             text = f"{ratio:.1f}" if ratio >= 9.95 else f"{ratio:.2f}"
             ink = "white" if depth > 0.6 else "#111111"
             axis.text(x, y, text, color=ink, ha="center", va="center", fontsize=6.5)

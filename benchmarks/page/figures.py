@@ -95,7 +95,8 @@ def fields(record: Record, graph: bool, name: str) -> str:
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(precisions), sharey=True, squeeze=False)[0]
     for axes, precision in zip(panels, precisions, strict=True):
-        gpu_report.panel(axes, found[precision], rows, cells)
+        what = f"{name}, {precision}, {gpu_report.MODES[graph]}"
+        gpu_report.panel(axes, found[precision], rows, cells, what)
         axes.set_title(gpu_report.PRECISIONS[precision].replace(", ", "\n"), fontsize=8)
     common, labels = gpu_report.row_labels(rows)
     panels[0].set_yticks(range(len(rows)), labels, fontsize=8)
@@ -107,7 +108,7 @@ def fields(record: Record, graph: bool, name: str) -> str:
 
 def scaling(measurements: Sequence[Measurement], baseline: str) -> str:
     """Microseconds a step of one cell, pass and precision, over H; a colour for each batch."""
-    figure, axes = _figure(4.6, 3.4)
+    figure, axes = _figure(4.0, 3.2)
     first = measurements[0]
     words = (report.CELL_LABELS[first.cell], first.pass_name, first.precision)
     kind = ", ".join(filter(None, words))
@@ -154,6 +155,7 @@ def beside_peers(record: peers.Record, pass_name: str) -> Iterator[str]:
 def roofline(entries: Sequence[peers.Entry]) -> str:
     """How much of the practical ceiling ours, the best peer and torch.nn reach, of one cell."""
     figure, axes = _figure(6.2, 1.6 + 0.3 * len(entries))
+    kind = f"{entries[0].pass_name}, {report.CELL_LABELS[entries[0].cell]}"
     sides = (
         ("rnnfast", OURS, "D", lambda entry: peers.OURS),
         ("best peer", "#E69F00", "o", lambda entry: entry.best_peer),
@@ -163,7 +165,7 @@ def roofline(entries: Sequence[peers.Entry]) -> str:
         axes.plot([], [], mark, color=colour, label=label)
         for y, entry in enumerate(entries):
             share = 100 * entry.bound.practical / entry.seconds(chosen(entry))
-            words = f"{chosen(entry)}: {entry.problem.label}: {share:.0f} % of the ceiling"
+            words = f"{chosen(entry)}: {kind}: {entry.problem.label}: {share:.0f} % of the ceiling"
             _mark(axes, share, y, mark, colour, words)
     hard = [100 * e.bound.practical / e.bound.lower for e in entries]
     axes.scatter(hard, range(len(entries)), 90, "#aa0000", marker="|", label="hard bound")
@@ -172,10 +174,7 @@ def roofline(entries: Sequence[peers.Entry]) -> str:
     axes.set_xlim(0, 140)
     axes.set_yticks(range(len(entries)), [entry.problem.label for entry in entries])
     axes.set_ylim(len(entries) - 0.5, -0.5)
-    first = entries[0]
-    title = (
-        f"{first.pass_name}, {report.CELL_LABELS[first.cell]}: % of the practical ceiling's speed"
-    )
+    title = f"{kind}: % of the practical ceiling's speed"
     axes.set_title(title, fontsize=10)
     _legend(figure, axes, 5)
     return svg.inline(figure, title)
@@ -184,7 +183,7 @@ def roofline(entries: Sequence[peers.Entry]) -> str:
 def compile_times(run: Run) -> Iterator[str]:
     """Seconds over T, one figure for each cell and pass."""
     for cell, pass_name in dict.fromkeys((row["cell"], row["pass"]) for row in run.rows):
-        figure, axes = _figure(4.6, 3.2)
+        figure, axes = _figure(4.0, 3.0)
         for library, colour in (("rnnfast", OURS), ("torch", THEIRS)):
             rows = [
                 row

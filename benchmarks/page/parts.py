@@ -301,7 +301,17 @@ def compile_times(run: Run) -> str:
 
 def machines(runs: list[Run]) -> str:
     """A row for each file: all that it says of where it ran."""
-    header = ("file", "machine", "commit", "torch", "Python", "CUDA, cuDNN, driver", "load", "also")
+    header = (
+        "file",
+        "machine",
+        "precision",
+        "commit",
+        "torch",
+        "Python",
+        "CUDA, cuDNN, driver",
+        "load",
+        "also",
+    )
     return table(header, map(_machine, runs))
 
 
@@ -312,5 +322,13 @@ def _machine(run: Run) -> list[Cell | str]:
     also = [f"host: {facts['cpu']}", f"clocks: {facts['clocks']}"] if run.on_gpu else []
     also += [*versions, *filter(None, [facts.get("note")])]
     load = Cell(str(facts["load"]), float(facts["load"]))
-    row = [run.name, run.machine, str(facts["commit"]), facts["torch"], facts["python"], gpu]
+    row = [
+        run.name,
+        run.machine,
+        facts["dtype"],
+        str(facts["commit"]),
+        facts["torch"],
+        facts["python"],
+        gpu,
+    ]
     return [*row, load, "; ".join(also)]

@@ -21,6 +21,7 @@ INK = (
     (r"stroke: #(000000|444444)", "stroke: currentColor"),
     (r"stroke: #(dddddd|e5e5e5)", "stroke: currentColor; stroke-opacity: 0.18"),
     (r"stroke: #ffffff", "stroke: var(--page)"),
+    (r"#aa0000", "#d64545"),
     (r"'DejaVu Sans'", "'DejaVu Sans', Verdana"),
 )
 _numbers = itertools.count()
