@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import problems, report, results
+from benchmarks import moved, problems, report, results
 from benchmarks.busy import busy
 from benchmarks.timing import FULL, QUICK, Budget, interleave
 from benchmarks.workloads import CELLS, PASSES, check, make_pass, make_workload, what_ran
@@ -27,7 +27,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Checks rnnfast's values against torch.nn, then times the two in alternating "
-        "blocks. Prints a table and writes JSON.",
+        "blocks. Prints a table, and what moved since the last committed run; writes JSON.",
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--all", action="store_true", help="every problem, not only the main ones")
@@ -116,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.output or RESULTS / results.default_name(facts, options.quick)
     results.write(record, path)
     report.main([str(path)])
+    moved.show(record)
     print(f"written to {path}")
     return 0
 

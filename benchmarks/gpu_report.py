@@ -136,7 +136,7 @@ def plot(record: Record, path: Path, graph: bool = True) -> None:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (name, precision) in zip(axes, panels, strict=True):
-        _draw(axis, fields[name][precision], rows, cells)
+        panel(axis, fields[name][precision], rows, cells, f"{name}, {precision}")
         axis.set_title(f"{name}\n{PRECISIONS[precision].replace(', ', chr(10))}", fontsize=8)
     common, labels = row_labels(rows)
     axes[0].set_yticks(range(len(rows)), labels, fontsize=8)
@@ -158,9 +158,16 @@ def row_labels(rows: Sequence[Problem]) -> tuple[str, list[str]]:
     return f"T = {T}, I = H", [f"B {problem.B}, H {problem.H}" for problem in rows]
 
 
-def _draw(
-    axis: Axes, found: dict[tuple[Problem, str], float], rows: Sequence[Problem], cells: list[str]
+def panel(
+    axis: Axes,
+    found: dict[tuple[Problem, str], float],
+    rows: Sequence[Problem],
+    cells: list[str],
+    what: str,
 ) -> None:
+    """The fields of one pass and precision, as `plot` has them. Their gids say what they are, and
+    `what` of all.
+    """
     for y, problem in enumerate(rows):
         for x, cell in enumerate(cells):
             ratio = found.get((problem, cell))
@@ -170,9 +177,10 @@ def _draw(
             red, blue = (0.80, 0.20, 0.15), (0.10, 0.40, 0.70)
             end = red if ratio < 1 else blue
             colour = tuple(1 - depth * 0.85 * (1 - channel) for channel in end)
-            axis.barh(y, 1, 1, left=x - 0.5, color=colour, edgecolor="white")
+            field = axis.barh(y, 1, 1, left=x - 0.5, color=colour, edgecolor="white")
+            field[0].set_gid(f"tip: {CELLS[cell]}, {what}: {problem.label}: {ratio:.2f}x")
             text = f"{ratio:.1f}" if ratio >= 9.95 else f"{ratio:.2f}"
-            ink = "white" if depth > 0.6 else "black"
+            ink = "white" if depth > 0.6 else "#111111"
             axis.text(x, y, text, color=ink, ha="center", va="center", fontsize=6.5)
     axis.set_xlim(-0.5, len(cells) - 0.5)
     axis.set_ylim(len(rows) - 0.5, -0.5)

@@ -3,6 +3,7 @@
 python -m benchmarks.report benchmarks/results/MACHINE.json             the table
 python -m benchmarks.report benchmarks/results/*.json --markdown        the same for a document
 python -m benchmarks.report benchmarks/results/*.json --readme          README.md and its plots
+python -m benchmarks.report --html                                      all results, as one page
 """
 
 from __future__ import annotations
@@ -170,8 +171,7 @@ def plot(record: Record, path: Path) -> None:
     figure = Figure(figsize=(6.2 * len(names) + 0.8, height), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        _draw_bars(axes, record, name)
-        _dress(axes, record, name)
+        panel(axes, record, name)
     panels[0].annotate("T, B, I, H", (0, 1), (-6, 4), "axes fraction", "offset points", ha="right")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     facts = record.environment
@@ -184,6 +184,24 @@ def plot(record: Record, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def panel(axes: Axes, record: Record, name: str) -> None:
+    """One pass of a record, as `plot` has it. What a bar stands for is its gid."""
+    _draw_bars(axes, record, name)
+    _dress(axes, record, name)
+
+
+def tip(measurement: Measurement) -> str:
+    """One measurement in words, on one line."""
+    spread = measurement.pairwise
+    sides = (milliseconds(side.median) for side in (measurement.baseline, measurement.candidate))
+    words = (measurement.pass_name, measurement.precision, "CUDA graph" * measurement.graph)
+    return (
+        f"tip: {CELL_LABELS[measurement.cell]}, {', '.join(filter(None, words))}: "
+        f"{measurement.problem.label}: {' → '.join(sides)} ms, {measurement.speed_up:.2f}x "
+        f"({spread.p20:.2f} to {spread.p80:.2f})"
+    )
+
+
 def _draw_bars(axes: Axes, record: Record, name: str) -> None:
     cells, found = _cells(record), _of_pass(record, name)
     step = 1 / (len(cells) + 0.8)
@@ -194,7 +212,8 @@ def _draw_bars(axes: Axes, record: Record, name: str) -> None:
             measurement = found[problem, cell]
             y, speed_up = row + (index - (len(cells) - 1) / 2) * step, measurement.speed_up
             spread = measurement.pairwise
-            axes.barh(y, speed_up - 1, step * 0.94, left=1, color=COLOURS[cell])
+            bar = axes.barh(y, speed_up - 1, step * 0.94, left=1, color=COLOURS[cell])
+            bar[0].set_gid(tip(measurement))
             axes.plot([spread.p20, spread.p80], [y, y], color="#444444", lw=0.9)
             end = max(1.0, speed_up, spread.p80)
             text = f"{speed_up:.2f}" if speed_up < 10 else f"{speed_up:.1f}"
@@ -289,13 +308,28 @@ def gpu_block(path: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files of python -m benchmarks")
+    parser.add_argument("results", nargs="*", type=Path, help="JSON files of python -m benchmarks")
     parser.add_argument("--markdown", action="store_true", help="print Markdown, not a table")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the (only) result here")
     parser.add_argument(
         "--readme", action="store_true", help=f"rewrite the numbers of README.md, plots in {IMAGES}"
     )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        nargs="?",
+        const=REPOSITORY / "build" / "report.html",
+        metavar="FILE",
+        help="write one page of everything in benchmarks/results; default: build/report.html",
+    )
     options = parser.parse_args(arguments)
+    if options.html:
+        from benchmarks import page
+
+        print(page.write(options.html))
+        return
+    if not options.results:
+        parser.error("wanted JSON files, or --html")
     records = [part for path in options.results for part in load(path)]
     if options.plot and len(records) > 1:
         parser.error("--plot draws one result of one precision")

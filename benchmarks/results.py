@@ -195,9 +195,14 @@ def write(record: Record, path: Path) -> None:
 
 def read(path: Path) -> Record:
     """Reads what `write` wrote. Raises ValueError for another format."""
-    data = json.loads(path.read_text())
+    return parse(path.read_text(), str(path))
+
+
+def parse(text: str, name: str) -> Record:
+    """The same of a text. name: what an error calls it."""
+    data = json.loads(text)
     if data.get("format") != FORMAT:
-        raise ValueError(f"{path}: wanted format {FORMAT}, got {data.get('format')}")
+        raise ValueError(f"{name}: wanted format {FORMAT}, got {data.get('format')}")
     measurements = tuple(_from_json(entries) for entries in data["measurements"])
     return Record(data["environment"], measurements, tuple(data.get("micro", ())))
 

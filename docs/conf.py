@@ -4,6 +4,7 @@ inventory is fetched, neither by the build nor by who reads the pages.
 
 import html
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import rnnfast
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks import page  # noqa: E402  only the root has it
 
 project = "rnnfast"
 author = "rnnfast contributors"
@@ -104,9 +108,16 @@ def _visit_math_block(self: Any, node: Any) -> None:
     raise nodes.SkipNode
 
 
+def _write_report(app: Any, exception: Exception | None) -> None:
+    """The page of all benchmarks, which figures.md links to."""
+    if exception is None and app.builder.format == "html":
+        page.write(Path(app.outdir, "report.html"), home="index.html")
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     app.connect("missing-reference", _link_to_torch)
     app.connect("include-read", _from_the_root)
     app.connect("doctree-resolved", _draw_inline)
+    app.connect("build-finished", _write_report)

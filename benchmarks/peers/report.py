@@ -40,6 +40,9 @@ COLOURS = (
     *("#CC79A7", "#D55E00", "#56B4E9", "#882255"),
 )
 MARKS = "DsoovP^vX"
+BEYOND = (0.8, 0.1, 0.1, 0.25)
+BOUNDS = ("practical ceiling", "beyond the hard bound")
+"""As the legend of `plot` has them."""
 
 
 def small(entry: Entry) -> bool:
@@ -191,7 +194,7 @@ def plot(record: Record, path: Path) -> None:
     panels = figure.subplots(len(passes), len(cells), squeeze=False, sharey=True)
     for row, name in zip(panels, passes, strict=True):
         for axes, cell in zip(row, cells, strict=True):
-            _draw(axes, [e for e in record.of(name) if e.cell == cell], record.names())
+            panel(axes, [e for e in record.of(name) if e.cell == cell], record.names())
             axes.set_title(f"{name}, {CELL_LABELS[cell]}", fontsize=10)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8.5)
@@ -205,16 +208,27 @@ def plot(record: Record, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw(axes: Axes, entries: Sequence[Entry], names: Sequence[str]) -> None:
+def tip(entry: Entry, name: str) -> str:
+    """The time of one implementation in words, on one line."""
+    return (
+        f"tip: {name}: {CELL_LABELS[entry.cell]}, {entry.pass_name}: {entry.problem.label}: "
+        f"{milliseconds(entry.seconds(name))} ms, {entry.speed_up(name):.2f}x torch.nn's speed"
+    )
+
+
+def panel(axes: Axes, entries: Sequence[Entry], names: Sequence[str]) -> None:
+    """One pass and cell, as `plot` has them. What a mark stands for is its gid."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for index, name in enumerate(names):
-        points = [(e.speed_up(name), y) for y, e in enumerate(entries) if name in e.samples]
         if name != BASELINE:
-            xs, ys = zip(*points, strict=True) if points else ((), ())
             size = 46 if name == OURS else 28
             mark, colour = MARKS[index % len(MARKS)], COLOURS[index % len(COLOURS)]
-            axes.scatter(xs, ys, size, colour, marker=mark, label=name, zorder=3)
+            axes.scatter([], [], size, colour, marker=mark, label=name)
+            for y, e in enumerate(entries):
+                if name in e.samples:
+                    ratio = e.speed_up(name)
+                    axes.scatter(ratio, y, size, colour, marker=mark, zorder=3, gid=tip(e, name))
     torch_times = [entry.seconds(BASELINE) for entry in entries]
     practical = [t / e.bound.practical for t, e in zip(torch_times, entries, strict=True)]
     known = [ratio for ratio in practical if not math.isnan(ratio)]
@@ -222,11 +236,9 @@ def _draw(axes: Axes, entries: Sequence[Entry], names: Sequence[str]) -> None:
     for y, (entry, time) in enumerate(zip(entries, torch_times, strict=True)):
         lower = time / entry.bound.lower if entry.bound.lower > 0 else math.inf
         if lower < most:
-            axes.barh(y, most - lower, 0.8, left=lower, color="#f2c4c4")
-    axes.scatter(
-        practical, range(len(entries)), 90, "#aa0000", marker="|", label="practical ceiling"
-    )
-    axes.barh(0, 0, color="#f2c4c4", label="beyond the hard bound")
+            axes.barh(y, most - lower, 0.8, left=lower, color=BEYOND)
+    axes.scatter(practical, range(len(entries)), 90, "#aa0000", marker="|", label=BOUNDS[0])
+    axes.barh(0, 0, color=BEYOND, label=BOUNDS[1])
     axes.axvline(1, color="black", lw=1, label=BASELINE)
     axes.set_xscale("log")
     axes.set_xlim(min(0.4, *(e.speed_up(n) for e in entries for n in e.samples)) * 0.9, most)
