@@ -37,7 +37,7 @@ CELLS = ("RNN", "GRU", "LSTM")
 
 def in_torch(layer: Any, x: Tensor) -> Tensor:
     """What the layer gives, by torch's operations."""
-    options = layer._regularisation or Regularisation()
+    options = (layer._regularisation or Regularisation()).at(layer.training)
     weights = list(layer._flat_weights)
     if weights[1].dim() == 3:
         weights[1] = weights[1][:, :, 0].t().reshape(-1)

@@ -65,9 +65,9 @@ class Layers(Interop, nn.RNNBase):
         if found is None:
             return
         if self.proj_size:
-            raise ValueError(f"{found}: there is no projection of an LSTM with that")
+            raise ValueError(f"proj_size: an LSTM with a projection takes no {found}")
         if found.layer_norm and 1 < self._heads < self.hidden_size:
-            raise ValueError("layer_norm: not with heads, whose rows are parts of one")
+            raise ValueError("layer_norm goes with one head, or as many as units")
         self._regularisation = found
         if found.layer_norm:
             self._add_norms(norm_names(spec))

@@ -193,16 +193,23 @@ def _explain_layers(
     if sizes is not None:
         uniform = bool(sizes[0] == sizes[-1])
     heads, regularised = heads_of(module), regularisation_of(module)
-    if route.kind == "torch" and (heads > 1 or regularised is not None):
+    left = None if regularised is None else regularised.left(module.training)
+    sees_rows, single_units = left is not None and left.sees_rows, 1 < heads == module.hidden_size
+    if route is TRANSFORMED and (sees_rows or single_units):
+        route = functional.Route("reference", "torch.func, which such layers have no rules for")
+    if route.kind == "torch" and (heads > 1 or left is not None):
         route = route._replace(kind="reference")
     if heads > 1:
         how = "one after the other" if heads < module.hidden_size else "units on their own"
         route = route._replace(reason=f"{route.reason}; {heads} heads, {how}")
-    if regularised is not None and regularised.at(module.training).sees_rows:
-        if route is TRANSFORMED:
-            route = route._replace(kind="reference")
-        route = route._replace(reason=f"{route.reason}; {regularised}, over the rows of a step")
-    if recomputes(module) and route.kind == "fused" and MODES[module.mode].reserve:
+    if sees_rows:
+        route = route._replace(reason=f"{route.reason}; {left}, over the rows of a step")
+    if (
+        recomputes(module)
+        and not sees_rows
+        and route.kind == "fused"
+        and MODES[module.mode].reserve
+    ):
         route = route._replace(reason=f"{route.reason}; backward computes the gates again")
     if (every := detaches_every(module)) is not None:
         route = route._replace(
@@ -231,7 +238,7 @@ def _explain_layers(
 
 def _is_frozen(weights: Sequence[Tensor]) -> bool:
     """Whether all matrices among the weights of a layer are."""
-    return all(ops.is_frozen(w) for w in weights if w.dim() == 2)
+    return all(ops.is_frozen(w) for w in weights if w.dim() > 1)
 
 
 def _states(hx: Any) -> tuple[Tensor, ...]:

@@ -110,6 +110,8 @@ def stack(
         ``(output, states_n)`` in the layouts of ``input`` and ``states``.
     """
     spec, directions = MODES[mode], 1 + bidirectional
+    if regularised is not None:
+        regularised = regularised.left(training)
     plain = heads == 1 and regularised is None
     operator: Any = spec.operator if plain else None
     if operator is None:

@@ -54,6 +54,11 @@ class Regularisation(NamedTuple):
             clip = None
         return Regularisation(norm, zoneout, state_dropout, weight_dropout, clip)
 
+    def left(self, training: bool) -> Regularisation | None:
+        """The same; None where nothing is."""
+        found = self.at(training)
+        return found if found.sees_rows or found.weight_dropout else None
+
     @property
     def sees_rows(self) -> bool:
         """Whether a step is more than its cell and a product."""
@@ -69,7 +74,8 @@ def checked(spec: CellSpec, options: dict[str, Any]) -> Regularisation | None:
     if not isinstance(zoneout, (tuple, list)):
         zoneout = [zoneout] * spec.states
     if len(zoneout) != spec.states:
-        raise ValueError(f"zoneout: expected {spec.states} numbers, got {len(zoneout)}")
+        states = "a number" if spec.states == 1 else f"a number or {spec.states}"
+        raise ValueError(f"zoneout: expected {states}, got {len(zoneout)}")
     rates = [("zoneout", rate) for rate in zoneout]
     rates += [(name, options[name]) for name in ("state_dropout", "weight_dropout")]
     for name, rate in rates:
@@ -118,7 +124,7 @@ def layer(
     """:func:`rnnfast.ops.layer` with a regularisation.
 
     Args:
-        options: the regularisation
+        options: the regularisation, as it is `at` this call
         plain: what runs a layer without, where nothing else is left of it
         by_kernels: by ours, or by torch's operations
         training: whether there is dropout
@@ -133,7 +139,7 @@ def layer(
     Returns:
         ``(output, states_n)`` as :func:`rnnfast.ops.layer` gives them
     """
-    options, directions = options.at(training), 1 + bidirectional
+    directions = 1 + bidirectional
     per_direction = len(weights) // directions
     if options.weight_dropout:
         weights = [
