@@ -89,9 +89,9 @@ class Layers(Interop, nn.RNNBase):
     def reset_parameters(self) -> None:
         """As torch.nn; gains of layer normalisation are ones, and its biases zeros."""
         super().reset_parameters()
-        for name, parameter in self.named_parameters():
+        for name in self._flat_weights_names:  # a user's class may have others called so
             if name.startswith("norm_"):
-                nn.init.constant_(parameter, float(not name.startswith("norm_bias")))
+                nn.init.constant_(getattr(self, name), float(not name.startswith("norm_bias")))
 
     def _divide(self, heads: int) -> None:
         """Gives each of so many parts of the units its own block of ``weight_hh``."""

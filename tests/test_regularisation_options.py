@@ -109,14 +109,14 @@ def test_a_weight_without_numbers_is_refused() -> None:
 
 
 def test_rates_of_other_types_and_of_another_default() -> None:
-    layer = rnnfast.GRU(I, H, zoneout=np.float32(0.25))
+    layer, like = rnnfast.GRU(I, H, zoneout=np.float32(0.01)), torch.zeros(20000, 1)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        keep = regularisation._keep(torch.zeros(20000, 1), H, layer._regularisation.zoneout, True)
+        keep = regularisation._keep(like, H, layer._regularisation.zoneout, True)
     finally:
         torch.set_default_dtype(before)
-    assert float(keep.mean()) == pytest.approx(0.25, abs=0.002)
+    assert float(keep.mean()) == pytest.approx(0.01, abs=0.001)
 
 
 def test_explain_tells_what_is_left() -> None:
@@ -147,3 +147,15 @@ def test_what_does_nothing_in_evaluation_is_exported_as_torchs() -> None:
     layer = make("LSTM", weight_dropout=0.3, state_dropout=0.2).eval()
     program = torch.export.export(layer, (torch.randn(T, B, I).double(),))
     assert "aten.lstm" in str(program.graph)
+
+
+def test_parameters_of_a_users_class_are_reset_as_torchs() -> None:
+    class Own(rnnfast.GRU):
+        def __init__(self) -> None:
+            super().__init__(I, H, layer_norm=True)
+            self.norm_of_mine = nn.Parameter(torch.zeros(50))
+
+    layer = Own()
+    layer.reset_parameters()
+    assert len(layer.norm_of_mine.unique()) > 10
+    assert (layer.norm_hh_l0 == 1).all()
