@@ -1,8 +1,9 @@
-// One step of a cell for one unit of one row, on every backend: whatever memory the numbers lie in,
-// the step is loaded, made and stored here; a `unit` says where they lie. Forward it has
-// x(g), h(g) and state(k), which the step takes, and put_state(k, s), put_gate(i, q) for its
-// results; backward gate(i), before(k), after(k) and grad(k), and put_grad(k, ds), put_x(g, dx),
-// put_h(g, dh).
+// One step of a cell for one unit of one row, on every backend: whatever the numbers lie in, memory
+// or the registers of a kernel, the step is loaded, made and stored here; a `unit` says where they
+// lie. Forward it has x(g), h(g) and state(k), which the step takes, and put_state(k, s) and
+// put_gate(i, q) for its results; backward gate(i), before(k), after(k) and grad(k), and
+// put_grad(k, ds), put_x(g, dx), put_h(g, dh). It is a class that has them, or they are given one
+// by one, in this order.
 #pragma once
 
 #include "cells.h"
@@ -36,6 +37,19 @@ RNNFAST_FN void forward_unit(const Unit& unit) {
   for (int i = 0; i < Cell::kReserve; ++i) unit.put_gate(i, q[i]);
 }
 
+template <class Cell, class V, class X, class H, class State, class PutState, class PutGate>
+RNNFAST_FN void forward_unit(const X& x, const H& h, const State& state, const PutState& put_state,
+                             const PutGate& put_gate) {
+  struct Unit {
+    const X& x;
+    const H& h;
+    const State& state;
+    const PutState& put_state;
+    const PutGate& put_gate;
+  };
+  forward_unit<Cell, V>(Unit{x, h, state, put_state, put_gate});
+}
+
 // Of a cell that emits the first part: put_gate(i, q), put_c(c').
 template <class Cell, class V, class Unit, class PutGate, class PutC>
 RNNFAST_FN void advance_unit(const Unit& unit, const PutGate& put_gate, const PutC& put_c) {
@@ -64,6 +78,23 @@ RNNFAST_FN void backward_unit(const Unit& unit) {
   for (int k = 0; k < Cell::kStates; ++k) unit.put_grad(k, ds[k]);
   RNNFAST_UNROLL
   for (int g = 0; g < Cell::kGates; ++g) unit.put_x(g, dx[g]), unit.put_h(g, dh[g]);
+}
+
+template <class Cell, class V, class Gate, class Before, class After, class Grad, class PutGrad,
+          class PutX, class PutH>
+RNNFAST_FN void backward_unit(const Gate& gate, const Before& before, const After& after,
+                              const Grad& grad, const PutGrad& put_grad, const PutX& put_x,
+                              const PutH& put_h) {
+  struct Unit {
+    const Gate& gate;
+    const Before& before;
+    const After& after;
+    const Grad& grad;
+    const PutGrad& put_grad;
+    const PutX& put_x;
+    const PutH& put_h;
+  };
+  backward_unit<Cell, V>(Unit{gate, before, after, grad, put_grad, put_x, put_h});
 }
 
 }  // namespace rnnfast

@@ -5,11 +5,11 @@
 // that loads of the vector are broadcast, and stores of neighbours lie side by side.
 #pragma once
 
-#include "cells.h"
 #include "cuda/args.h"
 #include "cuda/device.h"
 #include "cuda/fma_shape.h"
 #include "cuda/types.h"
+#include "unit.h"
 
 namespace rnnfast::cuda {
 

@@ -103,27 +103,21 @@ struct FmaBackward {
 
   // The gate gradients of step n; the hidden-side ones go into its vector.
   DEVICE void update(int n, float (&values)[2 * kStores]) {
-    V q[kReserve > 0 ? kReserve : 1], p[kStates], s[kStates], ds[kStates], dx[kGates], dh[kGates];
-    UNROLL
-    for (int k = 0; k < kReserve; ++k) q[k] = gates[k];
-    UNROLL
-    for (int k = 0; k < kStates; ++k)
-      p[k] = k == kLast ? before : 0.f, s[k] = k == kLast ? after : 0.f, ds[k] = grads[k];
-    ds[0] = ds[0] + V(grad);
-    Cell::backward(q, p, s, ds, dx, dh);
     // Of a row or unit that does not exist all is zero anyway.
     const bool here = S::kRows == 1 || self.alive(n);
-    UNROLL
-    for (int k = 0; k < kStates; ++k) grads[k] = here ? plain(ds[k]) : grads[k];
-    after = before;
     float* to = self.vector(n) + self.tile_row * S::kDepth + self.unit % S::kOwn;
-    UNROLL
-    for (int g = 0; g < kGates; ++g) {
-      const float hidden_side = dev::opaque(here ? plain(dh[g]) : 0.f);
-      if (self.copy == 0) to[g * S::kOwn] = hidden_side;
-      values[kBothSides ? 2 * g : g] = plain(dx[g]);
-      if (kBothSides) values[2 * g + 1] = hidden_side;
-    }
+    backward_unit<Cell, V>([&](int i) { return V(gates[i]); },
+                           [&](int k) { return V(k == kLast ? before : 0.f); },
+                           [&](int k) { return V(k == kLast ? after : 0.f); },
+                           [&](int k) { return V(k == 0 ? grads[0] + grad : grads[k]); },
+                           [&](int k, V ds) { grads[k] = here ? plain(ds) : grads[k]; },
+                           [&](int g, V dx) { values[kBothSides ? 2 * g : g] = plain(dx); },
+                           [&](int g, V dh) {
+                             const float hidden_side = dev::opaque(here ? plain(dh) : 0.f);
+                             if (self.copy == 0) to[g * S::kOwn] = hidden_side;
+                             if (kBothSides) values[2 * g + 1] = hidden_side;
+                           });
+    after = before;
   }
 
   DEVICE void store(int n, const float (&values)[2 * kStores]) {

@@ -157,20 +157,13 @@ struct FmaForward {
       read(n);
     });
     add_parts<S>(sum, self.part);
-    V in[kGates], h[kGates], s[kStates], q[Cell::kReserve > 0 ? Cell::kReserve : 1];
-    UNROLL
-    for (int g = 0; g < kGates; ++g) {
-      in[g] = g < Cell::kSharedGates ? x[g] : x[g] + bias[g];
-      h[g] = sum[0][g];
-    }
-    UNROLL
-    for (int k = 0; k < kStates; ++k) s[k] = states[k];
-    Cell::forward(in, h, s, q);
     const bool alive = self.alive(n);
-    UNROLL
-    for (int k = 0; k < kStates; ++k) states[k] = alive ? plain(s[k]) : states[k];
-    UNROLL
-    for (int i = 0; i < kReserve; ++i) values[i] = plain(q[i]);
+    forward_unit<Cell, V>([&](int g) { return V(g < Cell::kSharedGates ? x[g] : x[g] + bias[g]); },
+                          [&](int g) { return V(sum[0][g]); }, [&](int k) { return V(states[k]); },
+                          [&](int k, V s) { states[k] = alive ? plain(s) : states[k]; },
+                          [&](int i, V q) {
+                            if (i < kReserve) values[i] = plain(q);
+                          });
     UNROLL
     for (int k = 0; kSave && k < kStates; ++k) values[kReserve + k] = states[k];
     values[kResults - 1] = states[0];

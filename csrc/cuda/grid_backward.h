@@ -79,20 +79,16 @@ struct GridBackward {
     Pair x[kGates], h[kGates];
     UNROLL
     for (int i = 0; i < 2; ++i) {
-      V q[kSlots], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates], dx[kGates], dh[kGates];
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) q[k] = in.gates[k].number(i);
-      UNROLL
-      for (int k = 0; k < Cell::kStates; ++k) {
-        p[k] = in.before[k].number(i), s[k] = in.after[k].number(i);
-        ds[k] = grads[k].number[i];
-      }
-      ds[0] = ds[0] + V(in.grad.number(i));
-      Cell::backward(q, p, s, ds, dx, dh);
-      UNROLL
-      for (int k = 0; k < Cell::kStates; ++k) grads[k].number[i] = plain(ds[k]);
-      UNROLL
-      for (int g = 0; g < kGates; ++g) x[g].number[i] = plain(dx[g]), h[g].number[i] = plain(dh[g]);
+      backward_unit<Cell, V>([&](int r) { return V(in.gates[r].number(i)); },
+                             [&](int k) { return V(in.before[k].number(i)); },
+                             [&](int k) { return V(in.after[k].number(i)); },
+                             [&](int k) {
+                               const float ds = grads[k].number[i];
+                               return V(k == 0 ? ds + in.grad.number(i) : ds);
+                             },
+                             [&](int k, V ds) { grads[k].number[i] = plain(ds); },
+                             [&](int g, V dx) { x[g].number[i] = plain(dx); },
+                             [&](int g, V dh) { h[g].number[i] = plain(dh); });
     }
     UNROLL
     for (int g = 0; g < kGates; ++g) {

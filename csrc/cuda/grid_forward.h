@@ -83,20 +83,15 @@ struct GridForward {
     UNROLL
     for (int i = 0; i < 2; ++i) {
       const int unit = self.unit - self.rank * S::kUnits + i;
-      V in[kGates], h[kGates], s[Cell::kStates], q[kSlots];
-      UNROLL
-      for (int g = 0; g < kGates; ++g) {
-        in[g] = x[g].number(i), h[g] = sum[g][i] + bias(0, g)[unit];
-        if (g >= Cell::kSharedGates) in[g] = in[g] + V(bias(1, g)[unit]);
-      }
-      UNROLL
-      for (int k = 0; k < Cell::kStates; ++k) s[k] = states[k].number[i];
-      Cell::forward(in, h, s, q);
-      UNROLL
-      for (int k = 0; k < Cell::kStates; ++k)
-        states[k].number[i] = alive ? plain(s[k]) : states[k].number[i];
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) reserve[k].number[i] = plain(q[k]);
+      forward_unit<Cell, V>(
+          [&](int g) {
+            const V in(x[g].number(i));
+            return g < Cell::kSharedGates ? in : in + V(bias(1, g)[unit]);
+          },
+          [&](int g) { return V(sum[g][i] + bias(0, g)[unit]); },
+          [&](int k) { return V(states[k].number[i]); },
+          [&](int k, V s) { states[k].number[i] = alive ? plain(s) : states[k].number[i]; },
+          [&](int r, V q) { reserve[r].number[i] = plain(q); });
     }
     UNROLL
     for (int k = 0; k < kReserve; ++k)

@@ -9,9 +9,9 @@
 // take turns: while the vector of one is on its way, another is multiplied.
 #pragma once
 
-#include "cells.h"
 #include "cuda/grid_exchange.h"
 #include "cuda/grid_layout.h"
+#include "unit.h"
 
 namespace rnnfast::cuda {
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/worker.h"
+#include "unit.h"
 
 namespace rnnfast::cuda {
 

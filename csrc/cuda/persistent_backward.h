@@ -144,22 +144,18 @@ struct BackwardWorker {
 
   // The gate gradients of a step: kept for the results, and the hidden-side ones to be sent.
   DEVICE void update(const Place& at, int e, float (&sent)[kGates][kElements]) {
-    V q[kSlots], p[Cell::kStates], s[Cell::kStates], ds[Cell::kStates], dx[kGates], dh[kGates];
-    UNROLL
-    for (int k = 0; k < kSlots; ++k) q[k] = widen(in[e].gates[k]);
-    UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) p[k] = s[k] = V(0.f), ds[k] = grads[k][e];
-    p[kState] = widen(in[e].before), s[kState] = widen(in[e].after);
-    ds[0] = ds[0] + V(widen(in[e].grad));
-    Cell::backward(q, p, s, ds, dx, dh);
     const bool alive = self.alive(e, at.living);
-    UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) grads[k][e] = alive ? plain(ds[k]) : grads[k][e];
-    UNROLL
-    for (int g = 0; g < kGates; ++g) {
-      sent[g][e] = alive ? plain(dh[g]) : 0.f;
-      to_x[e][g] = narrow<E>(plain(dx[g])), to_h[e][g] = narrow<E>(plain(dh[g]));
-    }
+    backward_unit<Cell, V>(
+        [&](int i) { return V(widen(in[e].gates[i])); },
+        [&](int k) { return V(k == kState ? widen(in[e].before) : 0.f); },
+        [&](int k) { return V(k == kState ? widen(in[e].after) : 0.f); },
+        [&](int k) { return V(k == 0 ? grads[0][e] + widen(in[e].grad) : grads[k][e]); },
+        [&](int k, V ds) { grads[k][e] = alive ? plain(ds) : grads[k][e]; },
+        [&](int g, V dx) { to_x[e][g] = narrow<E>(plain(dx)); },
+        [&](int g, V dh) {
+          sent[g][e] = alive ? plain(dh) : 0.f;
+          to_h[e][g] = narrow<E>(plain(dh));
+        });
   }
 
   DEVICE void store(const Place& at) const {

@@ -120,20 +120,15 @@ struct ForwardWorker {
   }
 
   DEVICE void update(const Place& at, int e, const float (&sum)[kGates]) {
-    V in[kGates], h[kGates], s[Cell::kStates], q[kSlots];
-    UNROLL
-    for (int g = 0; g < kGates; ++g) {
-      in[g] = widen(x[e][g]), h[g] = sum[g];
-      if (g >= kShared) in[g] = in[g] + V(bias_apart[g - kShared][S::own_unit(e)]);
-    }
-    UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) s[k] = states[k][e];
-    Cell::forward(in, h, s, q);
     const bool alive = self.alive(e, at.living);
-    UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) states[k][e] = alive ? plain(s[k]) : states[k][e];
-    UNROLL
-    for (int k = 0; k < kReserve; ++k) kept[e][k] = narrow<E>(plain(q[k]));
+    forward_unit<Cell, V>(
+        [&](int g) {
+          const V in(widen(x[e][g]));
+          return g < kShared ? in : in + V(bias_apart[g - kShared][S::own_unit(e)]);
+        },
+        [&](int g) { return V(sum[g]); }, [&](int k) { return V(states[k][e]); },
+        [&](int k, V s) { states[k][e] = alive ? plain(s) : states[k][e]; },
+        [&](int i, V q) { kept[e][i] = narrow<E>(plain(q)); });
   }
 
   DEVICE void store(const Place& at) const {

@@ -6,10 +6,10 @@
 
 #include <cmath>
 
-#include "cells.h"
 #include "cuda/device.h"
 #include "cuda/rows_kernels.h"
 #include "cuda/types.h"
+#include "unit.h"
 
 namespace rnnfast::cuda {
 

@@ -53,22 +53,21 @@ struct BackwardRow {
     }
     return result;
   }
-  DEVICE void store_gate(int g, int64_t j, V dx, V dh) const {
-    const int64_t place = (at.row * kGates + g) * H + j;
-    a.grad_x[place] = plain(dx);
-    if (a.grad_h) a.grad_h[place] = plain(dh);
+  DEVICE void store_x(int g, int64_t j, V dx) const {
+    a.grad_x[(at.row * kGates + g) * H + j] = plain(dx);
+  }
+  DEVICE void store_h(int g, int64_t j, V dh) const {
+    if (a.grad_h) a.grad_h[(at.row * kGates + g) * H + j] = plain(dh);
   }
 
   // All of a step for one unit, up to the normalisation of the product.
   DEVICE void run(int64_t j, const Inputs& in, C* grads, V* dh) const {
     const Split split = this->split(in, grads);
-    V q[kReserve + 1], p[kStates], s[kStates], ds[kStates], dx[kGates];
-    for (int i = 0; i < kReserve; ++i) q[i] = V(in.q[i]);
-    for (int k = 0; k < kStates; ++k)
-      p[k] = V(in.p[k]), s[k] = V(in.s[k]), ds[k] = V(split.to_cell[k]);
-    Cell::backward(q, p, s, ds, dx, dh);
-    for (int g = 0; g < kGates; ++g) store_gate(g, j, dx[g], dh[g]);
-    for (int k = 0; k < kStates; ++k) grads[k] = split.passed[k] + plain(ds[k]);
+    backward_unit<Cell, V>(
+        [&](int i) { return V(in.q[i]); }, [&](int k) { return V(in.p[k]); },
+        [&](int k) { return V(in.s[k]); }, [&](int k) { return V(split.to_cell[k]); },
+        [&](int k, V ds) { grads[k] = split.passed[k] + plain(ds); },
+        [&](int g, V dx) { store_x(g, j, dx); }, [&](int g, V d) { dh[g] = d, store_h(g, j, d); });
   }
 };
 
@@ -118,7 +117,7 @@ struct BackwardStep : BackwardRow<Cell, E> {
       const V y(fma(widen(a.rows.gain_c[j]), outcome(0, j), widen(a.rows.bias_c[j])));
       grad_y[j] = plain(Cell::emit_backward(q, y, V(split.to_cell[0]), V(0), dx, dh));
       of_c[j] = split.to_cell[1];
-      this->store_gate(kLast, j, dx[kLast], dh[kLast]);
+      this->store_x(kLast, j, dx[kLast]), this->store_h(kLast, j, dh[kLast]);
       for (int k = 0; k < kStates; ++k) grad_state(k, j) = split.passed[k];
     });
     const auto back = MomentsBackward<C>::template of<1>(H, moments.rstd, grad, outcome);
@@ -129,7 +128,7 @@ struct BackwardStep : BackwardRow<Cell, E> {
       for (int k = 0; k < kStates; ++k) p[k] = V(in.p[k]);
       const C dc = of_c[j] + back.apply(grad(0, j), outcome(0, j));
       Cell::advance_backward(q, p, V(dc), ds, dx, dh);
-      for (int g = 0; g < kLast; ++g) this->store_gate(g, j, dx[g], dh[g]);
+      for (int g = 0; g < kLast; ++g) this->store_x(g, j, dx[g]), this->store_h(g, j, dh[g]);
       for (int k = 0; k < kStates; ++k) grad_state(k, j) += plain(ds[k]);
     });
   }

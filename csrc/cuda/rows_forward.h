@@ -32,21 +32,19 @@ struct ForwardRow {
   }
   DEVICE C drop(int64_t j) const { return a.rows.drop ? widen(a.rows.drop[at.b * H + j]) : C(1); }
 
-  DEVICE void store_gates(int64_t j, const V* q) const {
-    for (int i = 0; i < kReserve; ++i) a.gates[(at.row * kReserve + i) * H + j] = plain(q[i]);
+  DEVICE void store_gate(int i, int64_t j, V q) const {
+    if (a.gates) a.gates[(at.row * kReserve + i) * H + j] = plain(q);
   }
-  // The states that the cell made become those after the step.
-  DEVICE void finish(int64_t j, const Inputs& in, const C* before, const V* made, C* after) const {
-    for (int k = 0; k < kStates; ++k) {
-      after[k] = plain(made[k]);
-      if (a.fresh) a.fresh[(at.row * kStates + k) * H + j] = after[k];
-      const C keep = widen(in.keep[k]);
-      if (a.rows.keep) after[k] = kept(keep, before[k], after[k]);
-      if (a.timelines[k]) a.timelines[k][at.after * H + j] = after[k];
-      if (a.timelines[k] && at.first) a.timelines[k][at.before * H + j] = before[k];
-      if (at.last) a.states_n[k][at.b * H + j] = narrow<E>(after[k]);
-    }
-    a.output[at.row * H + j] = narrow<E>(after[0]);
+  // State k after the step, of what the cell made.
+  DEVICE C finish(int k, int64_t j, const Inputs& in, C before, V made) const {
+    C after = plain(made);
+    if (a.fresh) a.fresh[(at.row * kStates + k) * H + j] = after;
+    if (a.rows.keep) after = kept(widen(in.keep[k]), before, after);
+    if (a.timelines[k]) a.timelines[k][at.after * H + j] = after;
+    if (a.timelines[k] && at.first) a.timelines[k][at.before * H + j] = before;
+    if (at.last) a.states_n[k][at.b * H + j] = narrow<E>(after);
+    if (k == 0) a.output[at.row * H + j] = narrow<E>(after);
+    return after;
   }
 };
 
@@ -74,35 +72,36 @@ struct ForwardStep : ForwardRow<Cell, E> {
     return result;
   }
 
-  // What a cell takes, for one unit.
-  DEVICE void load(int64_t j, const Moments<C>& moments, const Inputs& in, V* x, V* h, V* s,
-                   C* before_step) const {
-    for (int k = 0; k < kStates; ++k) before_step[k] = before(k, j), s[k] = V(before_step[k]);
-    for (int g = 0; g < kGates; ++g) {
-      C p = moments.apply(product(g, j));
-      if (a.normalised) a.normalised[(at.row * kGates + g) * H + j] = p;
-      if (a.rows.gain) p *= widen(a.rows.gain[g * H + j]);
-      if (a.b_hh) p += widen(a.b_hh[g * H + j]);
-      x[g] = V(widen(in.x[g])), h[g] = V(p);
-    }
+  // The gate on the hidden side.
+  DEVICE C h_gate(int g, int64_t j, const Moments<C>& moments) const {
+    C p = moments.apply(product(g, j));
+    if (a.normalised) a.normalised[(at.row * kGates + g) * H + j] = p;
+    if (a.rows.gain) p *= widen(a.rows.gain[g * H + j]);
+    return a.b_hh ? p + widen(a.b_hh[g * H + j]) : p;
   }
-  DEVICE void store(int64_t j, const Inputs& in, const C* before_step, const V* made) const {
-    C after[kStates];
-    this->finish(j, in, before_step, made, after);
-    for (int k = 0; k < kStates; ++k) a.states[k][at.b * H + j] = after[k];
-    if (a.operand) a.operand[at.b * H + j] = narrow<E>(after[0] * this->drop(j));
+  DEVICE void store_state(int k, int64_t j, const Inputs& in, V made) const {
+    const C after = this->finish(k, j, in, before(k, j), made);
+    a.states[k][at.b * H + j] = after;
+    if (k == 0 && a.operand) a.operand[at.b * H + j] = narrow<E>(after * this->drop(j));
   }
 
+  // See unit.h.
+  struct Unit {
+    const ForwardStep& row;
+    const int64_t j;
+    const Moments<C>& moments;
+    const Inputs in;
+
+    DEVICE V x(int g) const { return V(widen(in.x[g])); }
+    DEVICE V h(int g) const { return V(row.h_gate(g, j, moments)); }
+    DEVICE V state(int k) const { return V(row.before(k, j)); }
+    DEVICE void put_state(int k, V s) const { row.store_state(k, j, in, s); }
+    DEVICE void put_gate(int i, V q) const { row.store_gate(i, j, q); }
+  };
+
   DEVICE void run(const Moments<C>& moments) const {
-    each_unit(H, [&](int64_t j) {
-      const Inputs in = this->inputs(j);
-      V x[kGates], h[kGates], s[kStates], q[kReserve + 1];
-      C before_step[kStates];
-      load(j, moments, in, x, h, s, before_step);
-      Cell::forward(x, h, s, q);
-      if (a.gates) this->store_gates(j, q);
-      store(j, in, before_step, s);
-    });
+    each_unit(H,
+              [&](int64_t j) { forward_unit<Cell, V>(Unit{*this, j, moments, this->inputs(j)}); });
   }
 
   // The same where c is normalised before h is made of it.
@@ -110,12 +109,9 @@ struct ForwardStep : ForwardRow<Cell, E> {
     C* const c = a.scratch + at.b * (1 + kReserve) * H;
     C* const gates = a.gates ? a.gates + at.row * kReserve * H : c + H;
     each_unit(H, [&](int64_t j) {
-      V x[kGates], h[kGates], s[kStates], q[kReserve];
-      C before_step[kStates];
-      load(j, moments, this->inputs(j), x, h, s, before_step);
-      Cell::advance(x, h, s, q);
-      for (int i = 0; i < kReserve; ++i) gates[i * H + j] = plain(q[i]);
-      c[j] = plain(s[1]);
+      advance_unit<Cell, V>(
+          Unit{*this, j, moments, this->inputs(j)},
+          [&](int i, V q) { gates[i * H + j] = plain(q); }, [&](V made) { c[j] = plain(made); });
     });
     const auto of_c = Moments<C>::template of<1>(H, [c](int, int64_t j) { return c[j]; });
     if (a.statistics && dev::tid() == 0) {
@@ -123,14 +119,12 @@ struct ForwardStep : ForwardRow<Cell, E> {
       own[1] = of_c.mean, own[2] = of_c.rstd;
     }
     each_unit(H, [&](int64_t j) {
-      V s[kStates], q[kReserve];
-      C before_step[kStates];
+      const Inputs in = this->inputs(j);
+      V q[kReserve];
       for (int i = 0; i < kReserve; ++i) q[i] = V(gates[i * H + j]);
-      for (int k = 0; k < kStates; ++k) before_step[k] = before(k, j);
-      s[1] = V(c[j]);
-      s[0] =
-          Cell::emit(q, V(fma(widen(a.rows.gain_c[j]), of_c.apply(c[j]), widen(a.rows.bias_c[j]))));
-      store(j, this->inputs(j), before_step, s);
+      const C y = fma(widen(a.rows.gain_c[j]), of_c.apply(c[j]), widen(a.rows.bias_c[j]));
+      store_state(1, j, in, V(c[j]));
+      store_state(0, j, in, Cell::emit(q, V(y)));
     });
   }
 };
@@ -171,14 +165,11 @@ KERNEL LAUNCH_BOUNDS(kUnitThreads) units_forward(RowsForward<E, Compute<E>> args
     for (int i = 0; i < kStepsAtATime<Cell>; ++i) {
       if (first + i >= own.steps) break;
       const Row now = row(first + i);
-      V x[Cell::kGates], h[Cell::kGates], s[Cell::kStates], q[Cell::kReserve + 1];
-      C before[Cell::kStates];
-      for (int k = 0; k < Cell::kStates; ++k) before[k] = states[k], s[k] = V(states[k]);
-      for (int g = 0; g < Cell::kGates; ++g)
-        x[g] = V(widen(in[i].x[g])), h[g] = V(fma(w[g], states[0], bias[g]));
-      Cell::forward(x, h, s, q);
-      if (args.gates) now.store_gates(j, q);
-      now.finish(j, in[i], before, s, states);
+      forward_unit<Cell, V>([&](int g) { return V(widen(in[i].x[g])); },
+                            [&](int g) { return V(fma(w[g], states[0], bias[g])); },
+                            [&](int k) { return V(states[k]); },
+                            [&](int k, V s) { states[k] = now.finish(k, j, in[i], states[k], s); },
+                            [&](int r, V q) { now.store_gate(r, j, q); });
     }
   }
 }

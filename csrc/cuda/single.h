@@ -9,6 +9,7 @@
 
 #include "cuda/device.h"
 #include "cuda/single_product.h"
+#include "unit.h"
 
 namespace rnnfast::cuda {
 
@@ -117,26 +118,21 @@ struct SingleWorker {
     const ForwardArgs<E>& layer = a.layer;
     const int64_t H = layer.hidden, b = first_row + row(e), j = first_unit + unit(e);
     const Walk walk{layer.steps, direction == 1};
-    V in[kGates], from_h[kGates], s[Cell::kStates], q[Cell::kReserve + 1];
-    UNROLL
-    for (int g = 0; g < kGates; ++g) in[g] = x[e][g], from_h[g] = h[e][g];
-    UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) s[k] = states[e][k];
-    Cell::forward(in, from_h, s, q);
-    layer.output[(b * a.directions + direction) * H + j] = narrow<E>(plain(s[0]));
-    UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) {
-      layer.states_n[k][in_state(e)] = narrow<E>(plain(s[k]));
-      if (layer.timelines[k] == nullptr) continue;
+    E* const gates = layer.gates + (direction * layer.steps.rows + b) * Cell::kReserve * H + j;
+    const auto put_state = [&](int k, V s) {
+      const E after = narrow<E>(plain(s));
+      if (k == 0) layer.output[(b * a.directions + direction) * H + j] = after;
+      layer.states_n[k][in_state(e)] = after;
+      if (layer.timelines[k] == nullptr) return;
       E* timeline = layer.timelines[k] + direction * (layer.steps.rows + batch()) * H + j;
       timeline[walk.initial(b) * H] = narrow<E>(states[e][k]);
-      timeline[walk.after(0, b) * H] = narrow<E>(plain(s[k]));
-    }
-    if (layer.gates == nullptr) return;
-    UNROLL
-    for (int i = 0; i < Cell::kReserve; ++i)
-      layer.gates[((direction * layer.steps.rows + b) * Cell::kReserve + i) * H + j] =
-          narrow<E>(plain(q[i]));
+      timeline[walk.after(0, b) * H] = after;
+    };
+    forward_unit<Cell, V>([&](int g) { return V(x[e][g]); }, [&](int g) { return V(h[e][g]); },
+                          [&](int k) { return V(states[e][k]); }, put_state,
+                          [&](int i, V q) {
+                            if (layer.gates != nullptr) gates[i * H] = narrow<E>(plain(q));
+                          });
   }
 
   DEVICE void run() {

@@ -22,6 +22,7 @@
 #include "cuda/args.h"
 #include "cuda/shape.h"
 #include "cuda/small_shape.h"
+#include "unit.h"
 
 namespace rnnfast::cuda {
 

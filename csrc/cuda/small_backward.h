@@ -92,19 +92,19 @@ struct SmallBackward {
     float x[kGates][2], h[kGates][2];
     UNROLL
     for (int half = 0; half < 2; ++half) {
-      V q[kSlots], before[kStates], after[kStates], ds[kStates], dx[kGates], dh[kGates];
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) q[k] = part(in[k], half);
-      if constexpr (Cell::kReadsBefore) before[kLast] = part(in[kBefore], half);
-      if constexpr (Cell::kReadsAfter) after[kLast] = part(in[kAfter], half);
-      UNROLL
-      for (int k = 0; k < kStates; ++k) ds[k] = grads[k][half];
-      ds[0] = ds[0] + V(part(in[kGrad], half));
-      Cell::backward(q, before, after, ds, dx, dh);
-      UNROLL
-      for (int k = 0; k < kStates; ++k) grads[k][half] = alive ? plain(ds[k]) : grads[k][half];
-      UNROLL
-      for (int g = 0; g < kGates; ++g) x[g][half] = plain(dx[g]), h[g][half] = plain(dh[g]);
+      backward_unit<Cell, V>(
+          [&](int i) { return V(part(in[i], half)); },
+          [&](int k) {
+            return V(Cell::kReadsBefore && k == kLast ? part(in[kBefore], half) : 0.f);
+          },
+          [&](int k) { return V(Cell::kReadsAfter && k == kLast ? part(in[kAfter], half) : 0.f); },
+          [&](int k) {
+            const float ds = grads[k][half];
+            return V(k == 0 ? ds + part(in[kGrad], half) : ds);
+          },
+          [&](int k, V ds) { grads[k][half] = alive ? plain(ds) : grads[k][half]; },
+          [&](int g, V dx) { x[g][half] = plain(dx); },
+          [&](int g, V dh) { h[g][half] = plain(dh); });
     }
     UNROLL
     for (int g = 0; g < kGates; ++g) {

@@ -92,19 +92,16 @@ struct SmallForward {
     float next[kStates][2], reserve[kSlots][2];
     UNROLL
     for (int half = 0; half < 2; ++half) {
-      V in[kGates], h[kGates], s[kStates], q[kSlots];
-      UNROLL
-      for (int g = 0; g < kGates; ++g) {
-        in[g] = (half == 0 ? dev::low_float<E>(x[g]) : dev::high_float<E>(x[g])) + bias_x[g][half];
-        h[g] = g < Cell::kSharedGates ? sum[half][g] : sum[half][g] + bias_h[g][half];
-      }
-      UNROLL
-      for (int k = 0; k < kStates; ++k) s[k] = states[k][half];
-      Cell::forward(in, h, s, q);
-      UNROLL
-      for (int k = 0; k < kStates; ++k) next[k][half] = plain(s[k]);
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) reserve[k][half] = plain(q[k]);
+      forward_unit<Cell, V>(
+          [&](int g) {
+            const float in = half == 0 ? dev::low_float<E>(x[g]) : dev::high_float<E>(x[g]);
+            return V(in + bias_x[g][half]);
+          },
+          [&](int g) {
+            return V(g < Cell::kSharedGates ? sum[half][g] : sum[half][g] + bias_h[g][half]);
+          },
+          [&](int k) { return V(states[k][half]); }, [&](int k, V s) { next[k][half] = plain(s); },
+          [&](int i, V q) { reserve[i][half] = plain(q); });
     }
     const bool alive = kRegular || self.alive(at);
     UNROLL
