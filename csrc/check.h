@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cells.h"
+#include "problem.h"
 #include "recurrence.h"
 
 namespace rnnfast {
@@ -24,6 +25,7 @@ struct Layer {
   at::ScalarType dtype;
   std::vector<int64_t> batch, offset;  // [T], [T + 1]
 
+  Problem problem() const { return {cell.gates, T, B, I, H, static_cast<int>(D)}; }
   Walk walk(int64_t direction) const {
     return {{T, rows, B, batch.data(), offset.data()}, direction == 1};
   }

@@ -132,12 +132,7 @@ py::dict cpu_plan(const std::string& cell, const std::string& dtype, int64_t T, 
         "plan: sizes must not be negative, directions 1 or 2, threads at least 1");
   const int element = dtype == "float64" ? 8 : 4,
             width = vector_bytes(at::get_cpu_capability()) / element;
-  const cpu::Plan p = cpu::plan({facts.gates,
-                                 T,
-                                 B,
-                                 I,
-                                 H,
-                                 directions,
+  const cpu::Plan p = cpu::plan({{facts.gates, T, B, I, H, directions},
                                  uniform,
                                  threads,
                                  width,
@@ -181,20 +176,15 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
   if (!wanted && kernel != "auto")
     throw py::value_error("cuda_plan: unknown kernel '" + kernel + "'");
   const CellFacts found = find_cell(cell);
-  const cuda::Problem problem{found.gates,
+  const cuda::Request request{{found.gates, T, B, I.value_or(H), H, directions},
                               found.whole_sequence,
                               cuda_type(dtype),
                               backward,
-                              T,
-                              B,
-                              I.value_or(H),
-                              H,
-                              directions,
                               tf32,
                               {arch, processors, shared_bytes, max_cluster},
                               wanted};
   py::list result;
-  for (const cuda::Plan& plan : cuda::plans(problem)) {
+  for (const cuda::Plan& plan : cuda::plans(request)) {
     py::dict facts;
     facts["kernel"] = std::string(cuda::kKernelNames[static_cast<int>(plan.kernel)]);
     if (plan.instance >= 0) {

@@ -17,21 +17,22 @@ namespace rnnfast::cpu {
 // S: what is multiplied.
 template <class S>
 Plan plan_for(const Layer& layer) {
-  Problem problem{layer.cell.gates, layer.T,
-                  layer.B,          layer.I,
-                  layer.H,          static_cast<int>(layer.D),
-                  layer.uniform,    at::in_parallel_region() ? 1 : at::get_num_threads(),
-                  Vec<S>::kWidth,   static_cast<int>(sizeof(Compute<S>)),
-                  kLeastHandOver,   kByTiles<S>,
+  Request request{layer.problem(),
+                  layer.uniform,
+                  at::in_parallel_region() ? 1 : at::get_num_threads(),
+                  Vec<S>::kWidth,
+                  static_cast<int>(sizeof(Compute<S>)),
+                  kLeastHandOver,
+                  kByTiles<S>,
                   kCaches};
-  const Plan best = plan(problem);
+  const Plan best = plan(request);
   // To ask how far apart the threads are wakes one of them: never for a call that stays on one
   // thread however close they are.
   if (best.threads == 1) return best;
   const Grant grant = granted();
-  problem.threads = std::min(problem.threads, grant.processors);
-  problem.hand_over = grant.hand_over;
-  return plan(problem);
+  request.threads = std::min(request.threads, grant.processors);
+  request.hand_over = grant.hand_over;
+  return plan(request);
 }
 
 // Rows padded to whole registers of memory, and off the power of two at which all rows of a tile

@@ -1,8 +1,10 @@
-// Which kernel runs a layer on the CPU, and how the threads share it: a pure function of the
-// problem.
+// Which kernel runs a layer on the CPU, and how the threads share it: a pure function of what
+// is asked.
 #pragma once
 
 #include <cstdint>
+
+#include "problem.h"
 
 namespace rnnfast::cpu {
 
@@ -13,16 +15,14 @@ struct Caches {
 };
 inline constexpr Caches kSmallCaches{int64_t{32} << 10, int64_t{512} << 10};
 
-struct Problem {
-  int gates;           // G of the cell
-  int64_t T, B, I, H;  // B = batch_sizes[0] when packed
-  int directions;      // 1 or 2
-  bool uniform;        // dense, or packed with all lengths equal
-  int threads;         // threads at hand
-  int vector_width;    // elements per register
-  int element_bytes;   // of the compute type
-  double hand_over;    // nanoseconds from one thread's store to another's sight of it
-  bool tiles;          // there are products by tiles of bfloat16 for it
+// A problem, and what is at hand for it.
+struct Request : Problem {
+  bool uniform;       // dense, or packed with all lengths equal
+  int threads;        // threads at hand
+  int vector_width;   // elements per register
+  int element_bytes;  // of the compute type
+  double hand_over;   // nanoseconds from one thread's store to another's sight of it
+  bool tiles;         // there are products by tiles of bfloat16 for it
   Caches caches;
 };
 
@@ -89,7 +89,7 @@ inline constexpr int kMaxVectors = 4, kMaxBlockRows = 66;
 // reads all of K. With registers of 64 bytes a core asks L2 for more than half of what it gives
 // (Emerald Rapids: 1.2 to 1.3 times faster in blocks; Zen 3, of 32: a GRU 1.1, the others the
 // same).
-inline int block_rows_of(const Problem& p) {
+inline int block_rows_of(const Request& p) {
   const int64_t width = int64_t{kMaxVectors} * p.vector_width * p.element_bytes,
                 rows = (p.caches.l1 - kBlockDepth * width) / width;
   return static_cast<int>(rows < kMaxBlockRows / 2 ? 0
@@ -99,7 +99,7 @@ inline int block_rows_of(const Problem& p) {
 
 // A gradient of weights may be as large as memory: it is read and written for as many rows as L1
 // holds of a tile's columns, three registers at most.
-inline int outer_rows_of(const Problem& p) {
+inline int outer_rows_of(const Request& p) {
   const int64_t block = int64_t{3} * p.vector_width * p.element_bytes * kBlockDepth,
                 blocks = p.caches.l1 / block, most = kGradChunkRows / kBlockDepth;
   return static_cast<int>(kBlockDepth * (blocks < 1 ? 1 : blocks < most ? blocks : most));
@@ -115,9 +115,9 @@ constexpr int64_t steps_of(int64_t rows, int64_t B, int64_t T) {
 constexpr bool many_rows(int64_t T, int64_t B) { return T * B > kFewRows; }
 constexpr bool fill_tiles(int64_t T, int64_t B) { return many_rows(T, B) && B >= kLeastTileRows; }
 
-inline bool by_tiles(const Problem& p) { return p.tiles && fill_tiles(p.T, p.B); }
+inline bool by_tiles(const Request& p) { return p.tiles && fill_tiles(p.T, p.B); }
 
-inline Split split_of(const Problem& p, int threads) {
+inline Split split_of(const Request& p, int threads) {
   const int64_t rows = ceil_div(p.B, threads);
   const bool even = rows * threads <= p.B + p.B / 8;
   const int64_t groups = ceil_div(p.H, p.vector_width);
@@ -131,13 +131,13 @@ inline Split split_of(const Problem& p, int threads) {
 }
 
 // Nanoseconds of one direction on one thread.
-inline double time_alone(const Problem& p) {
+inline double time_alone(const Request& p) {
   const double flops = 2.0 * p.T * p.B * p.gates * p.H * (p.H + p.I);
   return flops / (by_tiles(p) ? kFlopsOfBfloat16Tile : p.B < 4 ? kFlopsOfRow : kFlopsOfTile);
 }
 
 // Threads that one direction can keep busy.
-inline int threads_of(const Problem& p, Split split, int threads) {
+inline int threads_of(const Request& p, Split split, int threads) {
   const int64_t pieces = split == Split::kBatch ? p.B : ceil_div(p.H, p.vector_width);
   const double waits = split == Split::kBatch || p.T == 1 ? 0 : kStepHandOvers * p.T,
                alone = time_alone(p), price = kWake + (kCallHandOvers + waits) * p.hand_over;
@@ -146,7 +146,7 @@ inline int threads_of(const Problem& p, Split split, int threads) {
   return threads;
 }
 
-inline Plan plan(const Problem& p) {
+inline Plan plan(const Request& p) {
   Plan result{};
   result.packed = many_rows(p.T, p.B);
   result.tiles = by_tiles(p);

@@ -27,7 +27,7 @@ class LayerBackward {
                 at::TensorList reserve, const BackwardArguments& arguments, bool hh)
       : layer_(layer),
         context_(context),
-        problem_(problem_of(layer, true, context)),
+        request_(request_of(layer, true, context)),
         steps_(layer, context.stream),
         reserve_(reserve.vec()),
         same_(same_gradients(layer.cell)),
@@ -52,7 +52,7 @@ class LayerBackward {
       whole.grad_states_0[k] = grads[k].mutable_data_ptr();
     }
     grad_states_0_ = grads;
-    if (!run_persistent(layer_, problem_, weights_, steps_, whole, context_.stream))
+    if (!run_persistent(layer_, request_, weights_, steps_, whole, context_.stream))
       run_steps(whole);
   }
 
@@ -60,7 +60,7 @@ class LayerBackward {
     const Tensor result = at::empty(layer_.shape(layer_.I), grad_x_gates_.options());
     for (int64_t d = 0; d < layer_.D && result.numel() > 0; ++d)
       multiply(result.mutable_data_ptr(), Matrix::of(grad_x_gates_, d), false,
-               Matrix::of(weight(d, 0)), false, d == 0 ? 0 : 1, problem_.tf32);
+               Matrix::of(weight(d, 0)), false, d == 0 ? 0 : 1, request_.tf32);
     return result;
   }
 
@@ -96,7 +96,7 @@ class LayerBackward {
  private:
   const Layer& layer_;
   const Context& context_;
-  const Problem problem_;
+  const Request request_;
   DeviceSteps steps_;
   const Tensors reserve_;
   const bool same_;
@@ -179,7 +179,7 @@ class LayerBackward {
       const StepGates gates = step_gates(one, step.rows);
       for (int64_t d = 0; d < layer_.D && (own_h_gates() || one.defined()); ++d)
         step.grad_h_gates[d] = gates.data + d * gates.stride * size;
-      check(launch_step_backward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
+      check(launch_step_backward(layer_.cell.name, request_.type, step, static_cast<int>(layer_.D),
                                  context_.stream));
       product.a = {gates.data, gates.stride, false};
       if (i > 0 || want_states_0_[0]) multiply_directions(products, product, layer_.D, step.rows);
@@ -196,7 +196,7 @@ class LayerBackward {
     product.columns = H, product.depth = columns(), product.type = layer_.dtype;
     product.b = {w_hh.const_data_ptr(), columns() * H, false};
     product.out = grad_h.mutable_data_ptr(), product.out_stride = B * H;
-    product.out_type = grad_h.scalar_type(), product.tf32 = problem_.tf32;
+    product.out_type = grad_h.scalar_type(), product.tf32 = request_.tf32;
     product.beta = layer_.cell.reads_h ? 1 : 0;
     return product;
   }
@@ -207,7 +207,7 @@ class LayerBackward {
   Tensor product_over_rows(const Tensor& g, int64_t d, const Matrix& x) const {
     const Tensor result = at::empty({columns(), x.columns}, g.options());
     if (x.columns > 0)
-      multiply(result.mutable_data_ptr(), Matrix::of(g, d), true, x, false, 0, problem_.tf32);
+      multiply(result.mutable_data_ptr(), Matrix::of(g, d), true, x, false, 0, request_.tf32);
     return result;
   }
 
@@ -222,7 +222,7 @@ class LayerBackward {
       return result;
     }
     memory = at::empty({layer_.rows, layer_.H}, timelines.options());
-    check(launch_states_before(problem_.type,
+    check(launch_states_before(request_.type,
                                {{steps_.get(memory.options()), d == 1},
                                 layer_.H,
                                 const_address(timelines, timeline),
@@ -260,7 +260,7 @@ class LayerBackward {
     }
     sums.rows = layer_.rows, sums.columns = columns();
     sums.part_rows = part_rows, sums.parts = parts;
-    check(launch_column_sums(problem_.type, sums, context_.stream));
+    check(launch_column_sums(request_.type, sums, context_.stream));
   }
 };
 

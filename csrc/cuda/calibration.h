@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <iterator>
 
-#include "cuda/problem.h"
+#include "cuda/request.h"
 
 namespace rnnfast::cuda {
 
@@ -36,7 +36,7 @@ inline bool of_instance(const Measured& m, const Plan& plan) {
 
 // The measurement of a plan's kernel, or of that of its family at the nearest H; null if there is
 // none for such a cell.
-inline const Measured* find_measured(const Plan& plan, const Problem& p) {
+inline const Measured* find_measured(const Plan& plan, const Request& p) {
   const auto how = precision(p);
   const int64_t hidden = plan.kernel == Kernel::kStep ? p.H : plan.hidden;
   const Measured* best = nullptr;
@@ -53,13 +53,13 @@ inline const Measured* find_measured(const Plan& plan, const Problem& p) {
   return best;
 }
 
-inline bool is_measured(const Plan& plan, const Problem& p) {
+inline bool is_measured(const Plan& plan, const Request& p) {
   const Measured* m = find_measured(plan, p);
   return m && of_instance(*m, plan);
 }
 
 // Which of the batch sizes of a measurement is nearest to a problem's rows, over all directions.
-inline int nearest_rows(const Measured& m, const Problem& p) {
+inline int nearest_rows(const Measured& m, const Request& p) {
   const int64_t rows = p.B * p.directions;
   int best = -1;
   for (int i = 0; i < static_cast<int>(std::size(kMeasuredRows)); ++i) {
@@ -74,12 +74,12 @@ inline int nearest_rows(const Measured& m, const Problem& p) {
 // By what a plan's expected time is to be multiplied. `expect` gives what the formulas say of the
 // kernel that was measured for the problem that it ran, 0 where they say nothing.
 template <class Expect>
-double correction(const Plan& plan, const Problem& p, const Expect& expect) {
+double correction(const Plan& plan, const Request& p, const Expect& expect) {
   if (p.T == 1) return 1;
   const Measured* m = find_measured(plan, p);
   const int at = m ? nearest_rows(*m, p) : -1;
   if (at < 0) return 1;
-  Problem measured = p;
+  Request measured = p;
   measured.T = 100, measured.B = kMeasuredRows[at], measured.H = m->hidden;
   measured.directions = 1;
   const double expected = expect(*m, measured);

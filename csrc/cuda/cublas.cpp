@@ -26,7 +26,7 @@ cublasComputeType_t compute(const Product& p) {
   return p.type == at::kFloat && p.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
-cublasOperation_t op(const Operand& x) { return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; }
+cublasOperation_t op(const Matrices& x) { return x.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; }
 
 // 1 and beta in the type of the sums.
 struct Factors {

@@ -1,4 +1,4 @@
-// What the two halves of the driver share: the problem on the device, tensors as pointers.
+// What the two halves of the driver share: what is asked of a plan, tensors as pointers.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -32,18 +32,10 @@ inline void check(const Status& status) {
   TORCH_CHECK(status.ok(), "rnnfast: a kernel could not be launched: ", status.text);
 }
 
-inline Problem problem_of(const Layer& layer, bool backward, const Context& context) {
-  return {layer.cell.gates,
-          layer.cell.whole_sequence,
-          type_of(layer.dtype),
-          backward,
-          layer.T,
-          layer.B,
-          layer.I,
-          layer.H,
-          static_cast<int>(layer.D),
-          tf32_allowed(),
-          context.device,
+inline Request request_of(const Layer& layer, bool backward, const Context& context) {
+  return {layer.problem(),      layer.cell.whole_sequence,
+          type_of(layer.dtype), backward,
+          tf32_allowed(),       context.device,
           context.wanted};
 }
 

@@ -11,7 +11,7 @@
 #include <iterator>
 #include <limits>
 
-#include "cuda/problem.h"
+#include "cuda/request.h"
 
 namespace rnnfast::cuda {
 
@@ -78,7 +78,7 @@ constexpr bool fma_possible(const FmaInstance& i, int gates) {
 
 // ---- the plan ----
 
-inline bool fma_serves(const FmaInstance& i, const Problem& p) {
+inline bool fma_serves(const FmaInstance& i, const Request& p) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;
   return p.type == Type::kFloat32 && p.T <= kMost && p.B <= kMost && p.T * p.B <= kMost * 64 &&
          i.backward == p.backward && i.hidden >= p.H && fma_possible(i, p.gates) &&
@@ -120,7 +120,7 @@ inline double fma_microseconds(const FmaLayout& l, int64_t tiles, int processors
          1980;
 }
 
-inline void add_fma_plans(const Problem& p, Plans& plans) {
+inline void add_fma_plans(const Request& p, Plans& plans) {
   for (int i = 0; i < kFmaInstanceCount; ++i) {
     const FmaInstance& instance = kFmaInstances[i];
     if (!fma_serves(instance, p)) continue;

@@ -20,7 +20,7 @@ class LayerForward {
                at::TensorList weights, bool train)
       : layer_(layer),
         context_(context),
-        problem_(problem_of(layer, false, context)),
+        request_(request_of(layer, false, context)),
         x_(x.contiguous()) {
     for (const Tensor& w : weights) weights_.push_back(w.contiguous());
     for (const Tensor& s : states) states_.push_back(s.contiguous());
@@ -33,18 +33,18 @@ class LayerForward {
   }
 
   void run() {
-    if (layer_.T == 1 && run_single(layer_, problem_, x_, weights_, arguments(), context_.stream))
+    if (layer_.T == 1 && run_single(layer_, request_, x_, weights_, arguments(), context_.stream))
       return;
     project_inputs();
     DeviceSteps steps(layer_, context_.stream);
-    if (!run_persistent(layer_, problem_, weights_, steps, arguments(), context_.stream))
+    if (!run_persistent(layer_, request_, weights_, steps, arguments(), context_.stream))
       run_steps();
   }
 
  private:
   const Layer& layer_;
   const Context& context_;
-  const Problem problem_;
+  const Request request_;
   const Tensor x_;
   Tensors weights_, states_;
   Tensor x_gates_;  // [D, rows, G*H]
@@ -63,7 +63,7 @@ class LayerForward {
     const Matrix x{x_.const_data_ptr(), layer_.rows, layer_.I, x_.scalar_type()};
     // Over few inputs TF32 saves nothing, and cuDNN, too, leaves them in float32.
     constexpr int64_t kFewInputs = 64;
-    const bool tf32 = problem_.tf32 && layer_.I >= kFewInputs;
+    const bool tf32 = request_.tf32 && layer_.I >= kFewInputs;
     for (int64_t d = 0; d < layer_.D; ++d)
       multiply(address(x_gates_, d * layer_.rows * columns()), x, false, Matrix::of(weight(d, 0)),
                true, 0, tf32);
@@ -145,7 +145,7 @@ class LayerForward {
         step.rows[d] = StepRows::of(walk, walk.time(i));
       }
       if (i > 0 || !states_.empty()) multiply_directions(products, product, layer_.D, step.rows);
-      check(launch_step_forward(layer_.cell.name, problem_.type, step, static_cast<int>(layer_.D),
+      check(launch_step_forward(layer_.cell.name, request_.type, step, static_cast<int>(layer_.D),
                                 context_.stream));
     }
     for (int k = 1; k < layer_.cell.states; ++k)
@@ -160,7 +160,7 @@ class LayerForward {
     product.a = {states_n[0].const_data_ptr(), B * H, false};
     product.b = {w_hh.const_data_ptr(), columns() * H, true};
     product.out = h_gates.mutable_data_ptr(), product.out_stride = B * columns();
-    product.out_type = h_gates.scalar_type(), product.tf32 = problem_.tf32;
+    product.out_type = h_gates.scalar_type(), product.tf32 = request_.tf32;
     return product;
   }
 };

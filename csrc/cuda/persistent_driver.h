@@ -66,17 +66,17 @@ inline Tensor exchange_memory(const SequenceLauncher& kernel, int64_t tiles, int
 // Tries the kernels of the plan in turn. False: the sequence is to be run step by step, and nothing
 // has been written.
 template <class Args>
-bool run_persistent(const Layer& layer, const Problem& problem, const Tensors& weights,
+bool run_persistent(const Layer& layer, const Request& request, const Tensors& weights,
                     DeviceSteps& steps, Args args, Stream stream) {
   const int directions = static_cast<int>(layer.D);
   const at::TensorOptions options = weights[1].options();
   for (int64_t d = 0; d < layer.D; ++d)
     args.w_hh[d] = weights[d * layer.weights_per_direction() + 1].const_data_ptr();
-  const auto plans = cached_plans(problem);
+  const auto plans = cached_plans(request);
   for (const Plan& plan : *plans) {
     if (plan.kernel == Kernel::kStep) break;
     if (plan.kernel == Kernel::kSingle) continue;  // has been tried
-    const SequenceLauncher& kernel = sequence_kernel(layer.cell.name, *precision(problem), plan);
+    const SequenceLauncher& kernel = sequence_kernel(layer.cell.name, *precision(request), plan);
     const Tensor packed = packed_weights(layer, weights, kernel, stream);
     const Tensor exchange = exchange_memory(kernel, plan.tiles * directions, plan.rows, options);
     args.steps = steps.get(options);

@@ -1,4 +1,4 @@
-// Which kernel runs a layer on a GPU: a pure function of the problem, without CUDA and torch.
+// Which kernel runs a layer on a GPU: a pure function of what is asked, without CUDA and torch.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 #include "cuda/cost.h"
 #include "cuda/fma_shape.h"
 #include "cuda/grid_shape.h"
-#include "cuda/problem.h"
+#include "cuda/request.h"
 #include "cuda/single_plan.h"
 #include "cuda/small_shape.h"
 
@@ -23,7 +23,7 @@ constexpr Kernel kernel_of(Exchange exchange) {
                                           : Kernel::kGrid;
 }
 
-inline bool serves(const Instance& instance, const Problem& p) {
+inline bool serves(const Instance& instance, const Request& p) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;  // tiles times peers fit
   const auto how = precision(p);
   if (!how || p.T > kMost || p.B > kMost || instance.backward != p.backward ||
@@ -36,7 +36,7 @@ inline bool serves(const Instance& instance, const Problem& p) {
 }
 
 // What the library multiplies per microsecond, at sizes worth a whole processor.
-inline double flops_per_microsecond(const Problem& p) {
+inline double flops_per_microsecond(const Request& p) {
   switch (p.type) {
     case Type::kFloat64:
       return 40e6;
@@ -49,7 +49,7 @@ inline double flops_per_microsecond(const Problem& p) {
   return 40e6;
 }
 
-inline Plan step_plan(const Problem& p) {
+inline Plan step_plan(const Request& p) {
   const int element = p.type == Type::kFloat64 ? 8 : p.type == Type::kFloat32 ? 4 : 2;
   const int64_t rows = p.directions * p.gates * p.H;
   const double flops = flops_per_microsecond(p);
@@ -60,7 +60,7 @@ inline Plan step_plan(const Problem& p) {
 }
 
 // What persistent.h has for a problem. The blocks of a grid must all run at once.
-inline void add_persistent_plans(const Problem& p, Plans& plans) {
+inline void add_persistent_plans(const Request& p, Plans& plans) {
   for (int i = 0; i < kInstanceCount; ++i) {
     const Instance& instance = kInstances[i];
     if (!serves(instance, p)) continue;
@@ -75,7 +75,7 @@ inline void add_persistent_plans(const Problem& p, Plans& plans) {
 }
 
 // All that serve a problem, `step` last, with what the formulas expect of each.
-inline Plans modelled_plans(const Problem& p) {
+inline Plans modelled_plans(const Request& p) {
   Plans all;
   if (p.whole_sequence) {
     add_fma_plans(p, all);
@@ -91,9 +91,9 @@ inline Plans modelled_plans(const Problem& p) {
 }
 
 // The same with the formulas corrected by measurements.
-inline Plans calibrated_plans(const Problem& p) {
+inline Plans calibrated_plans(const Request& p) {
   std::map<std::pair<int64_t, int64_t>, Plans> known;  // of other problems, by their B and H
-  const auto expect = [&](const Measured& m, const Problem& other) {
+  const auto expect = [&](const Measured& m, const Request& other) {
     const auto [entry, is_new] = known.try_emplace({other.B, other.H});
     if (is_new) entry->second = modelled_plans(other);
     for (const Plan& plan : entry->second)
@@ -109,7 +109,7 @@ inline Plans calibrated_plans(const Problem& p) {
 
 // Whether a kernel is less exact than cuDNN's, which does without TF32 in small layers even where
 // it is allowed.
-inline bool too_coarse(const Plan& plan, const Problem& p) {
+inline bool too_coarse(const Plan& plan, const Request& p) {
   constexpr int64_t kSmallest = 64;  // with so many units cuDNN uses it
   return p.type == Type::kFloat32 && p.tf32 && p.H < kSmallest && p.T > 1 &&
          plan.kernel != Kernel::kFma;
@@ -118,7 +118,7 @@ inline bool too_coarse(const Plan& plan, const Problem& p) {
 // The kernels to try for a problem, the best first. The last one is `step`, which runs anything;
 // each of the others may still find at its launch that the device has no room for it. What no GPU
 // has measured runs only on request, and comes last then.
-inline Plans plans(const Problem& p) {
+inline Plans plans(const Request& p) {
   Plans all = calibrated_plans(p), result;
   const Plan step = all.back();
   all.pop_back();

@@ -14,7 +14,7 @@ namespace rnnfast::cuda {
 class PlanCache {
  public:
   // What plans() gives; stays while somebody holds it.
-  std::shared_ptr<const Plans> get(const Problem& p) {
+  std::shared_ptr<const Plans> get(const Request& p) {
     const Key key = key_of(p);
     const std::lock_guard lock(mutex_);
     if (const auto found = known_.find(key); found != known_.end()) return found->second;
@@ -28,7 +28,7 @@ class PlanCache {
   std::mutex mutex_;
   std::map<Key, std::shared_ptr<const Plans>> known_;
 
-  static Key key_of(const Problem& p) {
+  static Key key_of(const Request& p) {
     const Device& d = p.device;
     return {p.gates,
             p.whole_sequence,
@@ -49,7 +49,7 @@ class PlanCache {
   }
 };
 
-inline std::shared_ptr<const Plans> cached_plans(const Problem& p) {
+inline std::shared_ptr<const Plans> cached_plans(const Request& p) {
   static PlanCache cache;
   return cache.get(p);
 }

@@ -20,8 +20,8 @@ inline const char* const_address(const Tensor& t, int64_t element) {
          element * static_cast<int64_t>(t.element_size());
 }
 
-// One operand of a product: row-major matrices, `stride` elements apart.
-struct Operand {
+// An operand of a product: row-major matrices, `stride` elements apart.
+struct Matrices {
   const void* data;
   int64_t stride;
   bool transposed;  // stored with rows and columns exchanged
@@ -32,7 +32,7 @@ struct Operand {
 struct Product {
   int64_t count, rows, columns, depth;
   at::ScalarType type;  // of a and b
-  Operand a, b;
+  Matrices a, b;
   void* out;
   int64_t out_stride;
   at::ScalarType out_type;

@@ -24,7 +24,7 @@ inline SingleLauncher single_kernel(std::string_view cell, Type type, int instan
 
 // False: it is to be run otherwise, and nothing has been written. `x` is contiguous; `args` has
 // all but w_hh and x_gates.
-inline bool run_single(const Layer& layer, const Problem& problem, const Tensor& x,
+inline bool run_single(const Layer& layer, const Request& request, const Tensor& x,
                        const Tensors& weights, const ForwardArgs<void>& args, Stream stream) {
   SingleArgs<void> single{};
   single.layer = args, single.x = x.const_data_ptr(), single.inputs = static_cast<int>(layer.I);
@@ -37,11 +37,11 @@ inline bool run_single(const Layer& layer, const Problem& problem, const Tensor&
   single.hidden_width = row_alignment(layer.H * element, args.states_0[0], single.layer.w_hh[0],
                                       single.layer.w_hh[1]);
   single.input_warps = input_warps(layer.I, args.states_0[0] != nullptr ? layer.H : 0);
-  const auto plans = cached_plans(problem);
+  const auto plans = cached_plans(request);
   for (const Plan& plan : *plans) {
     if (plan.kernel != Kernel::kSingle) break;
-    const SingleLauncher launch = single_kernel(layer.cell.name, problem.type, plan.instance);
-    const bool dependent = problem.device.arch >= 90;
+    const SingleLauncher launch = single_kernel(layer.cell.name, request.type, plan.instance);
+    const bool dependent = request.device.arch >= 90;
     const Status status = launch(single, plan.tiles, static_cast<int>(layer.D), dependent, stream);
     if (status.code == Status::kDoesNotFit) continue;
     check(status);

@@ -7,7 +7,7 @@
 #include <iterator>
 #include <limits>
 
-#include "cuda/problem.h"
+#include "cuda/request.h"
 
 namespace rnnfast::cuda {
 
@@ -58,7 +58,7 @@ constexpr int input_warps(int64_t inputs, int64_t hidden) {
   return static_cast<int>(std::clamp<int64_t>(share, 1, kSingleWarps - 1));
 }
 
-inline bool serves(const SingleInstance& instance, const Problem& p) {
+inline bool serves(const SingleInstance& instance, const Request& p) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;
   const bool half = is_half(p.type);
   // Positions within a matrix are of 32 bits.
@@ -81,7 +81,7 @@ inline constexpr double kSingleCacheBytes = 40e6;
 inline constexpr double kSingleFlops = 0.22e6;  // of one processor, float32
 }  // namespace cost
 
-inline double single_cost(const SingleLayout& l, int batch, const Problem& p) {
+inline double single_cost(const SingleLayout& l, int batch, const Request& p) {
   using namespace cost;
   const bool half = is_half(p.type);
   const int64_t element = half ? 2 : 4, depth = p.I + p.H;
@@ -102,7 +102,7 @@ inline double single_cost(const SingleLayout& l, int batch, const Problem& p) {
 
 inline constexpr int64_t kMostBlocksY = 65535;  // of a grid
 
-inline void add_single_plans(const Problem& p, Plans& plans) {
+inline void add_single_plans(const Request& p, Plans& plans) {
   for (int i = 0; i < kSingleInstanceCount; ++i) {
     if (!serves(kSingleInstances[i], p)) continue;
     const SingleLayout l = single_layout(kSingleInstances[i], p.gates, is_half(p.type));

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <iterator>
 
-#include "cuda/problem.h"
+#include "cuda/request.h"
 
 namespace rnnfast::cuda {
 
@@ -77,7 +77,7 @@ inline int small_resident(const SmallLayout& l) {
 }
 
 // CTAs of one multiprocessor wait at the same time and work one after the other.
-inline double small_cost(const SmallInstance& instance, const Problem& p, int64_t tiles) {
+inline double small_cost(const SmallInstance& instance, const Request& p, int64_t tiles) {
   constexpr double kWork = 0.3;  // of a step: an estimate
   const int64_t each = (tiles * p.directions - 1) / p.device.processors + 1;
   const int64_t resident = small_resident(small_layout(instance, p.gates));
@@ -86,14 +86,14 @@ inline double small_cost(const SmallInstance& instance, const Problem& p, int64_
   return small_step(instance, p.gates) * static_cast<double>(waves) * (1 + kWork * (together - 1));
 }
 
-inline bool small_serves(const SmallInstance& instance, const Problem& p) {
+inline bool small_serves(const SmallInstance& instance, const Request& p) {
   constexpr int64_t kMost = 1 << 30;  // steps and rows are counted in 32 bits
   const bool half = p.type == Type::kBfloat16 || p.type == Type::kFloat16;
   return half && instance.backward == p.backward && p.H <= instance.hidden && p.T <= kMost &&
          p.B <= kMost && p.device.arch >= 80;
 }
 
-inline void add_small_plans(const Problem& p, Plans& plans) {
+inline void add_small_plans(const Request& p, Plans& plans) {
   for (int i = 0; i < kSmallCount; ++i) {
     const SmallInstance& instance = kSmallInstances[i];
     if (!small_serves(instance, p)) continue;

@@ -45,8 +45,14 @@ int main() {
   expect("offset of the last panel", panels.offset(panel), panel * 3 * width * (int64_t{3} << 17));
   expect("a row of x_gates", (forward.after(3, 0) - B) * 3 * H, (3 * B - 7) * 15);
 
-  const Plan huge = plan({4, int64_t{1} << 20, int64_t{1} << 20, 1, int64_t{1} << 12, 1, true, 2,
-                          16, 4, 100, false, kSmallCaches});
+  const Plan huge = plan({{4, int64_t{1} << 20, int64_t{1} << 20, 1, int64_t{1} << 12, 1},
+                          true,
+                          2,
+                          16,
+                          4,
+                          100,
+                          false,
+                          kSmallCaches});
   expect("steps of a chunk", huge.chunk_steps, 1);
   return failures;
 }

@@ -17,7 +17,7 @@ namespace rnnfast::cuda {
 namespace {
 
 // [count, rows, columns] of an operand, in the type that products are added up in.
-Tensor matrices(const Product& p, const Operand& operand, int64_t rows, int64_t columns) {
+Tensor matrices(const Product& p, const Matrices& operand, int64_t rows, int64_t columns) {
   const std::array<int64_t, 3> strides = operand.transposed
                                              ? std::array<int64_t, 3>{operand.stride, 1, rows}
                                              : std::array<int64_t, 3>{operand.stride, columns, 1};

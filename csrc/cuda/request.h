@@ -1,6 +1,5 @@
-// What is to be run on a GPU, and what a plan says of it: shared by the families of kernels, each
-// of which says for itself what it serves and what a step is expected to cost. Without CUDA and
-// torch.
+// What a plan is asked for on a GPU, and what it says: shared by the families of kernels, each of
+// which says for itself what it serves and what a step is expected to cost. Without CUDA and torch.
 #pragma once
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "cuda/instances.h"
+#include "problem.h"
 
 namespace rnnfast::cuda {
 
@@ -58,13 +58,11 @@ struct Device {
   int max_cluster;   // blocks
 };
 
-struct Problem {
-  int gates;            // G of the cell
-  bool whole_sequence;  // whether there are kernels for it besides those of a step
+// A problem, and how and where it is to be run.
+struct Request : Problem {
+  bool whole_sequence;  // whether there are kernels for the cell besides those of a step
   Type type;
   bool backward;
-  int64_t T, B, I, H;  // B = batch_sizes[0] when packed
-  int directions;
   bool tf32;  // float32 products may round their operands to TF32
   Device device;
   std::optional<Wish> wanted;  // no other than this; what it cannot run goes to `step`
@@ -83,7 +81,7 @@ struct Plan {
 using Plans = std::vector<Plan>;
 
 // How a whole-sequence kernel multiplies numbers of that type; none does float64.
-inline std::optional<Precision> precision(const Problem& p) {
+inline std::optional<Precision> precision(const Request& p) {
   switch (p.type) {
     case Type::kBfloat16:
       return Precision::kBf16;
