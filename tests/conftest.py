@@ -4,12 +4,15 @@ import ctypes
 import gc
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from emulated import COMPILER, KERNELS, NINJA, ROOT, Simt, build
+from problems import OpDevice
 
 from rnnfast._library import HAS_CUDA
 
@@ -84,21 +87,56 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"skipped: {text}")
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.cuda,
-                pytest.mark.skipif(_NO_CUDA, reason="no CUDA device, or built without CUDA"),
-            ],
-        ),
-    ]
-)
+_DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(_NO_CUDA, reason="no CUDA device, or built without CUDA"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(params=_DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     """Every device with kernels."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def _library() -> None:
+    """The CUDA kernels on the emulator."""
+    if COMPILER is None or NINJA is None or not (ROOT / "csrc").is_dir():
+        pytest.skip("needs a C++ compiler, ninja and the sources")
+    torch.ops.load_library(str(build(ROOT / "build" / "simt" / torch.__version__)))
+
+
+@contextmanager
+def _op_device(request: pytest.FixtureRequest) -> Iterator[OpDevice]:
+    where, _, kernel = request.param.partition("-")
+    if where != "emulator":
+        yield OpDevice(where)
+        return
+    request.getfixturevalue("_library")
+    simt = Simt(kernel)
+    with simt.in_place_of_the_cpu():
+        yield OpDevice("cpu", simt.dtype, simt.tolerance)
+
+
+@pytest.fixture(params=[*_DEVICES, *(f"emulator-{kernel}" for kernel in KERNELS)])
+def op_device(request: pytest.FixtureRequest) -> Iterator[OpDevice]:
+    """Every device with kernels, and each of the CUDA kernels on the emulator."""
+    with _op_device(request) as device:
+        yield device
+
+
+@pytest.fixture(params=[*_DEVICES, "emulator-step"])
+def rows_device(request: pytest.FixtureRequest) -> Iterator[OpDevice]:
+    """The same for recurrences, whose kernels run everything."""
+    with _op_device(request) as device:
+        yield device
 
 
 @pytest.fixture(autouse=True)

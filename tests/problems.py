@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ TOLERANCE = {
 }
 
 
+class OpDevice(NamedTuple):
+    """Where tensors are for an op, and the most precise type that its kernels run there."""
+
+    name: str
+    dtype: torch.dtype = torch.float64
+    tolerance: float = 1e-12
+
+
 def assert_close(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> None:
     """Compares tensors, or Nones, one by one: sizes, dtypes and values."""
     assert len(actual) == len(expected)
@@ -32,6 +40,28 @@ def assert_close(actual: Sequence[Any], expected: Sequence[Any], tolerance: floa
             torch.testing.assert_close(
                 a, b, rtol=tolerance, atol=tolerance, msg=lambda text, i=i: f"tensor {i}: {text}"
             )
+
+
+def assert_gradients_close(
+    actual: list[Tensor], wanted: list[Tensor | None], tolerance: float
+) -> None:
+    """A gradient of a weight is a sum over all rows: it errs with its size. None is zero."""
+    for i, (grad, want) in enumerate(zip(actual, wanted, strict=True)):
+        want = torch.zeros_like(grad) if want is None else want
+        size = max(1.0, float(want.abs().max())) if want.numel() else 1.0
+        torch.testing.assert_close(
+            grad.double(),
+            want.double(),
+            rtol=0,
+            atol=tolerance * size,
+            msg=lambda text, i=i: f"gradient {i}: {text}",
+        )
+
+
+def strided(t: Tensor) -> Tensor:
+    """The same values, every other element in memory, the last two dimensions exchanged."""
+    apart = torch.stack([t, t], -1)[..., 0]
+    return apart.mT.contiguous().mT if t.dim() > 1 else apart
 
 
 @dataclass
@@ -172,3 +202,13 @@ def gradients(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of random functions of all values."""
     return torch.autograd.grad(values, leaves, cotangents(values), allow_unused=True, **options)
+
+
+def assert_same_as_torch(problem: Problem, leaves: list[Tensor]) -> None:
+    """Values of ours and of torch.nn, and the gradients of these leaves."""
+    tolerance = TOLERANCE[problem.dtype]
+    ours, theirs = problem.rnnfast(), problem.torch()
+    assert_close(ours, theirs, tolerance)
+    assert [t.requires_grad for t in ours] == [t.requires_grad for t in theirs]
+    if leaves:
+        assert_close(gradients(ours, leaves), gradients(theirs, leaves), 10 * tolerance)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -102,3 +105,25 @@ def batch(name: str, steps: int = 4) -> Tensor:
 def loss_gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Gradients of a loss of the model with respect to its parameters."""
     return list(torch.autograd.grad(model(x).pow(2).sum(), list(model.parameters())))
+
+
+def copies(module: nn.Module) -> dict[str, nn.Module]:
+    """The module pickled, saved and copied, by the name of the way."""
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    found = {f"pickle {p}": pickle.loads(pickle.dumps(module, p)) for p in (0, 2, 5)}
+    found["torch.save"] = torch.load(buffer, weights_only=False)
+    return found | {"deepcopy": copy.deepcopy(module), "copy": copy.copy(module)}
+
+
+class Residual(rnnfast.GRU):
+    """A user's class, whose forward calls ours."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size)
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+        output, hidden = super().forward(input, hx)
+        return self.norm(output + input), hidden

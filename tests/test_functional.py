@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import MODES, TOLERANCE, Problem, assert_close, gradients
-from torch import Tensor, nn
+from problems import MODES, TOLERANCE, Problem, assert_close, assert_same_as_torch, gradients
+from torch import Tensor
 
 from rnnfast import functional
 
@@ -40,15 +40,6 @@ def problems(draw: st.DrawFn, dtype: torch.dtype) -> Problem:
         dtype=dtype,
         seed=draw(st.integers(0, 2**16)),
     )
-
-
-def assert_same_as_torch(problem: Problem, leaves: list[Tensor]) -> None:
-    tolerance = TOLERANCE[problem.dtype]
-    ours, theirs = problem.rnnfast(), problem.torch()
-    assert_close(ours, theirs, tolerance)
-    assert [t.requires_grad for t in ours] == [t.requires_grad for t in theirs]
-    if leaves:
-        assert_close(gradients(ours, leaves), gradients(theirs, leaves), 10 * tolerance)
 
 
 @settings(max_examples=120)
@@ -191,71 +182,6 @@ def test_cells_match_torch(mode: str, states_given: bool, bias: bool, B: int, de
     theirs = [s[0] for s in problem.torch()[1:]]
     assert_close(ours, theirs, 1e-12)
     assert_close(gradients(ours, problem.leaves), gradients(theirs, problem.leaves), 1e-11)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("lengths", [None, (5, 2)], ids=["dense", "packed"])
-@pytest.mark.parametrize("states_given", [True, False])
-def test_projection_takes_torchs_route(
-    bias: bool, lengths: tuple[int, ...] | None, states_given: bool
-) -> None:
-    problem = Problem(
-        "LSTM",
-        proj_size=2,
-        layers=2,
-        bidirectional=True,
-        bias=bias,
-        lengths=lengths,
-        states_given=states_given,
-    )
-    assert_same_as_torch(problem, problem.leaves)
-    chosen = functional.route(problem.x, problem.weights, proj_size=2)
-    assert chosen.kind == "torch"
-    assert "proj_size=2" in chosen.reason
-
-
-class Wrapped(Tensor):
-    """A subclass that could do anything."""
-
-
-def test_routes_name_their_reason() -> None:
-    x, w = torch.ones(2, 3, 4), torch.ones(4, 4)
-    expected = {
-        "fused": [
-            (x, [w]),
-            (x.double(), [w.double()]),
-            (x.bfloat16(), [w.bfloat16()]),
-            (x.half(), [nn.Parameter(w.half())]),
-            (x.to("meta"), [w.to("meta")]),
-        ],
-        "torch": [
-            (x, [w.double()]),
-            (x.to("meta"), [w]),
-            (x.to(torch.complex64), [w.to(torch.complex64)]),
-            (x.as_subclass(Wrapped), [w]),
-        ],
-    }
-    for kind, calls in expected.items():
-        for input, others in calls:
-            chosen = functional.route(input, others)
-            assert chosen.kind == kind, chosen
-            assert chosen.reason
-    assert "Wrapped" in functional.route(x, [w.as_subclass(Wrapped)]).reason
-
-
-@pytest.mark.parametrize("mode", ["RNN_TANH", "GRU", "LSTM"])
-def test_complex_takes_torchs_route(mode: str) -> None:
-    problem = Problem(mode, dtype=torch.complex128)
-    assert_close(problem.rnnfast(), problem.torch(), 1e-12)
-
-
-def test_subclass_in_subclass_out() -> None:
-    problem = Problem("GRU")
-    problem.x = problem.x.detach().as_subclass(Wrapped)
-    with torch.no_grad():
-        ours, theirs = problem.rnnfast(), problem.torch()
-    assert type(ours[0]) is type(theirs[0]) is Wrapped
-    assert_close(ours, theirs, 0)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -51,6 +51,7 @@ def test_core_on(capability: str) -> None:
         pytest.skip(f"{capability} is not built")
     folder = Path(__file__).parent
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x"]
+    command += ["-k", "not emulator"]
     result = subprocess.run(
         [*command, *(str(folder / test) for test in CORE)],
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability},

@@ -10,11 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emulated
 import pytest
 import twin
-
-sys.path.append(str(Path(__file__).parent / "simt"))
-import emulated
 
 pytestmark = [
     pytest.mark.exhaustive,  # compiles for two minutes

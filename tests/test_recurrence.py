@@ -1,5 +1,8 @@
 """The op ``rnnfast::recurrence``: its values and gradients against the reference, its registration,
 and every bad argument.
+
+Catches a wrong offset, a row of a packed sequence taken for another, a gradient that is left out or
+that takes a wrong way around what is kept, dropped or normalised.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from problems import CELLS, TOLERANCE, assert_close, cotangents
-from recurrences import Problem
+from covering import covering
+from problems import CELLS, TOLERANCE, OpDevice, assert_close, cotangents
+from recurrences import EXTRAS, Problem
 from torch import Tensor, nn
 
 OP = torch.ops.rnnfast.recurrence.default
@@ -43,6 +47,71 @@ def test_values_and_gradients(cell: str, seed: int) -> None:
             Problem(cell, **case).compare(1e-11)
         except AssertionError as error:
             raise AssertionError(f"{case}: {error}") from error
+
+
+# One row or unit, units in no whole warps and in more than one block, one step, packed in both
+# orders of the steps.
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"reverse": True, "states_given": False},
+    {"T": 1, "B": 1, "H": 1},
+    {"T": 1, "B": 9, "H": 33, "states_given": False},
+    {"T": 9, "B": 2, "H": 33, "bias": False},
+    {"T": 3, "B": 2, "H": 131},
+    {"batch_sizes": (5, 4, 4, 1)},
+    {"batch_sizes": (9, 2, 1), "reverse": True, "H": 7},
+    {"batch_sizes": (9, 8, 8, 7, 5, 5, 5, 2, 1), "reverse": True, "states_given": False},
+]
+
+
+def on(device: OpDevice, cell: str, **case: Any) -> Problem:
+    """A problem in the most precise type of the device."""
+    return Problem(cell, device=device.name, **{"dtype": device.dtype, **case})
+
+
+@covering("cell, extras, shape", CELLS, EXTRAS, SHAPES, ids=str)
+def test_every_option_with_every_shape(
+    cell: str, extras: dict[str, Any], shape: dict[str, Any], rows_device: OpDevice
+) -> None:
+    on(rows_device, cell, **extras, **shape).compare(10 * rows_device.tolerance)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("extras", EXTRAS[-3:], ids=str)
+def test_more_units_than_a_block_has_threads(
+    cell: str, extras: dict[str, Any], rows_device: OpDevice
+) -> None:
+    on(rows_device, cell, **extras, T=2, B=2, H=530).compare(10 * rows_device.tolerance)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("extras", EXTRAS[-3:], ids=str)
+def test_inference_is_training_without_the_reserve(
+    cell: str, extras: dict[str, Any], rows_device: OpDevice
+) -> None:
+    problem = on(rows_device, cell, **extras)
+    with torch.no_grad():
+        wanted, wanted_n, _ = OP(*problem.arguments(True))
+        output, states_n, reserve = OP(*problem.arguments(False))
+    assert reserve == []
+    assert_close([output, *states_n], [wanted, *wanted_n], 0)
+
+
+def test_missing_gradients_count_as_zeros(rows_device: OpDevice) -> None:
+    problem = on(rows_device, "lstm", norm=True, keep="rows")
+    with torch.no_grad():
+        output, states_n, reserve = OP(*problem.arguments(True))
+        norm, keep, drop, clip = problem.extras
+        rest = (None, problem.B, problem.w_hh, list(norm), keep, drop, False, reserve, clip)
+        zeros = [torch.zeros_like(s) for s in states_n]
+        assert_close(
+            BACKWARD("lstm", output, [None, None], *rest), BACKWARD("lstm", output, zeros, *rest), 0
+        )
+        assert_close(
+            BACKWARD("lstm", None, states_n, *rest),
+            BACKWARD("lstm", torch.zeros_like(output), states_n, *rest),
+            0,
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -135,13 +204,16 @@ def test_opcheck(cell: str, case: dict[str, Any], batch_sizes: tuple[int, ...] |
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("sizes", [{"B": 0}, {"T": 0}, {"H": 0}], ids=str)
 @pytest.mark.parametrize("states_given", [False, True])
-def test_nothing_to_compute(cell: str, sizes: dict[str, int], states_given: bool) -> None:
-    problem = Problem(cell, norm=True, keep="rows", drop=True, states_given=states_given, **sizes)
+def test_nothing_to_compute(
+    cell: str, sizes: dict[str, int], states_given: bool, rows_device: OpDevice
+) -> None:
+    options = {"norm": True, "keep": "rows", "drop": True, "states_given": states_given}
+    problem = on(rows_device, cell, **options, **sizes)
     output, *states_n = problem.fused()
     assert output.shape == (problem.T * problem.B, problem.H)
     for k, state in enumerate(states_n):
-        given = problem.states[k] if states_given else torch.zeros(problem.B, problem.H)
-        assert_close([state.detach()], [given.detach().double()], 0)
+        given = problem.states[k] if states_given else torch.zeros_like(state)
+        assert_close([state.detach()], [given.detach()], 0)
     grads = torch.autograd.grad(
         [output, *states_n], problem.leaves, cotangents([output, *states_n]), allow_unused=True
     )
@@ -149,8 +221,8 @@ def test_nothing_to_compute(cell: str, sizes: dict[str, int], states_given: bool
         assert grad is None or grad.shape == leaf.shape
 
 
-def test_strides() -> None:
-    problem = Problem("lstm", norm=True, keep="rows", drop=True)
+def test_strides(rows_device: OpDevice) -> None:
+    problem = on(rows_device, "lstm", norm=True, keep="rows", drop=True)
     expected = problem.fused()
     for t in problem.leaves:
         t.data = torch.stack([t.data, t.data], -1)[..., 0]

@@ -4,14 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from emulated import COMPILER, KERNELS, NINJA, ROOT, Simt, build
-
-
-@pytest.fixture(scope="session")
-def _library() -> None:
-    if COMPILER is None or NINJA is None or not (ROOT / "csrc").is_dir():
-        pytest.skip("needs a C++ compiler, ninja and the sources")
-    torch.ops.load_library(str(build(ROOT / "build" / "simt" / torch.__version__)))
+from emulated import KERNELS, Simt
 
 
 @pytest.fixture(params=KERNELS)

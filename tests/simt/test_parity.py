@@ -1,4 +1,5 @@
-"""The CUDA driver and its kernels, on the emulator, against the reference in float64.
+"""The CUDA driver and its kernels, on the emulator, against the reference in float64: beside the
+tests of test_ops.py, which run there too.
 
 Catches whatever a kernel or the driver computes wrongly: a wrong offset, a row of a packed sequence
 taken for another, a state or a gradient left out, sums whose order follows the schedule.
@@ -13,7 +14,15 @@ import pytest
 import torch
 from covering import covering
 from emulated import KERNELS, Simt
-from problems import CELLS, MODES, TOLERANCE, Problem, assert_close, cotangents
+from problems import (
+    CELLS,
+    MODES,
+    TOLERANCE,
+    Problem,
+    assert_close,
+    assert_gradients_close,
+    cotangents,
+)
 from torch import Tensor
 
 from rnnfast import _C, ops, reference, spec
@@ -38,12 +47,6 @@ SHAPES: list[dict[str, Any]] = [
     {"lengths": (9, 8, 8, 7, 5, 5, 5, 2, 1, 1), "bidirectional": True, "H": 9},
     {"lengths": (9, 8, 8, 7, 5, 5, 5, 2, 1, 1), "bidirectional": True, "H": 40},
     {"T": 6, "B": 9, "H": 24, "bidirectional": True},
-]
-EMPTY: list[dict[str, Any]] = [
-    {"B": 0},
-    {"B": 0, "bidirectional": True, "states_given": False},
-    {"T": 0},
-    {"T": 0, "states_given": False, "bidirectional": True},
 ]
 KEPT = [{}, {"lengths": (5, 4, 4, 1)}]  # where one dense and one packed sequence say enough
 # Kernel, dtype, and whether its products may round their operands to TF32.
@@ -88,28 +91,6 @@ def expected(problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
     if not any(v.requires_grad for v in values):
         return values, []
     return values, list(torch.autograd.grad(values, leaves, grads, allow_unused=True))
-
-
-def strided(t: Tensor) -> Tensor:
-    """The same values, every other element in memory, the last two dimensions exchanged."""
-    apart = torch.stack([t, t], -1)[..., 0]
-    return apart.mT.contiguous().mT if t.dim() > 1 else apart
-
-
-def assert_gradients_close(
-    actual: list[Tensor], wanted: list[Tensor | None], tolerance: float
-) -> None:
-    """A gradient of a weight is a sum over all rows: it errs with its size. None is zero."""
-    for i, (grad, want) in enumerate(zip(actual, wanted, strict=True)):
-        want = torch.zeros_like(grad) if want is None else want
-        size = max(1.0, float(want.abs().max())) if want.numel() else 1.0
-        torch.testing.assert_close(
-            grad.double(),
-            want.double(),
-            rtol=0,
-            atol=tolerance * size,
-            msg=lambda text, i=i: f"gradient {i}: {text}",
-        )
 
 
 def check(problem: Problem, simt: Simt, tolerance: float | None = None) -> None:
@@ -238,17 +219,6 @@ def test_every_size_of_kernel(
     assert_gradients_close(gradients, list(ops.layer_backward(*arguments)), tolerance)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", EMPTY, ids=name)
-def test_nothing_to_compute(mode: str, shape: dict[str, Any], simt: Simt) -> None:
-    problem = Problem(mode, dtype=simt.dtype, **shape)
-    arguments = problem.layer_arguments(True)
-    for given, wanted in zip(simt.layer(*arguments), ops.layer(*arguments), strict=True):
-        assert_close(*([t] if isinstance(t, Tensor) else t for t in (given, wanted)), 0)
-    arguments = problem.backward_arguments()
-    assert_close(simt.layer_backward(*arguments), ops.layer_backward(*arguments), 0)
-
-
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("sizes", [(0, 3), (4, 0)], ids=["I=0", "H=0"])
 @pytest.mark.parametrize("bias", [True, False])
@@ -276,18 +246,6 @@ def test_many_lengths() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", KEPT, ids=name)
-def test_inference_is_training_without_the_reserve(
-    mode: str, shape: dict[str, Any], simt: Simt
-) -> None:
-    problem = Problem(mode, bidirectional=True, dtype=simt.dtype, **shape)
-    values, _ = kept(problem, simt)
-    output, states_n, reserve = simt.layer(*problem.layer_arguments(False))
-    assert reserve == []
-    assert_close([output, *states_n], values, 0)
-
-
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("shape", KEPT, ids=name)
 def test_reserve_is_that_of_the_cpu(
@@ -297,38 +255,6 @@ def test_reserve_is_that_of_the_cpu(
     _, reserve = kept(problem, simt)
     _, _, wanted = problem.layer(train=True)
     assert_close(reserve, [t.to(dtype) for t in wanted], TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name)
-@pytest.mark.parametrize("shape", KEPT, ids=name)
-def test_only_what_is_needed(
-    mode: str, dtype: torch.dtype, shape: dict[str, Any], simt: Simt
-) -> None:
-    problem = Problem(mode, bidirectional=True, dtype=dtype, **shape)
-    *given, needs = backward_arguments(problem, simt)
-    everything = simt.layer_backward(*given, needs)
-    for i in range(len(needs)):
-        (only,) = simt.layer_backward(*given, [k == i for k in range(len(needs))])
-        assert_close([only], [everything[i]], 0)
-    assert simt.layer_backward(*given, [False] * len(needs)) == []
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_missing_gradients_count_as_zeros(mode: str, simt: Simt) -> None:
-    problem = Problem(mode, bidirectional=True, dtype=simt.dtype)
-    cell, grad, grads, *rest = backward_arguments(problem, simt)
-    zeros = [torch.zeros_like(g) for g in grads]
-    assert_close(
-        simt.layer_backward(cell, grad, [None] * len(grads), *rest),
-        simt.layer_backward(cell, grad, zeros, *rest),
-        0,
-    )
-    assert_close(
-        simt.layer_backward(cell, None, grads, *rest),
-        simt.layer_backward(cell, torch.zeros_like(grad), grads, *rest),
-        0,
-    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -346,3 +272,25 @@ def test_every_schedule_gives_the_same_bits(
         again, again_reserve = kept(problem, other)
         assert_close([*again, *again_reserve], [*values, *reserve], 0)
         assert_close(other.layer_backward(*arguments), gradients, 0)
+
+
+def test_the_reserve_of_half_types_is_half(simt: Simt) -> None:
+    arguments = backward_arguments(Problem("GRU", dtype=torch.bfloat16), simt)
+    arguments[7] = [t.float() for t in arguments[7]]
+    with pytest.raises(RuntimeError, match="reserve must be of dtype BFloat16"):
+        simt.layer_backward(*arguments)
+
+
+def test_the_ops_run_here(simt: Simt) -> None:
+    """In the place of the CPU's kernels, through autograd too, and only for that long."""
+    problem = Problem("GRU", dtype=simt.dtype)
+    torch.ops.rnnfast_simt.count_launches()
+    with simt.in_place_of_the_cpu():
+        problem.layer()
+        assert torch.ops.rnnfast_simt.count_launches() > 0
+        values = problem.rnnfast()
+        assert torch.ops.rnnfast_simt.count_launches() > 0
+        torch.autograd.grad(values, problem.leaves, cotangents(values))
+        assert torch.ops.rnnfast_simt.count_launches() > 0
+    problem.layer()
+    assert torch.ops.rnnfast_simt.count_launches() == 0

@@ -5,6 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ from torch.utils import cpp_extension
 
 # `grid`, of thousands of threads at a time, is slow: tests of its own run it.
 KERNELS = ("step", "cta", "cluster")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=Path(sys.executable).parent)
 FLAGS = "-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -DRNNFAST_SIMT"
@@ -80,6 +83,21 @@ class Simt(NamedTuple):
     def layer_backward(self, *arguments: Any) -> list[Tensor]:
         """``rnnfast::layer_backward``."""
         return torch.ops.rnnfast_simt.layer_backward(*arguments, self.kernel, self.seed)
+
+    @contextmanager
+    def in_place_of_the_cpu(self) -> Iterator[None]:
+        """The ops of rnnfast on CPU tensors are those of the emulator; TF32 is off."""
+        library, tf32 = torch.library.Library("rnnfast", "IMPL"), torch.backends.cudnn.allow_tf32
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch names what is overridden
+            for op in ("layer", "layer_backward", "recurrence", "recurrence_backward"):
+                library.impl(op, getattr(self, op), "CPU", allow_override=True)
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = tf32
+            library._destroy()
 
     def recurrence(self, *arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """``rnnfast::recurrence``."""
