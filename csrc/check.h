@@ -24,6 +24,9 @@ struct Layer {
   bool has_biases, uniform;
   at::ScalarType dtype;
   std::vector<int64_t> batch, offset;  // [T], [T + 1]
+  // [T], on the device, where it alone knows how many of the B rows of a step are alive, the first
+  // ones: then `batch` and `offset` are those of all rows.
+  at::Tensor alive;
 
   Problem problem() const { return {cell.gates, T, B, I, H, static_cast<int>(D)}; }
   Walk walk(int64_t direction) const {

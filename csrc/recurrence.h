@@ -76,6 +76,11 @@ struct StepRows {
   }
 };
 
+// The most rows that a direction has in a step.
+inline int64_t most_rows(const StepRows (&rows)[2], int64_t directions) {
+  return directions == 2 && rows[1].count > rows[0].count ? rows[1].count : rows[0].count;
+}
+
 // keep a + (1 - keep) b: either of them, to the bit, where keep is 1 or 0 and both are numbers.
 template <class V>
 RNNFAST_FN V kept(V keep, V a, V b) {

@@ -19,5 +19,7 @@ def check_devices(
             raise RuntimeError(
                 f"{op}: all tensors must be on the device of x, {x.device}, got {t.device}"
             )
-    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+    if batch_sizes is None or (x.dim() == 3 and batch_sizes.device == x.device):
+        return
+    if batch_sizes.device.type != "cpu":
         raise RuntimeError(f"{op}: batch_sizes must be on the CPU, got {batch_sizes.device}")

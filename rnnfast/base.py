@@ -10,8 +10,9 @@ from torch import Tensor, is_grad_enabled, nn
 
 from rnnfast import truncated
 from rnnfast._interop import Interop
-from rnnfast.layers import has_checks_of, recomputes, run, run_in_segments, torch_lacks
+from rnnfast.layers import has_checks_of, recomputes, run, torch_lacks
 from rnnfast.regularisation import Regularisation, checked, norm_names
+from rnnfast.segmented import run_in_segments
 from rnnfast.spec import MODES
 
 _NOT_REGULARISED: dict[str, Any] = {

@@ -60,8 +60,7 @@ def _reference_layer(
     weights: Sequence[Tensor],
     bidirectional: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    sizes = None if batch_sizes is None else batch_sizes.tolist()
-    return reference.layer(cell, x, sizes, states, weights, bidirectional)
+    return reference.any_layer(cell, x, batch_sizes, states, weights, bidirectional)
 
 
 def stack(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnfast import segments, truncated
+from rnnfast import truncated
 from rnnfast._interop import Interop
 from rnnfast._library import _C
 from rnnfast.functional import is_pair, stack
@@ -46,10 +46,10 @@ def run(module: nn.RNNBase, input: Any, hx: Any, *, plain: bool) -> Any:
     dim = input.dim()
     if dim == 3:
         return _run(module, input, None, hx, plain)
-    _check_dim(module, dim)
+    check_dim(module, dim)
     batch_dim = 0 if module.batch_first else 1
     if hx is not None:
-        hx = _batched_states(module, hx, dim)
+        hx = batched_states(module, hx, dim)
     output, hidden = _run(module, input.unsqueeze(batch_dim), None, hx, plain)
     spec = MODES[module.mode]
     states = [s.squeeze(1) for s in spec.states_of(hidden)]
@@ -77,8 +77,8 @@ def _run(
         if result is not None:
             return result
     if hx is not None and batch_sizes is None:
-        hx = _batched_states(module, hx, 3)
-    weights = _current_weights(module)
+        hx = batched_states(module, hx, 3)
+    weights = current_weights(module)
     # A compiled program cannot read B from the values of batch_sizes; the operator does.
     if hx is None or (batch_sizes is not None and _is_compiling()):
         module.check_input(input, batch_sizes)
@@ -94,11 +94,11 @@ def _run(
     batch_first = module.batch_first and batch_sizes is None
     if not _is_tracing():  # then no value may be looked at, and torch's own operator checks
         check_length(input, batch_sizes, batch_first)
-    output, states = _stack(module, input, batch_sizes, states, weights, batch_first)
+    output, states = run_stack(module, input, batch_sizes, states, weights, batch_first)
     return output, spec.hx_of(states)
 
 
-def _stack(
+def run_stack(
     module: nn.RNNBase,
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -182,143 +182,14 @@ def torch_lacks(module: nn.RNNBase) -> str | None:
     return None if detaches_every(module) is None else "detach_every"
 
 
-def run_in_segments(
-    module: nn.RNNBase,
-    input: Any,
-    hx: Any,
-    resets: Any = None,
-    reset_states: Any = None,
-    lengths: Any = None,
-) -> Any:
-    """As :func:`run`, for sequences that begin anew where `resets` says, or end by `lengths`.
-
-    See :meth:`rnnfast.GRU.forward` on the arguments.
-    """
-    if resets is None and reset_states is not None:
-        raise ValueError("reset_states: there are no resets to begin anew with them")
-    packed = isinstance(input, PackedSequence)
-    data = input.data if packed else input
-    if not packed:
-        _check_dim(module, input.dim())
-    if resets is not None:
-        resets = segments.flat_resets(resets, input, data.dim() - 1)
-    if reset_states is not None:
-        _check_states(module, reset_states, 2 if data.dim() == 2 and not packed else 3)
-    if packed:
-        return _run_packed_in_segments(module, input, hx, resets, reset_states, lengths)
-    if lengths is not None:
-        batch = input.size(0 if module.batch_first else 1) if input.dim() == 3 else None
-        lengths = segments.as_lengths(lengths, batch)
-    if input.dim() == 3:
-        return _run_in_segments(module, input, None, hx, resets, reset_states, lengths)
-    batch_dim = 0 if module.batch_first else 1
-    if hx is not None:
-        hx = _batched_states(module, hx, 2)
-    if reset_states is not None:
-        reset_states = _batched_states(module, reset_states, 2)
-    output, hidden = _run_in_segments(
-        module, input.unsqueeze(batch_dim), None, hx, resets, reset_states, lengths
-    )
-    spec = MODES[module.mode]
-    return output.squeeze(batch_dim), spec.hx_of([s.squeeze(1) for s in spec.states_of(hidden)])
-
-
-def _run_packed_in_segments(
-    module: nn.RNNBase,
-    packed: PackedSequence,
-    hx: Any,
-    resets: Tensor | None,
-    reset_states: Any,
-    lengths: Any,
-) -> Any:
-    input, batch_sizes, sorted_indices, unsorted_indices = packed
-    if lengths is not None:
-        raise ValueError("lengths: a PackedSequence has its own")
-    if hx is not None:
-        hx = module.permute_hidden(hx, sorted_indices)
-    if reset_states is not None and sorted_indices is not None:
-        spec = MODES[module.mode]
-        reset_states = spec.hx_of(
-            [  # one for all rows stays, and a wrong number of rows, which is refused below
-                s.index_select(1, sorted_indices) if s.size(1) == len(sorted_indices) else s
-                for s in spec.states_of(reset_states)
-            ]
-        )
-    output, hidden = _run_in_segments(module, input, batch_sizes, hx, resets, reset_states, None)
-    hidden = module.permute_hidden(hidden, unsorted_indices)
-    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
-
-
-def _run_in_segments(
-    module: nn.RNNBase,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Any,
-    resets: Tensor | None,
-    reset_states: Any,
-    lengths: Tensor | None,
-) -> Any:
-    spec, weights = MODES[module.mode], _current_weights(module)
-    batch_first = module.batch_first and batch_sizes is None
-    module.check_input(input, batch_sizes)
-    check_length(input, batch_sizes, batch_first)
-    if batch_sizes is not None:
-        T, B = len(batch_sizes), int(batch_sizes[0])
-    else:
-        T, B = input.shape[1 if batch_first else 0], input.shape[0 if batch_first else 1]
-    states: tuple[Tensor, ...] = ()
-    if hx is not None:
-        _check_states(module, hx, 3)
-        module.check_forward_args(input, hx, batch_sizes)
-        states = spec.states_of(hx)
-    others: tuple[Tensor, ...] = ()
-    if reset_states is not None:
-        given = spec.states_of(reset_states)
-        others = tuple(s.expand(-1, B, -1) if s.size(1) == 1 else s for s in given)
-        module.check_forward_args(input, spec.hx_of(others), batch_sizes)
-        for state, other in zip(states, others, strict=False):
-            if state.dtype != other.dtype:
-                raise RuntimeError(f"reset_states: expected {state.dtype} as hx, got {other.dtype}")
-    found = segments.find(resets, lengths, batch_sizes, (T, B), batch_first, input.device)
-
-    def layers(x: Tensor, sizes: Tensor, initial: Sequence[Tensor]) -> Any:
-        if not initial and _is_compiling() and torch_lacks(module):  # what tells the rows' number
-            count = module.num_layers * (1 + bool(module.bidirectional))
-            initial = spec.zeros(x, (count, len(found.elements)), module.hidden_size)
-        return _stack(module, x, sizes, initial, weights)
-
-    output, states_n = segments.run(
-        layers,
-        input,
-        found,
-        states,
-        others,
-        1 + bool(module.bidirectional),
-        input.dim() - 1,
-    )
-    return output, spec.hx_of(states_n)
-
-
-def _check_states(module: nn.RNNBase, hx: Any, dim: int) -> None:
-    """Refuse what is not the tensor, or the pair of them, that the states of `module` are."""
-    count = MODES[module.mode].states
-    given = (hx,) if count == 1 else hx
-    if not isinstance(given, (tuple, list)) or len(given) != count:
-        raise TypeError(f"{module.mode}: expected a pair of states, got {type(hx).__name__}")
-    for state in given:
-        if not isinstance(state, Tensor):
-            raise TypeError(f"{module.mode}: expected a tensor, got {type(state).__name__}")
-    _batched_states(module, hx, dim)
-
-
 def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> None:
     """Raise what a call would raise for the sizes of its arguments: for `explain`."""
     batch_first = module.batch_first and batch_sizes is None
     if batch_sizes is None:
         dim = input.dim()
-        _check_dim(module, dim)
+        check_dim(module, dim)
         if hx is not None:
-            hx = _batched_states(module, hx, dim)
+            hx = batched_states(module, hx, dim)
         if dim == 2:
             input = input.unsqueeze(0 if batch_first else 1)
     if hx is None:
@@ -328,14 +199,14 @@ def check_sizes(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, h
     check_length(input, batch_sizes, batch_first)
 
 
-def _check_dim(module: nn.RNNBase, dim: int) -> None:
+def check_dim(module: nn.RNNBase, dim: int) -> None:
     if dim != 3 and dim != 2:
         kind = module.mode.partition("_")[0]
         unit = " tensor" if kind == "RNN" else ""
         raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {dim}D{unit} instead")
 
 
-def _current_weights(module: nn.RNNBase) -> list[Tensor]:
+def current_weights(module: nn.RNNBase) -> list[Tensor]:
     """``_flat_weights``, brought up to date with the attributes as torch.nn does.
 
     Parametrisations, weight normalisation, pruning, ``functional_call``, replicas and sharding
@@ -361,7 +232,7 @@ def _check_no_weight_is_missing(module: nn.RNNBase) -> None:
             raise AttributeError(f"'{type(module).__name__}' object has no attribute '{name}'")
 
 
-def _batched_states(module: nn.RNNBase, hx: Any, dim: int) -> Any:
+def batched_states(module: nn.RNNBase, hx: Any, dim: int) -> Any:
     """Check the dimensions of the states given with an input of `dim`; add the batch's."""
     spec = MODES[module.mode]
     states = spec.states_of(hx)

@@ -40,6 +40,9 @@ def layer(
         x: ``[T, B, I]``, or packed ``[rows, I]``; any strides; float32, float64, bfloat16 or
             float16, and all other floating tensors too.
         batch_sizes: None, or int64 ``[T]`` on the CPU: positive, never increasing, of sum ``rows``.
+            On a GPU ``x`` may be ``[T, B, I]`` with ``batch_sizes`` beside it there: so many of the
+            first rows of each step are alive, none is waited for, and others come out as zeros.
+            All count as alive at the first step, and none comes alive later.
         states: empty for zeros, or per state of the cell ``[D, B, H]``: h_0, for ``lstm`` also c_0.
         weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, H]`` and, all or none,
             ``b_ih [G*H]``, ``b_hh [G*H]``.
@@ -133,7 +136,7 @@ def _find_cell(op: str, name: str) -> CellSpec:
 
 
 def _batch_size(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> Any:
-    if batch_sizes is None:
+    if batch_sizes is None or x.dim() == 3:
         return x.shape[1]
     if states:
         return states[0].shape[1]

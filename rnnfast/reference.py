@@ -289,11 +289,37 @@ def differentiable_gradients(
     with torch.enable_grad(), without_autocast(x):
         aliases = [t.view_as(t) for t in (x, *states, *weights)]
         own_x, *own = (t.to(dtype) for t in aliases)
-        sizes = None if batch_sizes is None else batch_sizes.tolist()
         own_states, own_weights = own[: len(states)], own[len(states) :]
-        output, states_n = layer(cell, own_x, sizes, own_states, own_weights, bidirectional)
+        output, states_n = any_layer(
+            cell, own_x, batch_sizes, own_states, own_weights, bidirectional
+        )
         wanted = [t for t, needed in zip(aliases, needs, strict=True) if needed]
         return _gradients(x.dtype, (output, *states_n), grads, wanted, create_graph)
+
+
+def any_layer(
+    cell: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`layer` for all that ``rnnfast::layer`` takes: `batch_sizes` may come with an ``x`` of
+    three dimensions, of which so many of the first rows of each step are alive then.
+    """
+    if batch_sizes is None:
+        return layer(cell, x, None, states, weights, bidirectional)
+    if x.dim() == 2:
+        return layer(cell, x, batch_sizes.tolist(), states, weights, bidirectional)
+    T, B = x.shape[:2]
+    alive = torch.arange(B, device=x.device) < batch_sizes.unsqueeze(1)
+    rows = alive.flatten().nonzero().squeeze(1)
+    sizes = [size for size in batch_sizes.tolist() if size > 0]
+    packed = x.flatten(0, 1).index_select(0, rows)
+    output, states_n = layer(cell, packed, sizes, states, weights, bidirectional)
+    output = output.new_zeros(T * B, output.shape[1]).index_add(0, rows, output)
+    return output.view(T, B, -1), states_n
 
 
 def recurrence_gradients(

@@ -188,3 +188,32 @@ def run(
     output = rows.index_add(0, segments.rows, output)
     output = output.view(*input.shape[:leading], *output.shape[1:])
     return output, final_states(segments, states_n, directions)
+
+
+def run_where_lengths_are(
+    layers: Layers,
+    input: Tensor,
+    lengths: Tensor,
+    states: Sequence[Tensor],
+    batch_first: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As :func:`run`, of ``[T, B, *]`` by `lengths` alone, without a look at them on the CPU.
+
+    The longest come first, and how many are alive at each step the device keeps to itself. What
+    stands past an end may be anything, NaN too, so it is taken for zeros. Lengths that are none
+    fail where they are found, as a bad index does on a GPU.
+    """
+    x = input.transpose(0, 1) if batch_first else input
+    T = x.shape[0]
+    good = ((lengths >= 1) & (lengths <= T)).all()
+    torch._assert_async(good, f"lengths must be from 1 to the number of steps, {T}")
+    ends, order = lengths.sort(descending=True)
+    alive = torch.arange(T, device=x.device).unsqueeze(1) < ends
+    x = x.index_select(1, order).masked_fill(~alive.unsqueeze(2), 0)
+    initial = [s.index_select(1, order) for s in states]
+    output, states_n = layers(x, alive.sum(1), initial)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+    output = output.index_select(1, back)
+    if batch_first:
+        output = output.transpose(0, 1)
+    return output, tuple(s.index_select(1, back) for s in states_n)

@@ -269,11 +269,11 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """Those that are needed, by the reference under ``torch.func.vjp``."""
     given = [i for i, grad in enumerate(grads) if grad is not None]
-    sizes = None if batch_sizes is None else batch_sizes.tolist()
 
     def values(*inputs: Tensor) -> tuple[Tensor, ...]:
         x, states, weights = call.parts(inputs)
-        output, states_n = reference.layer(call.cell, x, sizes, states, weights, call.bidirectional)
+        arguments = (x, batch_sizes, states, weights, call.bidirectional)
+        output, states_n = reference.any_layer(call.cell, *arguments)
         return tuple((output, *states_n)[i] for i in given)
 
     found = torch.func.vjp(values, *inputs)[1](tuple(grads[i] for i in given))

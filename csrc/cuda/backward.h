@@ -37,7 +37,7 @@ class LayerBackward {
     for (const std::optional<Tensor> grad : arguments.grad_states_n)
       grad_states_n_.push_back(grad && grad->defined() ? grad->contiguous() : Tensor());
     const auto gates = [&] {
-      return at::empty({layer.D, layer.rows, columns()}, reserve[0].options());
+      return memory_of_rows(layer, {layer.D, layer.rows, columns()}, reserve[0].options());
     };
     grad_x_gates_ = gates();
     grad_h_gates_ = same_ || !hh ? grad_x_gates_ : gates();
@@ -159,6 +159,7 @@ class LayerBackward {
   }
 
   void run_steps(const BackwardArgs<void>& arguments) {
+    const Layer layer = known_here(layer_);
     const Tensors running = running_gradients();
     const bool multiplies = layer_.T > 1 || want_states_0_[0];
     const Tensor w_hh = multiplies ? stacked(layer_, weights_) : Tensor();
@@ -173,7 +174,7 @@ class LayerBackward {
       if (running[k].defined()) step.grad_states[k] = running[k].mutable_data_ptr();
     for (int64_t i = layer_.T - 1; i >= 0; --i) {
       for (int64_t d = 0; d < layer_.D; ++d) {
-        const Walk walk = layer_.walk(d);
+        const Walk walk = layer.walk(d);
         step.rows[d] = StepRows::of(walk, walk.time(i));
       }
       const StepGates gates = step_gates(one, step.rows);
@@ -221,7 +222,7 @@ class LayerBackward {
       result.data = const_address(timelines, timeline + (d ? layer_.B : 0) * layer_.H);
       return result;
     }
-    memory = at::empty({layer_.rows, layer_.H}, timelines.options());
+    memory = memory_of_rows(layer_, {layer_.rows, layer_.H}, timelines.options());
     check(launch_states_before(request_.type,
                                {{steps_.get(memory.options()), d == 1},
                                 layer_.H,

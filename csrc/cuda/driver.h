@@ -1,8 +1,11 @@
 // What the two halves of the driver share: what is asked of a plan, tensors as pointers.
 #pragma once
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cummin.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #include <optional>
 #include <vector>
@@ -32,6 +35,40 @@ inline void check(const Status& status) {
   TORCH_CHECK(status.ok(), "rnnfast: a kernel could not be launched: ", status.text);
 }
 
+// The layer of a call. Where batch_sizes come with an x of three dimensions, and on its device, so
+// many of the first rows of each step are alive. Nobody waits to look at them: whatever they are,
+// all rows are alive at the first step, and none comes alive later.
+inline Layer layer_of(const char* op, std::string_view cell, const Tensor& x,
+                      const std::optional<Tensor>& batch_sizes, at::TensorList weights,
+                      bool bidirectional) {
+  const bool on_device =
+      batch_sizes && batch_sizes->defined() && x.dim() == 3 && batch_sizes->device() == x.device();
+  Layer layer =
+      check_layer(op, cell, x, on_device ? std::nullopt : batch_sizes, weights, bidirectional);
+  if (!on_device) return layer;
+  check_tensor(op, "batch_sizes", *batch_sizes, x, at::kLong, {layer.T});
+  if (layer.rows == 0 || layer.T == 1) return layer;
+  layer.alive = std::get<0>(at::cummin(*batch_sizes, 0)).clamp(0, layer.B);
+  layer.alive.select(0, 0).fill_(layer.B);
+  layer.uniform = false;
+  return layer;
+}
+
+// The same layer with what the device alone knew, for which this waits.
+inline Layer known_here(const Layer& layer) {
+  Layer result = layer;
+  if (!layer.alive.defined()) return result;
+  const Tensor alive = layer.alive.cpu();
+  result.batch.assign(alive.const_data_ptr<int64_t>(), alive.const_data_ptr<int64_t>() + layer.T);
+  return result;
+}
+
+// Memory for the rows of all steps; zeros in those of which some are written by nobody.
+inline Tensor memory_of_rows(const Layer& layer, at::IntArrayRef sizes,
+                             const at::TensorOptions& options) {
+  return layer.alive.defined() ? at::zeros(sizes, options) : at::empty(sizes, options);
+}
+
 inline Request request_of(const Layer& layer, bool backward, const Context& context) {
   return {layer.problem(),      layer.cell.whole_sequence,
           type_of(layer.dtype), backward,
@@ -49,6 +86,7 @@ inline Tensor stacked(const Layer& layer, const Tensors& weights) {
 inline void multiply_directions(PreparedProducts& products, Product product, int64_t directions,
                                 const StepRows (&rows)[2]) {
   product.rows = rows[0].count;
+  if (most_rows(rows, directions) == 0) return;
   if (directions == 1 || rows[0].count == rows[1].count) {
     product.count = directions;
     products.run(product);
@@ -57,18 +95,23 @@ inline void multiply_directions(PreparedProducts& products, Product product, int
   for (int64_t d = 0; d < directions; ++d) {
     Product one = product.nth(d);
     one.rows = rows[d].count;
-    products.run(one);
+    if (one.rows > 0) products.run(one);
   }
 }
 
-// The steps of a packed sequence in device memory, where kernels write them from their arguments;
-// only once somebody asks.
+// The steps of a sequence that is not dense in device memory, where they may be already; else
+// kernels write them from their arguments, only once somebody asks.
 class DeviceSteps {
  public:
   DeviceSteps(const Layer& layer, Stream stream) : layer_(layer), stream_(stream) {}
 
   const Steps& get(const at::TensorOptions& options) {
-    if (!layer_.uniform && !memory_.defined()) expand(options);
+    if (layer_.uniform || memory_.defined()) return steps_;
+    if (layer_.alive.defined()) {
+      take_alive();
+    } else {
+      expand(options);
+    }
     return steps_;
   }
 
@@ -77,6 +120,12 @@ class DeviceSteps {
   const Stream stream_;
   Steps steps_{layer_.T, layer_.rows, layer_.B, nullptr, nullptr};
   Tensor memory_;
+
+  void take_alive() {
+    memory_ = at::arange(0, layer_.rows, layer_.B, layer_.alive.options());
+    steps_.batch = layer_.alive.const_data_ptr<int64_t>();
+    steps_.offset = memory_.const_data_ptr<int64_t>();
+  }
 
   void expand(const at::TensorOptions& options) {
     memory_ = at::empty({2, layer_.T}, options.dtype(at::kLong));

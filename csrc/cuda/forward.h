@@ -25,7 +25,7 @@ class LayerForward {
     for (const Tensor& w : weights) weights_.push_back(w.contiguous());
     for (const Tensor& s : states) states_.push_back(s.contiguous());
     const auto options = x.options();
-    output = at::empty({layer.rows, layer.D * layer.H}, options);
+    output = memory_of_rows(layer, {layer.rows, layer.D * layer.H}, options);
     for (int k = 0; k < layer.cell.states; ++k)
       states_n.push_back(at::empty({layer.D, layer.B, layer.H}, options));
     if (train)
@@ -122,6 +122,7 @@ class LayerForward {
   }
 
   void run_steps() const {
+    const Layer layer = known_here(layer_);
     const at::ScalarType type = compute_type(layer_.dtype);
     fill_initial();
     const Tensors running = running_states(type);
@@ -141,7 +142,7 @@ class LayerForward {
       if (i > 0 && layer_.D == 1)
         product.a.data = const_address(output, step.rows[0].row * layer_.H);
       for (int64_t d = 0; d < layer_.D; ++d) {
-        const Walk walk = layer_.walk(d);
+        const Walk walk = layer.walk(d);
         step.rows[d] = StepRows::of(walk, walk.time(i));
       }
       if (i > 0 || !states_.empty()) multiply_directions(products, product, layer_.D, step.rows);

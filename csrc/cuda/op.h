@@ -16,7 +16,7 @@ LayerResult layer(std::string_view cell, const Tensor& x, const std::optional<Te
                   at::TensorList states, at::TensorList weights, bool bidirectional, bool train,
                   const GetContext& get_context) {
   PlainDispatch guard;
-  const Layer layer = check_layer("rnnfast::layer", cell, x, batch_sizes, weights, bidirectional);
+  const Layer layer = layer_of("rnnfast::layer", cell, x, batch_sizes, weights, bidirectional);
   check_states("rnnfast::layer", x, states, layer);
   if (is_empty(layer)) return empty_layer(layer, x, states, train, layer.dtype);
   const Context context = get_context();
@@ -56,7 +56,7 @@ Tensors layer_backward(std::string_view cell, const std::optional<Tensor>& grad_
                        const GetContext& get_context) {
   PlainDispatch guard;
   const Layer layer =
-      check_layer("rnnfast::layer_backward", cell, x, batch_sizes, weights, bidirectional);
+      layer_of("rnnfast::layer_backward", cell, x, batch_sizes, weights, bidirectional);
   const BackwardArguments arguments{grad_output.value_or(Tensor()), grad_states_n, needs};
   check_backward(layer, x, weights, reserve, layer.dtype, arguments);
   if (is_empty(layer)) return empty_gradients(layer, x, weights, arguments);

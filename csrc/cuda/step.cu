@@ -7,11 +7,6 @@
 namespace rnnfast::cuda {
 namespace {
 
-// The most rows that a direction has in this step.
-int64_t most_rows(const StepRows (&rows)[2], int directions) {
-  return directions == 2 && rows[1].count > rows[0].count ? rows[1].count : rows[0].count;
-}
-
 dev::Launch step_launch(const StepShape& shape, int directions) {
   return {.grid_x = static_cast<int>(shape.row_blocks) * shape.column_blocks,
           .grid_y = directions,
@@ -22,7 +17,9 @@ dev::Launch step_launch(const StepShape& shape, int directions) {
 
 Status launch_step_forward(std::string_view cell, Type type, const StepForward<void, void>& args,
                            int directions, Stream stream) {
-  const StepShape shape = StepShape::of(most_rows(args.rows, directions), args.layer.hidden);
+  const int64_t most = most_rows(args.rows, directions);
+  if (most == 0) return {};
+  const StepShape shape = StepShape::of(most, args.layer.hidden);
   return dispatch_cell_and_type(cell, type, [&](auto c, auto tag) {
     using E = typename decltype(tag)::type;
     return dev::launch(step_forward<decltype(c), E>, step_launch(shape, directions), stream,
@@ -32,7 +29,9 @@ Status launch_step_forward(std::string_view cell, Type type, const StepForward<v
 
 Status launch_step_backward(std::string_view cell, Type type, const StepBackward<void, void>& args,
                             int directions, Stream stream) {
-  const StepShape shape = StepShape::of(most_rows(args.rows, directions), args.layer.hidden);
+  const int64_t most = most_rows(args.rows, directions);
+  if (most == 0) return {};
+  const StepShape shape = StepShape::of(most, args.layer.hidden);
   return dispatch_cell_and_type(cell, type, [&](auto c, auto tag) {
     using E = typename decltype(tag)::type;
     return dev::launch(step_backward<decltype(c), E>, step_launch(shape, directions), stream,

@@ -171,6 +171,42 @@ def test_cells(name: str) -> None:
 
 
 @needs_gpu
+@LAYERS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nobody_waits_for_lengths_on_the_gpu(name: str, dtype: torch.dtype) -> None:
+    layer = getattr(rnnfast, name)(I, H, 2, bidirectional=True, device=DEVICE, dtype=dtype)
+    x = torch.randn(T, B, I, device=DEVICE, dtype=dtype, requires_grad=True)
+    expected = results(layer, x, {"lengths": LENGTHS})
+    lengths = torch.tensor(LENGTHS, device=DEVICE)
+    results(layer, x, {"lengths": lengths})  # what waits the first time only
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        found = results(layer, x, {"lengths": lengths})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for values, right in zip(found, expected, strict=True):
+        right = [t.detach().double().cpu() for t in right]
+        assert_alike(values, right, 1e-4 if dtype == torch.float32 else 0.06)
+
+
+@needs_gpu
+@LAYERS
+def test_a_graph_holds_lengths(name: str) -> None:
+    layer = getattr(rnnfast, name)(I, H, bidirectional=True, device=DEVICE)
+    x, lengths = torch.randn(T, B, I, device=DEVICE), torch.tensor(LENGTHS, device=DEVICE)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        layer(x, lengths=lengths)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            found = flat(layer(x, lengths=lengths))
+        lengths.copy_(torch.tensor([9, 2, 3, 1]))
+        graph.replay()
+        expected = flat(layer(x, lengths=lengths.tolist()))
+    assert_alike(found, [t.double().cpu() for t in expected], 1e-4)
+
+
+@needs_gpu
 def test_a_graph_cannot_hold_what_depends_on_a_mask() -> None:
     layer = rnnfast.GRU(I, H, device=DEVICE)
     x, resets = torch.randn(T, B, I, device=DEVICE), mask().to(DEVICE)
