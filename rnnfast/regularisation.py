@@ -153,8 +153,8 @@ def layer(
     for d in range(directions):
         own = weights[d * per_direction : (d + 1) * per_direction]
         inputs = _inputs(options, CELLS[cell], rows, batch, own, training)
-        run = _fused if by_kernels else _reference
-        output, states_n = run(cell, inputs, batch_sizes, batch, [s[d] for s in states], d == 1)
+        call = (cell, inputs, batch_sizes, batch, [s[d] for s in states], d == 1)
+        output, states_n = _recurrence(by_kernels, *call)
         outputs.append(output)
         finals.append(states_n)
     output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
@@ -199,7 +199,8 @@ def _inputs(
     return _Inputs(x_gates, w_hh, b_hh, extras)
 
 
-def _fused(
+def _recurrence(
+    by_kernels: bool,
     cell: str,
     inputs: _Inputs,
     batch_sizes: Tensor | None,
@@ -207,22 +208,12 @@ def _fused(
     states: Sequence[Tensor],
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    x_gates, w_hh, b_hh, extras = inputs
-    return recurrence.fused(cell, x_gates, batch_sizes, batch, states, w_hh, b_hh, extras, reverse)
-
-
-def _reference(
-    cell: str,
-    inputs: _Inputs,
-    batch_sizes: Tensor | None,
-    batch: int,
-    states: Sequence[Tensor],
-    reverse: bool,
-) -> tuple[Tensor, Sequence[Tensor]]:
-    x_gates, w_hh, b_hh, extras = inputs
+    x_gates, *others = inputs
+    if by_kernels:
+        return recurrence.fused(cell, x_gates, batch_sizes, batch, states, *others, reverse)
     spec, sizes = CELLS[cell], reference.batch_sizes_of(batch_sizes, x_gates.shape[0], batch)
     initial = tuple(states) or tuple(spec.zeros(x_gates, (batch,), x_gates.shape[-1] // spec.gates))
-    return reference.recurrence(cell, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
+    return reference.recurrence(cell, x_gates, sizes, initial, *others, reverse)
 
 
 def _batch(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> int:

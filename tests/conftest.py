@@ -125,7 +125,9 @@ def _op_device(request: pytest.FixtureRequest) -> Iterator[OpDevice]:
         yield OpDevice("cpu", simt.dtype, simt.tolerance)
 
 
-@pytest.fixture(params=[*_DEVICES, *(f"emulator-{kernel}" for kernel in KERNELS)])
+@pytest.fixture(
+    params=[*_DEVICES, *(f"emulator-{kernel}" for kernel in (*KERNELS, "fma", "small"))]
+)
 def op_device(request: pytest.FixtureRequest) -> Iterator[OpDevice]:
     """Every device with kernels, and each of the CUDA kernels on the emulator."""
     with _op_device(request) as device:

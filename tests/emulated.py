@@ -69,7 +69,7 @@ class Simt(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """The most precise one that the kernel runs; others it would leave to `step`."""
-        return torch.float64 if self.kernel == "step" else torch.float32
+        return {"step": torch.float64, "small": torch.bfloat16}.get(self.kernel, torch.float32)
 
     @property
     def tolerance(self) -> float:

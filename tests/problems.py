@@ -64,6 +64,12 @@ def strided(t: Tensor) -> Tensor:
     return apart.mT.contiguous().mT if t.dim() > 1 else apart
 
 
+def displaced(t: Tensor) -> Tensor:
+    """The same, contiguous, at an address that is a multiple of its numbers' size alone."""
+    memory = torch.empty(t.numel() + 1, dtype=t.dtype, device=t.device)
+    return memory[1:].view(t.shape).copy_(t)
+
+
 @dataclass
 class Problem:
     """A torch.nn layer with its arguments: dense, or packed if there are batch sizes."""

@@ -220,7 +220,7 @@ struct FmaWorker {
         neighbour(lane % S::kLanes),
         rank(dev::block_x() % S::kPeers),
         first_row(dev::block_x() / S::kPeers * S::kRows),
-        count(dev::opaque(living_steps(first_row))),
+        count(dev::opaque(steps.living(first_row))),
         smem(dev::opaque_shared(dev::smem())) {
     gate_bytes = dev::opaque(hidden * int64_t{sizeof(float)});
     const bool from_end = (direction == 1) != S::kBackward;
@@ -236,7 +236,7 @@ struct FmaWorker {
     }
     row = first_row + tile_row;
     exists = unit < hidden && row < all.largest;
-    last = dev::opaque(!exists ? 0 : S::kRows == 1 ? count : living_steps(row));
+    last = dev::opaque(!exists ? 0 : S::kRows == 1 ? count : steps.living(row));
   }
 
   // After all else, which would need registers beside the weights.
@@ -250,24 +250,6 @@ struct FmaWorker {
   DEVICE int computed(int u) const {
     const int own = S::kOwnFirst ? part / S::kCopies * S::kKept : 0;
     return warp * kLaneUnits + (u ^ own) * S::kLanes + neighbour;
-  }
-
-  DEVICE int living_steps(int row) const {
-    const int all = static_cast<int>(steps.count);
-    if constexpr (!kPacked) {
-      return row < steps.largest ? all : 0;
-    } else {
-      int low = 0, high = all;
-      while (low < high) {  // steps.batch never increases
-        const int middle = low + (high - low) / 2;
-        if (steps.batch[middle] > row) {
-          low = middle + 1;
-        } else {
-          high = middle;
-        }
-      }
-      return low;
-    }
   }
 
   // Steps of the kernel count from 0: forward from the first one of the direction, backward from

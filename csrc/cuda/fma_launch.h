@@ -39,23 +39,17 @@ struct FmaRunner {
 template <class Cell, int kIndex>
 constexpr SequenceLauncher fma_launcher() {
   constexpr FmaInstance instance = kFmaInstances[kIndex];
-  SequenceLauncher launcher{};
-  if constexpr (fma_possible(instance, Cell::kGates)) {
-    using Runner = FmaRunner<FmaShape<Cell, kIndex>>;
-    if constexpr (instance.backward) {
-      launcher.backward = Runner::backward;
-    } else {
-      launcher.forward = Runner::forward;
-    }
+  if constexpr (!fma_possible(instance, Cell::kGates)) {
+    return {};
+  } else {
+    return launcher_of<FmaRunner<FmaShape<Cell, kIndex>>, instance.backward>();
   }
-  return launcher;
 }
 
 template <class Cell>
 const FmaTable& fma_table() {
-  static constexpr FmaTable kTable = []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    return FmaTable{fma_launcher<Cell, kIndex>()...};
-  }(std::make_integer_sequence<int, kFmaInstanceCount>{});
+  static constexpr FmaTable kTable =
+      table_of<FmaTable>([](auto i) { return fma_launcher<Cell, i()>(); });
   return kTable;
 }
 

@@ -58,7 +58,7 @@ struct GridForward {
     }
     const Pair h = self.state(part, 0);
     // In the reverse direction the part begins when its longest row does.
-    const int living = self.living_steps(self.first_row + part * S::kRows);
+    const int living = self.steps.living(self.first_row + part * S::kRows);
     const int first = self.direction == 1 ? self.count - living : 0;
     self.exchange.publish(first, part, 0, Stored::of(h.number[0], h.number[1]));
   }

@@ -57,23 +57,16 @@ constexpr SequenceLauncher grid_launcher() {
     return {};
   } else {
     using Chosen = GridInstanceLauncher<GridShape<Cell, Operand, kIndex>>;
-    SequenceLauncher launcher{};
+    SequenceLauncher launcher = launcher_of<Chosen, instance.backward>();
     launcher.pack = Chosen::pack, launcher.packed_bytes = Chosen::kLayout.packed_bytes();
     launcher.exchange_bytes = Chosen::exchange_bytes, launcher.exchange_fill = 0xff;
-    if constexpr (instance.backward) {
-      launcher.backward = Chosen::backward;
-    } else {
-      launcher.forward = Chosen::forward;
-    }
     return launcher;
   }
 }
 
 template <class Cell, class Operand>
 constexpr GridTable grid_table() {
-  return []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    return GridTable{grid_launcher<Cell, Operand, kIndex>()...};
-  }(std::make_integer_sequence<int, kGridInstanceCount>{});
+  return table_of<GridTable>([](auto i) { return grid_launcher<Cell, Operand, i()>(); });
 }
 
 template <class Cell>

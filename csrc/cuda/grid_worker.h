@@ -49,7 +49,7 @@ struct GridWorker {
         rank(dev::block_x() % S::kPeers),
         parts(parts_of_a_group),
         first_row(dev::block_x() / S::kPeers * parts * S::kRows),
-        count(living_steps(first_row)),
+        count(steps.living(first_row)),
         active(warp < S::kActive),
         step_numbers(all.largest * H) {
     const int upper = lane >> 4, g = lane >> 1 & 7;  // of 8 pairs of units
@@ -82,21 +82,6 @@ struct GridWorker {
   // Whether two numbers at `p` may be read at once: `p` is the beginning of a tensor [*, H].
   DEVICE bool aligned(const void* p) const {
     return hidden % 2 == 0 && reinterpret_cast<uintptr_t>(p) % (2 * sizeof(E)) == 0;
-  }
-
-  // Of the steps, those at which a row of the batch is alive.
-  DEVICE int living_steps(int64_t of_row) const {
-    if (steps.batch == nullptr) return of_row < steps.largest ? static_cast<int>(steps.count) : 0;
-    int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
-    while (low < high) {
-      const int middle = low + (high - low) / 2;
-      if (steps.batch[middle] > of_row) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
   }
 
   // Where a step lies for a part: how many rows are alive from its first one on, and the position

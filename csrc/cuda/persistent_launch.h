@@ -47,24 +47,18 @@ constexpr SequenceLauncher persistent_launcher() {
     return {};
   } else {
     using Chosen = PersistentInstance<Shape<Cell, Operand, kIndex>>;
-    SequenceLauncher launcher{};
+    SequenceLauncher launcher = launcher_of<Chosen, instance.backward>();
     launcher.pack = Chosen::pack, launcher.packed_bytes = Chosen::kLayout.packed_bytes();
     if constexpr (instance.exchange == Exchange::kGrid)
       launcher.exchange_bytes = Chosen::exchange_bytes;
-    if constexpr (instance.backward) {
-      launcher.backward = Chosen::backward;
-    } else {
-      launcher.forward = Chosen::forward;
-    }
     return launcher;
   }
 }
 
 template <class Cell, class Operand>
 constexpr PersistentTable persistent_table() {
-  return []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    return PersistentTable{persistent_launcher<Cell, Operand, kIndex>()...};
-  }(std::make_integer_sequence<int, kInstanceCount>{});
+  return table_of<PersistentTable>(
+      [](auto i) { return persistent_launcher<Cell, Operand, i()>(); });
 }
 
 // In the order of Precision.

@@ -31,4 +31,24 @@ struct SequenceLauncher {
   uint8_t exchange_fill;  // each of these bytes before the launch
 };
 
+// What the class of an instance launches: it is one of a pass forward or backward.
+template <class Chosen, bool kBackward>
+constexpr SequenceLauncher launcher_of() {
+  SequenceLauncher launcher{};
+  if constexpr (kBackward) {
+    launcher.backward = Chosen::backward;
+  } else {
+    launcher.forward = Chosen::forward;
+  }
+  return launcher;
+}
+
+// `launcher(i)` of all instances of a family, i a constant.
+template <class Table, class F>
+constexpr Table table_of(F launcher) {
+  return [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    return Table{launcher(std::integral_constant<int, kIndex>{})...};
+  }(std::make_integer_sequence<int, static_cast<int>(std::tuple_size_v<Table>)>{});
+}
+
 }  // namespace rnnfast::cuda

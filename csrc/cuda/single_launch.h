@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "cuda/sequence.h"
 #include "cuda/single.h"
 #include "cuda/single_kernels.h"
 
@@ -43,9 +44,7 @@ constexpr SingleLauncher single_launcher() {
 
 template <class Cell, class E>
 constexpr SingleTable single_table() {
-  return []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    return SingleTable{single_launcher<Cell, E, kIndex>()...};
-  }(std::make_integer_sequence<int, kSingleInstanceCount>{});
+  return table_of<SingleTable>([](auto i) { return single_launcher<Cell, E, i()>(); });
 }
 
 template <class Cell>

@@ -95,24 +95,9 @@ struct SmallWorker {
         lane(dev::tid() % kWarpSize),
         unit(warp * kMmaUnits + lane / 4 * 2),
         row(dev::block_x() * kSmallRows + lane % kSmallRows),
-        count(living_steps()),
+        count(kRegular ? static_cast<int>(steps.count) : steps.living(dev::block_x() * kSmallRows)),
         seat(unit < hidden ? row : kNoSeat),
         words(kRegular || whole) {}
-
-  DEVICE int living_steps() const {
-    int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
-    if (kRegular) return high;
-    const int first_row = dev::block_x() * kSmallRows;
-    while (low < high) {
-      const int middle = low + (high - low) / 2;
-      if (steps.batch_at(middle) > first_row) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  }
 
   DEVICE SmallStep step(int t) const {
     if (kRegular) return {static_cast<int>(steps.largest), t * steps.largest};

@@ -50,20 +50,12 @@ struct SmallLaunches {
 template <class Cell, class Operand, int kIndex>
 constexpr SequenceLauncher small_launcher() {
   using Chosen = SmallLaunches<SmallShape<Cell, Operand, kIndex>>;
-  SequenceLauncher launcher{};
-  if constexpr (kSmallInstances[kIndex].backward) {
-    launcher.backward = Chosen::backward;
-  } else {
-    launcher.forward = Chosen::forward;
-  }
-  return launcher;
+  return launcher_of<Chosen, kSmallInstances[kIndex].backward>();
 }
 
 template <class Cell, class Operand>
 constexpr SmallTable small_table() {
-  return []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    return SmallTable{small_launcher<Cell, Operand, kIndex>()...};
-  }(std::make_integer_sequence<int, kSmallCount>{});
+  return table_of<SmallTable>([](auto i) { return small_launcher<Cell, Operand, i()>(); });
 }
 
 template <class Cell>

@@ -7,35 +7,36 @@
 namespace rnnfast::cuda {
 namespace {
 
-dev::Launch step_launch(const StepShape& shape, int directions) {
-  return {.grid_x = static_cast<int>(shape.row_blocks) * shape.column_blocks,
-          .grid_y = directions,
-          .threads = kThreads};
+// `kernel(cell, tag)` with so many threads as the step has units; nothing where it has none.
+template <template <class, class> class Step, class Kernel>
+Status launch_step(std::string_view cell, Type type, const Step<void, void>& args, int directions,
+                   Stream stream, const Kernel& kernel) {
+  const int64_t most = most_rows(args.rows, directions);
+  if (most == 0) return {};
+  const StepShape shape = StepShape::of(most, args.layer.hidden);
+  const dev::Launch launch{.grid_x = static_cast<int>(shape.row_blocks) * shape.column_blocks,
+                           .grid_y = directions,
+                           .threads = kThreads};
+  return dispatch_cell_and_type(cell, type, [&](auto c, auto tag) {
+    using E = typename decltype(tag)::type;
+    return dev::launch(kernel(c, tag), launch, stream,
+                       {std::bit_cast<Step<E, Compute<E>>>(args), shape});
+  });
 }
 
 }  // namespace
 
 Status launch_step_forward(std::string_view cell, Type type, const StepForward<void, void>& args,
                            int directions, Stream stream) {
-  const int64_t most = most_rows(args.rows, directions);
-  if (most == 0) return {};
-  const StepShape shape = StepShape::of(most, args.layer.hidden);
-  return dispatch_cell_and_type(cell, type, [&](auto c, auto tag) {
-    using E = typename decltype(tag)::type;
-    return dev::launch(step_forward<decltype(c), E>, step_launch(shape, directions), stream,
-                       {std::bit_cast<StepForward<E, Compute<E>>>(args), shape});
+  return launch_step(cell, type, args, directions, stream, [](auto c, auto tag) {
+    return step_forward<decltype(c), typename decltype(tag)::type>;
   });
 }
 
 Status launch_step_backward(std::string_view cell, Type type, const StepBackward<void, void>& args,
                             int directions, Stream stream) {
-  const int64_t most = most_rows(args.rows, directions);
-  if (most == 0) return {};
-  const StepShape shape = StepShape::of(most, args.layer.hidden);
-  return dispatch_cell_and_type(cell, type, [&](auto c, auto tag) {
-    using E = typename decltype(tag)::type;
-    return dev::launch(step_backward<decltype(c), E>, step_launch(shape, directions), stream,
-                       {std::bit_cast<StepBackward<E, Compute<E>>>(args), shape});
+  return launch_step(cell, type, args, directions, stream, [](auto c, auto tag) {
+    return step_backward<decltype(c), typename decltype(tag)::type>;
   });
 }
 

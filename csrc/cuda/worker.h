@@ -109,7 +109,7 @@ struct Worker {
         split(warp % S::kSplits),
         tile(dev::block_x() / S::kPeers),
         first_row(tile * S::kBatch),
-        count(living_steps()),
+        count(steps.living(first_row)),
         all_living(static_cast<int>(all.largest) - first_row),
         step_numbers(all.largest * H) {
     const int rank = dev::block_x() % S::kPeers;
@@ -136,19 +136,6 @@ struct Worker {
                                                 direction * packed_bytes) +
                      fragments * kWarpSize,
                  S::kWeightsAt + warp * S::kShared * kFragmentBytes, lane);
-  }
-
-  DEVICE int living_steps() const {
-    int low = 0, high = static_cast<int>(steps.count);  // steps.batch never increases
-    while (low < high) {
-      const int middle = low + (high - low) / 2;
-      if (steps.batch_at(middle) > first_row) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
   }
 
   DEVICE bool backward_in_time() const { return (direction == 1) != S::kBackward; }

@@ -23,9 +23,7 @@ from test_parity import (
     check,
     kept,
     name,
-    strided,
 )
-from torch import Tensor
 
 from rnnfast import _C, ops
 
@@ -143,44 +141,6 @@ def test_only_what_is_needed(mode: str, hidden: int, shape: dict[str, Any]) -> N
     for i in range(len(needs)):
         (only,) = FMA.layer_backward(*given, [k == i for k in range(len(needs))])
         assert_close([only], [everything[i]], 0)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("hidden", [6, 100])
-def test_missing_gradients_count_as_zeros(mode: str, hidden: int) -> None:
-    problem = Problem(mode, bidirectional=True, dtype=torch.float32, H=hidden)
-    cell, grad, grads, *rest = backward_arguments(problem, FMA)
-    zeros = [torch.zeros_like(g) for g in grads]
-    for given, wanted in (
-        ((cell, grad, [None] * len(grads)), (cell, grad, zeros)),
-        ((cell, None, grads), (cell, torch.zeros_like(grad), grads)),
-    ):
-        assert_close(FMA.layer_backward(*given, *rest), FMA.layer_backward(*wanted, *rest), 0)
-
-
-def displaced(t: Tensor) -> Tensor:
-    """The same, contiguous, at an address that is not a multiple of 16."""
-    memory = torch.empty(t.numel() + 1, dtype=t.dtype)
-    return memory[1:].view(t.shape).copy_(t)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("hidden", [6, 64])
-@pytest.mark.parametrize("change", [strided, displaced], ids=["strided", "displaced"])
-def test_any_place_in_memory(mode: str, hidden: int, change: Any) -> None:
-    problem = Problem(mode, bidirectional=True, dtype=torch.float32, H=hidden)
-    values, reserve = kept(problem, FMA)
-    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(True)
-    x, states, weights = change(x), [*map(change, states)], [*map(change, weights)]
-    output, states_n, again = FMA.layer(cell, x, sizes, states, weights, both, True)
-    tolerance = TOLERANCE[torch.float32]  # the projection may add in another order
-    assert_close([output, *states_n, *again], [*values, *reserve], tolerance)
-    _, grad, grads, *_, needs = given = backward_arguments(problem, FMA, (values, reserve))
-    again = [displaced(t) for t in reserve] if change is displaced else reserve
-    changed = [cell, change(grad), [*map(change, grads)], x, sizes, weights, both, again, needs]
-    assert_gradients_close(
-        FMA.layer_backward(*changed), list(FMA.layer_backward(*given)), tolerance
-    )
 
 
 @pytest.mark.parametrize("mode", MODES)
