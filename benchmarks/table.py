@@ -1,8 +1,8 @@
-"""Tables on the terminal: with rich where it is installed, in plain columns elsewhere."""
+"""Tables: on the terminal with rich where it is installed, in plain columns elsewhere; Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -36,3 +36,9 @@ def plain(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> s
         )
         lines.append("  ".join((first, *others)).rstrip())
     return "\n".join(lines)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same for a document."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.parsers.rst import Directive
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import rnnfast
@@ -16,7 +17,9 @@ import rnnfast
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
-from benchmarks import page  # noqa: E402  only the root has it
+# Only the root has them.
+from benchmarks import page  # noqa: E402
+from benchmarks.convergence import record, report  # noqa: E402
 
 project = "rnnfast"
 author = "rnnfast contributors"
@@ -108,6 +111,16 @@ def _visit_math_block(self: Any, node: Any) -> None:
     raise nodes.SkipNode
 
 
+class _Convergence(Directive):
+    """The figures of docs/convergence.md, drawn from the JSON that is named."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        drawn = report.figures(record.read(ROOT / self.arguments[0]))
+        return [nodes.raw("", figure, format="html") for figure in drawn]
+
+
 def _write_report(app: Any, exception: Exception | None) -> None:
     """The page of all benchmarks, which figures.md links to."""
     if exception is None and app.builder.format == "html":
@@ -116,6 +129,7 @@ def _write_report(app: Any, exception: Exception | None) -> None:
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.add_directive("convergence", _Convergence)
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     app.connect("missing-reference", _link_to_torch)
     app.connect("include-read", _from_the_root)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,18 +150,13 @@ def markdown(record: Record) -> str:
         title,
         *(textwrap.fill(t, 120) for t in (headline(record) + ".", machine_line(record))),
     ]
-    parts += [_markdown_table(MEANS, mean_rows(record))]
+    parts += [table.markdown(MEANS, mean_rows(record))]
     for name in PASSES:
         if record.of(name):
             parts += [f"#### {name.capitalize()}, ms"]
-            parts += [_markdown_table(header(record, name), rows(record, name))]
+            parts += [table.markdown(header(record, name), rows(record, name))]
     parts += ["\n".join(f"- {line}" for line in left_out(record))]
     return "\n\n".join(parts)
-
-
-def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _timed(record: Record, pass_name: str) -> list[str]:

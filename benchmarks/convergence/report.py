@@ -1,0 +1,235 @@
+"""Tables and figures of the study.
+
+python -m benchmarks.convergence.report FILE            the tables
+python -m benchmarks.convergence.report FILE --write    into docs/convergence.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks import table
+from benchmarks.convergence.comparison import (
+    CONTROLS,
+    LEVEL,
+    MARGIN,
+    TESTED,
+    Compared,
+    adjusted,
+    compare,
+    curves,
+    spread,
+)
+from benchmarks.convergence.record import Record, read
+from benchmarks.convergence.training import (
+    ARMS,
+    NUDGED,
+    OURS,
+    OURS_BF16,
+    PARTED,
+    POINTS,
+    TORCH,
+    TORCH_BF16,
+)
+from benchmarks.report import replace_block
+from benchmarks.results import REPOSITORY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PAGE = REPOSITORY / "docs" / "convergence.md"
+BEGIN = "<!-- measured: written by python -m benchmarks.convergence.report --write -->"
+END = "<!-- end of measured -->"
+
+STYLES = {
+    TORCH: ("-", 4.0, "#999999"),
+    NUDGED: (":", 1.6, "#CC79A7"),
+    OURS: ("-", 1.2, "#0072B2"),
+    TORCH_BF16: ("--", 1.6, "#E69F00"),
+    OURS_BF16: ("--", 1.6, "#009E73"),
+}
+
+Rows = list[list[str]]
+
+
+def headline(record: Record) -> str:
+    facts = record.environment
+    seeds = len({row["seed"] for row in record.rows})
+    return (
+        f"{seeds} seeds, {facts['cpu']}, {facts['isa']}, {facts['processes']} processes of"
+        f" {facts['threads']} thread, {facts['minutes']} minutes, torch {facts['torch']},"
+        f" Python {facts['python']}, commit {facts['commit']}"
+    )
+
+
+def scores(record: Record) -> tuple[list[str], Rows]:
+    """Mean and standard deviation over the seeds."""
+    body = []
+    for name, task in record.tasks.items():
+        found = [curves(record.rows, name, arm, "score") for arm in ARMS]
+        digits = task["digits"]
+        texts = [f"{x.mean():.{digits}f} ± {spread(x)[0]:.{digits}f}" for x in found]
+        body.append([f"{task['title']}: {task['score']}", *texts])
+    return ["final score on test data", *ARMS], body
+
+
+def comparisons(record: Record) -> list[Compared]:
+    pairs = (*TESTED, *CONTROLS)
+    return [compare(record.rows, name, *pair) for pair in pairs for name in record.tasks]
+
+
+def differences(record: Record) -> tuple[list[str], Rows]:
+    """What was tested first, then the controls."""
+    head = [
+        "arm",
+        "beside",
+        "task",
+        "score [95 %]",
+        "score, spreads",
+        "curves, spreads",
+        "p: score",
+        "p: curves",
+        "bound, spreads",
+        f"within {MARGIN:g}",
+    ]
+    compared = comparisons(record)
+    p = adjusted(compared)
+    body = []
+    for one in compared:
+        of_score = one.difference / spread(curves(record.rows, one.task, one.other, "score"))[0]
+        low, high = one.interval
+        body.append(
+            [
+                one.arm,
+                one.other,
+                one.task,
+                f"{one.difference:+.2g} [{low:+.2g}, {high:+.2g}]",
+                f"{of_score:+.2g}",
+                f"{one.largest:.2g}",
+                *([f"{value:.2g}" for value in p[one]] if one.tested else ["", ""]),
+                f"{one.bound:.2g}",
+                "yes" if one.equivalent else "not shown",
+            ]
+        )
+    return head, body
+
+
+def partings(record: Record) -> tuple[list[str], Rows]:
+    """Of seeds, the median step at which losses first differ by more than `PARTED`."""
+    compared = [arm for arm, other in ARMS.items() if other]
+    body = []
+    for name, task in record.tasks.items():
+        line = [f"{name}, {task['steps']} steps"]
+        for arm in compared:
+            rows = [row for row in record.rows if (row["task"], row["arm"]) == (name, arm)]
+            steps = sorted(row["parted"] for row in rows if row["parted"])
+            ranges = f": steps {steps[0]} to {steps[-1]}" if steps else ""
+            line += [
+                f"{max(row['early'] for row in rows):.1e}",
+                f"{len(steps)} of {len(rows)}{ranges}",
+            ]
+        body.append(line)
+    heads = ((f"{arm}: first steps", f"apart by {PARTED:g}") for arm in compared)
+    return ["losses of", *(text for pair in heads for text in pair)], body
+
+
+def verdict(record: Record) -> str:
+    """The criterion's answer, in a sentence or two."""
+    compared = comparisons(record)
+    p = adjusted(compared)
+    differ = [f"{one.arm} on {one.task}" for one in p if min(p[one]) < LEVEL]
+    within = sum(one.equivalent for one in p)
+    largest = max(one.bound for one in p)
+    return (
+        f"Of {len(p)} comparisons of rnnfast with torch.nn, {within} are shown to be within"
+        f" {MARGIN:g} spreads; the largest bound is {largest:.2g}. A difference is found in"
+        f" {len(differ)}{': ' * bool(differ)}{', '.join(differ)}."
+    )
+
+
+TABLES = {"Scores": scores, "Differences": differences, "Where losses part": partings}
+
+
+def show(record: Record) -> None:
+    print(headline(record))
+    for title, made in TABLES.items():
+        table.show(title, *made(record))
+    print(verdict(record))
+
+
+def markdown(record: Record) -> str:
+    """The measured part of docs/convergence.md."""
+    parts = [f"{verdict(record)}\n\n{headline(record)}."]
+    parts += [f"### {title}\n\n{table.markdown(*made(record))}" for title, made in TABLES.items()]
+    return "\n\n".join(parts)
+
+
+def figures(record: Record) -> Iterator[str]:
+    """An <svg> for each task: mean validation loss, the band of the seeds; below, differences."""
+    from matplotlib.figure import Figure
+
+    from benchmarks.page import svg
+
+    for name, task in record.tasks.items():
+        figure = Figure(figsize=(4.8, 5.0), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        steps = np.arange(1, POINTS + 1) * (task["steps"] // POINTS)
+        _curves(upper, record, name, steps)
+        _differences(lower, record, name, steps)
+        upper.set_title(task["title"], fontsize=11)
+        for axes in (upper, lower):
+            axes.grid(color="#dddddd", lw=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=9)
+        handles, labels = upper.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+        words = f"{task['title']}: mean validation losses, and their differences in spreads"
+        yield svg.inline(figure, words)
+
+
+def _curves(axes: Axes, record: Record, task: str, steps: np.ndarray) -> None:
+    for arm, (dashes, width, colour) in STYLES.items():
+        found = curves(record.rows, task, arm, "valid")
+        mean = found.mean(0)
+        if arm == TORCH:
+            ends = (mean - spread(found), mean + spread(found))
+            axes.fill_between(
+                steps, *ends, color=colour, alpha=0.25, lw=0, label="torch.nn's seeds"
+            )
+        axes.plot(steps, mean, dashes, color=colour, lw=width, label=arm)
+    axes.set_ylabel("validation loss", fontsize=10)
+
+
+def _differences(axes: Axes, record: Record, task: str, steps: np.ndarray) -> None:
+    for arm, other in (*TESTED, *CONTROLS[:2]):
+        ours, theirs = (curves(record.rows, task, side, "valid") for side in (arm, other))
+        mean = np.abs((ours - theirs).mean(0) / spread(theirs))
+        dashes, _, colour = STYLES[arm]
+        axes.plot(steps, np.where(mean > 0, mean, np.nan), dashes, color=colour, lw=1.6)
+    axes.axhline(MARGIN, color="black", lw=1)
+    axes.set_yscale("log")
+    axes.set_ylabel("difference, spreads", fontsize=10)
+    axes.set_xlabel("step", fontsize=10)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.convergence.report", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("result", type=Path, help="JSON of python -m benchmarks.convergence")
+    parser.add_argument("--write", action="store_true", help="write into docs/convergence.md")
+    options = parser.parse_args(arguments)
+    record = read(options.result)
+    show(record)
+    if options.write:
+        PAGE.write_text(replace_block(PAGE.read_text("utf-8"), markdown(record), BEGIN, END))
+
+
+if __name__ == "__main__":
+    main()
