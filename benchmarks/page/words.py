@@ -48,5 +48,6 @@ make bench-peers                               # beside oneDNN, ONNX Runtime, Op
 make gpu-check                                 # this machine's GPU
 .venv/bin/python -m benchmarks.steps           # single steps
 .venv/bin/python -m benchmarks.compile_times   # time to compile
+.venv/bin/python -m benchmarks.convergence     # training beside torch.nn
 .venv/bin/python -m benchmarks.report --html   # this page, from benchmarks/results</pre>
 """
