@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Generator, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # The repository's root, last: an installed rnnfast must win over the source folder beside this one.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -29,6 +30,7 @@ import rnnfast
 from benchmarks.convergence import comparison, record, report, tasks, training
 from benchmarks.convergence.__main__ import main
 from benchmarks.convergence.training import ARMS, NUDGED, OURS, OURS_BF16, TORCH, TORCH_BF16
+from rnnfast._library import HAS_BFLOAT16
 
 RESULTS = sorted(record.FOLDER.glob("*.json"))
 
@@ -99,6 +101,39 @@ def test_a_step_of_float32_is_torchs_and_carries_the_state() -> None:
     torch.testing.assert_close(ours.states, theirs.states, rtol=1e-4, atol=1e-6)
     assert not ours.states[0].requires_grad
     assert ours.states[0].abs().sum() > 0
+
+
+class Products(TorchDispatchMode):
+    """The dtypes of what is multiplied, by the name of the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, set[torch.dtype]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split(":")[-1].split(".")[0]
+        if name in ("addmm", "mm", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"):
+            dtypes = {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
+            self.seen.setdefault(name, set()).update(dtypes - {torch.uint8})
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="the CPU does not multiply bfloat16")
+@pytest.mark.parametrize(
+    ("name", "products"),
+    [
+        ("digits", {"addmm", "mm", "mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"}),
+        ("membrane", {"addmm", "mm"}),
+        ("lines", {"addmm", "mm"}),
+    ],
+)
+def test_torchs_arm_of_bfloat16_multiplies_it(name: str, products: set[str]) -> None:
+    task = training.prepared(name, quick=True)
+    learner = training.learners(task, seed=0)[TORCH_BF16]
+    with Products() as found:
+        learner.step(task, next(task.batches(Generator().manual_seed(0))))
+    assert found.seen == {key: {torch.bfloat16} for key in products}
+    assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
 
 
 def test_a_row_says_when_losses_part() -> None:
