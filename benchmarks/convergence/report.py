@@ -7,6 +7,7 @@ python -m benchmarks.convergence.report FILE --write    into docs/convergence.md
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +75,7 @@ def scores(record: Record) -> tuple[list[str], Rows]:
         found = [curves(record.rows, name, arm, "score") for arm in ARMS]
         digits = task["digits"]
         texts = [f"{x.mean():.{digits}f} ± {spread(x)[0]:.{digits}f}" for x in found]
-        body.append([f"{task['title']}: {task['score']}", *texts])
+        body.append([f"{name}: {task['score'].partition(',')[0]}", *texts])
     return ["final score on test data", *ARMS], body
 
 
@@ -90,10 +91,9 @@ def differences(record: Record) -> tuple[list[str], Rows]:
         "beside",
         "task",
         "score [95 %]",
-        "score, spreads",
+        "p",
         "curves, spreads",
-        "p: score",
-        "p: curves",
+        "p",
         "bound, spreads",
         f"within {MARGIN:g}",
     ]
@@ -101,7 +101,7 @@ def differences(record: Record) -> tuple[list[str], Rows]:
     p = adjusted(compared)
     body = []
     for one in compared:
-        of_score = one.difference / spread(curves(record.rows, one.task, one.other, "score"))[0]
+        p_score, p_curves = (f"{value:.2g}" for value in p[one]) if one.tested else ("", "")
         low, high = one.interval
         body.append(
             [
@@ -109,9 +109,9 @@ def differences(record: Record) -> tuple[list[str], Rows]:
                 one.other,
                 one.task,
                 f"{one.difference:+.2g} [{low:+.2g}, {high:+.2g}]",
-                f"{of_score:+.2g}",
+                p_score,
                 f"{one.largest:.2g}",
-                *([f"{value:.2g}" for value in p[one]] if one.tested else ["", ""]),
+                p_curves,
                 f"{one.bound:.2g}",
                 "yes" if one.equivalent else "not shown",
             ]
@@ -120,7 +120,9 @@ def differences(record: Record) -> tuple[list[str], Rows]:
 
 
 def partings(record: Record) -> tuple[list[str], Rows]:
-    """Of seeds, the median step at which losses first differ by more than `PARTED`."""
+    """How far losses differ in the first steps, and the step at which by more than `PARTED`: of how
+    many seeds there is one, the first and the last.
+    """
     compared = [arm for arm, other in ARMS.items() if other]
     body = []
     for name, task in record.tasks.items():
@@ -128,7 +130,7 @@ def partings(record: Record) -> tuple[list[str], Rows]:
         for arm in compared:
             rows = [row for row in record.rows if (row["task"], row["arm"]) == (name, arm)]
             steps = sorted(row["parted"] for row in rows if row["parted"])
-            ranges = f": steps {steps[0]} to {steps[-1]}" if steps else ""
+            ranges = f": {steps[0]} to {steps[-1]}" if steps else ""
             line += [
                 f"{max(row['early'] for row in rows):.1e}",
                 f"{len(steps)} of {len(rows)}{ranges}",
@@ -138,18 +140,19 @@ def partings(record: Record) -> tuple[list[str], Rows]:
     return ["losses of", *(text for pair in heads for text in pair)], body
 
 
-def verdict(record: Record) -> str:
-    """The criterion's answer, in a sentence or two."""
-    compared = comparisons(record)
-    p = adjusted(compared)
-    differ = [f"{one.arm} on {one.task}" for one in p if min(p[one]) < LEVEL]
-    within = sum(one.equivalent for one in p)
-    largest = max(one.bound for one in p)
-    return (
-        f"Of {len(p)} comparisons of rnnfast with torch.nn, {within} are shown to be within"
-        f" {MARGIN:g} spreads; the largest bound is {largest:.2g}. A difference is found in"
-        f" {len(differ)}{': ' * bool(differ)}{', '.join(differ)}."
-    )
+def verdicts(record: Record) -> list[str]:
+    """The criterion's answer for each precision, in a sentence."""
+    p = adjusted(comparisons(record))
+    answers = []
+    for arm, other in TESTED:
+        found = [one for one in p if one.arm == arm]
+        differ = [one.task for one in found if min(p[one]) < LEVEL]
+        answers.append(
+            f"{arm} beside {other}: {sum(one.equivalent for one in found)} of {len(found)} shown to"
+            f" be equivalent, largest bound {max(one.bound for one in found):.2g} spreads;"
+            f" a difference found in {', '.join(differ) or 'none'}."
+        )
+    return answers
 
 
 TABLES = {"Scores": scores, "Differences": differences, "Where losses part": partings}
@@ -159,12 +162,13 @@ def show(record: Record) -> None:
     print(headline(record))
     for title, made in TABLES.items():
         table.show(title, *made(record))
-    print(verdict(record))
+    print(*verdicts(record), sep="\n")
 
 
 def markdown(record: Record) -> str:
     """The measured part of docs/convergence.md."""
-    parts = [f"{verdict(record)}\n\n{headline(record)}."]
+    answers = "\n".join(f"- {answer}" for answer in verdicts(record))
+    parts = [answers, textwrap.fill(f"{headline(record)}.", 120)]
     parts += [f"### {title}\n\n{table.markdown(*made(record))}" for title, made in TABLES.items()]
     return "\n\n".join(parts)
 
