@@ -167,7 +167,8 @@ def show(record: Record) -> None:
 
 def markdown(record: Record) -> str:
     """The measured part of docs/convergence.md."""
-    answers = "\n".join(f"- {answer}" for answer in verdicts(record))
+    lines = (textwrap.fill(f"- {one}", 120, subsequent_indent="  ") for one in verdicts(record))
+    answers = "\n".join(lines)
     parts = [answers, textwrap.fill(f"{headline(record)}.", 120)]
     parts += [f"### {title}\n\n{table.markdown(*made(record))}" for title, made in TABLES.items()]
     return "\n\n".join(parts)
