@@ -26,6 +26,8 @@ pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+
 import rnnfast
 from benchmarks.convergence import comparison, record, report, tasks, training
 from benchmarks.convergence.__main__ import main
@@ -253,6 +255,13 @@ def test_a_quick_run_is_what_tables_and_figures_show(
     for drawing in report.figures(read):
         assert all(f">{arm}<" in drawing for arm in ARMS)
         assert not re.search(r"#000000|#ffffff", drawing)
+    axes = Figure().subplots()
+    report._differences(axes, read, "digits", np.arange(training.POINTS))
+    low, high = axes.get_ylim()
+    drawn = [value for line in axes.lines[:4] for value in line.get_ydata() if value > low]
+    assert len(drawn) > training.POINTS
+    assert max(drawn) < high
+    assert axes.get_yscale() == "log"
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

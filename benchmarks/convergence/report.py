@@ -211,18 +211,18 @@ def _curves(axes: Axes, record: Record, task: str, steps: np.ndarray) -> None:
 
 
 def _differences(axes: Axes, record: Record, task: str, steps: np.ndarray) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(1e-7, 4)
     for arm, other in (*TESTED, *CONTROLS[:2]):
         ours, theirs = (curves(record.rows, task, side, "valid") for side in (arm, other))
         mean = np.abs((ours - theirs).mean(0) / spread(theirs))
         dashes, _, colour = STYLES[arm]
         axes.plot(steps, np.where(mean > 0, mean, np.nan), dashes, color=colour, lw=1.6)
     axes.axhline(MARGIN, color="black", lw=1)
-    words = "below this: equivalent"
+    words = "the margin"
     axes.annotate(
         words, (0, MARGIN), (4, 3), ("axes fraction", "data"), "offset points", fontsize=9
     )
-    axes.set_ylim(top=4)
-    axes.set_yscale("log")
     axes.set_ylabel("difference, spreads", fontsize=10)
     axes.set_xlabel("step", fontsize=10)
 
