@@ -1,4 +1,4 @@
-"""Times rnnfast against torch.nn, side by side, and says what it found. See README.md, Numbers."""
+"""Times rnnfast against torch.nn, side by side, and says what it found. See docs/figures.md."""
 
 from __future__ import annotations
 

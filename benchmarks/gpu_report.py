@@ -60,6 +60,20 @@ def ratios(found: Iterable[Measurement]) -> dict[str, dict[tuple[Problem, str], 
     return {**ordered, SIXTEEN: best} if best else ordered
 
 
+def means_of_graphs(record: Record) -> dict[str, dict[tuple[str, str], float]]:
+    """By precision, as `ratios` has them in words: (cell, pass) -> geometric mean."""
+    result: dict[str, dict[tuple[str, str], float]] = {}
+    for name in PASSES:
+        found = ratios(of(record, True, name))
+        for precision in (p for p in ("float32", SIXTEEN) if p in found):
+            groups: dict[str, list[float]] = {}
+            for (_, cell), ratio in found[precision].items():
+                groups.setdefault(cell, []).append(ratio)
+            means = result.setdefault(PRECISIONS.get(precision, precision), {})
+            means.update({(cell, name): geometric_mean(r) for cell, r in groups.items()})
+    return result
+
+
 def summary(record: Record) -> str:
     """Markdown: for each precision the mean, and on how many layers cuDNN is ahead."""
     columns = ["layers", "geometric mean", "cuDNN ahead on", "lowest", "highest"]

@@ -2,7 +2,7 @@
 
 python -m benchmarks.report benchmarks/results/MACHINE.json             the table
 python -m benchmarks.report benchmarks/results/*.json --markdown        the same for a document
-python -m benchmarks.report benchmarks/results/*.json --readme          README.md and its plots
+python -m benchmarks.report benchmarks/results/*.json --readme          README.md, docs/figures.md
 python -m benchmarks.report --html                                      all results, as one page
 """
 
@@ -27,6 +27,8 @@ BEGIN = "<!-- numbers: written by python -m benchmarks.report --readme -->"
 END = "<!-- end of numbers -->"
 GPU_BEGIN = "<!-- GPU numbers: written by python -m benchmarks.report --readme -->"
 GPU_END = "<!-- end of GPU numbers -->"
+SUMMARY_BEGIN = "<!-- summary: written by python -m benchmarks.report --readme -->"
+SUMMARY_END = "<!-- end of summary -->"
 
 CELL_LABELS = {"rnn_tanh": "RNN (tanh)", "rnn_relu": "RNN (relu)", "gru": "GRU", "lstm": "LSTM"}
 COLOURS = {"rnn_tanh": "#0072B2", "rnn_relu": "#56B4E9", "gru": "#E69F00", "lstm": "#009E73"}
@@ -258,13 +260,32 @@ def replace_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> 
     return f"{head}{begin}\n\n{block.strip()}\n\n{end}{tail}"
 
 
-def readme_block(records: Sequence[tuple[str, Record]]) -> str:
-    """The measured part of the README: for each (name, record) its plot and its tables."""
+def figures_block(records: Sequence[tuple[str, Record]]) -> str:
+    """The measured part of docs/figures.md: for each (name, record) its plot and its tables."""
     parts = []
     for name, record in records:
-        image = (IMAGES / f"{name}.png").as_posix()
+        image = (IMAGES / f"{name}.png").relative_to("docs").as_posix()
         parts.append(f"![Speed of rnnfast over torch.nn]({image})\n\n{markdown(record)}")
     return "\n\n".join(parts)
+
+
+def summary_block(records: Sequence[tuple[str, Record]], gpus: Sequence[Record]) -> str:
+    """That of README.md: the plots, and geometric means over all problems, a row for each pass."""
+    lines = [
+        f"![Speed over torch.nn]({(IMAGES / f'{name}.png').as_posix()})" for name, _ in records
+    ]
+    lines += ["", "| times as fast as torch.nn, geometric means | RNN | GRU | LSTM |"]
+    lines += ["|---|---:|---:|---:|"]
+    rows = [(machine(r), r.environment["dtype"], r.geometric_means()) for _, r in records]
+    for gpu in gpus:
+        means = gpu_report.means_of_graphs(gpu)
+        rows += [(f"{machine(gpu)}, CUDA graphs", name, found) for name, found in means.items()]
+    for where, precision, means in rows:
+        for name in PASSES:
+            found = (means[cell, name] for cell in ("rnn_tanh", "gru", "lstm"))
+            numbers = " | ".join(f"{mean:.2f}" for mean in found)
+            lines.append(f"| {where}: {name}, {precision} | {numbers} |")
+    return "\n".join(lines)
 
 
 def load(path: Path) -> list[tuple[str, Record]]:
@@ -277,21 +298,29 @@ def load(path: Path) -> list[tuple[str, Record]]:
 
 
 def write_readme(paths: Sequence[Path]) -> None:
-    """The blocks of README.md, their plots, and beside the JSON of a GPU all its tables."""
-    readme = REPOSITORY / "README.md"
+    """The numbers of README.md and docs/figures.md, their plots, and beside the JSON of a GPU all
+    its tables.
+    """
     gpus = [path for path in paths if "gpu" in read(path).environment]
     records = [part for path in paths if path not in gpus for part in load(path)]
+    for name, record in records:
+        plot(record, REPOSITORY / IMAGES / f"{name}.png")
+    blocks = "\n\n".join(gpu_block(path) for path in gpus)
+    summary = summary_block(records, [read(path) for path in gpus])
+    _rewrite("README.md", summary, SUMMARY_BEGIN, SUMMARY_END)
     if records:
-        for name, record in records:
-            plot(record, REPOSITORY / IMAGES / f"{name}.png")
-        readme.write_text(replace_block(readme.read_text(), readme_block(records)))
+        _rewrite("docs/figures.md", figures_block(records), BEGIN, END)
     if gpus:
-        blocks = "\n\n".join(gpu_block(path) for path in gpus)
-        readme.write_text(replace_block(readme.read_text(), blocks, GPU_BEGIN, GPU_END))
+        _rewrite("docs/figures.md", blocks, GPU_BEGIN, GPU_END)
+
+
+def _rewrite(page: str, block: str, begin: str, end: str) -> None:
+    path = REPOSITORY / page
+    path.write_text(replace_block(path.read_text(), block, begin, end))
 
 
 def gpu_block(path: Path) -> str:
-    """Writes the plot and the tables of a GPU's record; what README.md says of them."""
+    """Writes the plot and the tables of a GPU's record; what docs/figures.md says of them."""
     record, image = read(path), IMAGES / f"{path.stem}.png"
     record.environment["dtype"] = "every precision"
     gpu_report.plot(record, REPOSITORY / image)
@@ -300,8 +329,8 @@ def gpu_block(path: Path) -> str:
     tables.write_text(f"# {record.environment['gpu']}\n\n{title}\n\n{gpu_report.tables(record)}\n")
     link = tables.resolve().relative_to(REPOSITORY).as_posix()
     return (
-        f"![Speed of rnnfast over cuDNN]({image.as_posix()})\n\n{title}\n\n"
-        f"{gpu_report.summary(record)}\n\nEvery layer, in microseconds a step: [{link}]({link})."
+        f"![Speed of rnnfast over cuDNN]({image.relative_to('docs').as_posix()})\n\n{title}\n\n"
+        f"{gpu_report.summary(record)}\n\nEvery layer, in microseconds a step: [{link}](../{link})."
     )
 
 
@@ -312,7 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--markdown", action="store_true", help="print Markdown, not a table")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the (only) result here")
     parser.add_argument(
-        "--readme", action="store_true", help=f"rewrite the numbers of README.md, plots in {IMAGES}"
+        "--readme",
+        action="store_true",
+        help=f"rewrite the numbers of README.md and docs/figures.md, plots in {IMAGES}",
     )
     parser.add_argument(
         "--html",

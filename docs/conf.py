@@ -78,6 +78,12 @@ def _from_the_root(app: Any, path: Any, docname: str, source: list[str]) -> None
         source[0] = re.sub(r"\]\((?!https?:|#)([^)]+)\)", _rooted, source[0])
 
 
+def _out_of_the_site(app: Any, docname: str, source: list[str]) -> None:
+    """Links of a page to files and folders beside docs/."""
+    if "/" not in docname:  # whose ../ is the root
+        source[0] = re.sub(r"\]\(\.\./([^)]+)\)", _rooted, source[0])
+
+
 def _rooted(link: re.Match[str]) -> str:
     """Of a page by its name; else as a file to look at, for a folder what explains it."""
     target = link[1]
@@ -132,6 +138,7 @@ def setup(app: Any) -> None:
     app.add_directive("convergence", _Convergence)
     app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_math_block, None))
     app.connect("missing-reference", _link_to_torch)
+    app.connect("source-read", _out_of_the_site)
     app.connect("include-read", _from_the_root)
     app.connect("doctree-resolved", _draw_inline)
     app.connect("build-finished", _write_report)

@@ -243,9 +243,17 @@ def test_only_the_marked_block_is_replaced() -> None:
         report.replace_block("no markers", "new")
 
 
-def test_the_readme_has_a_block_for_the_numbers() -> None:
-    text = (results.REPOSITORY / "README.md").read_text()
-    assert "**9.99x**" in report.replace_block(text, "**9.99x**")
+def test_the_pages_have_what_the_committed_results_say() -> None:
+    folder, pages = results.REPOSITORY / "benchmarks/results", results.REPOSITORY
+    records = [part for path in folder.glob("*.json") for part in report.load(path)]
+    cpus = [(name, record) for name, record in records if "gpu" not in record.environment]
+    gpus = [results.read(path) for path in folder.glob("nvidia*.json")]
+    readme, figures = (pages / "README.md").read_text(), (pages / "docs/figures.md").read_text()
+    summary = report.summary_block(cpus, gpus)
+    assert readme == report.replace_block(
+        readme, summary, report.SUMMARY_BEGIN, report.SUMMARY_END
+    )
+    assert figures == report.replace_block(figures, report.figures_block(cpus))
 
 
 def test_the_plot_is_a_picture(record: results.Record, tmp_path: Path) -> None:

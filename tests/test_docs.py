@@ -35,10 +35,10 @@ def test_what_a_page_links_to_exists(page: str) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-def test_the_readme_lists_every_example() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_a_page_lists_every_example() -> None:
+    text = (DOCS / "examples.md").read_text("utf-8")
     examples = {path.name for path in (ROOT / "examples").glob("*.py")}
-    assert {name for name in examples if f"(examples/{name})" not in text} <= {"common.py"}
+    assert {name for name in examples if f"(../examples/{name})" not in text} <= {"common.py"}
 
 
 def test_the_reference_has_every_public_name() -> None:

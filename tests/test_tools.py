@@ -306,7 +306,7 @@ def test_the_plot_of_a_gpu(tmp_path: Path) -> None:
 )
 def test_the_figures_of_a_gpu_are_those_of_its_file(path: Path) -> None:
     record = results.read(path)
-    assert gpu_report.summary(record) in (ROOT / "README.md").read_text()
+    assert gpu_report.summary(record) in (ROOT / "docs/figures.md").read_text()
     assert gpu_report.tables(record) in path.with_suffix(".md").read_text()
     assert {"commit", "gpu", "driver", "torch", "cudnn"} <= record.environment.keys()
 

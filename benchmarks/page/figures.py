@@ -72,7 +72,7 @@ def overview(groups: Sequence[tuple[str, float, float, float]]) -> str:
 
 
 def speed_ups(part: Record) -> Iterator[str]:
-    """Bars as in README.md, one figure for each pass."""
+    """Bars as in docs/figures.md, one figure for each pass."""
     problems = len({m.problem for m in part.measurements})
     cells = len({m.cell for m in part.measurements})
     for name in dict.fromkeys(m.pass_name for m in part.measurements):
