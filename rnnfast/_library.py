@@ -39,7 +39,8 @@ def _check_build() -> None:
     if minor(version) != minor(torch.__version__):
         raise ImportError(
             f"rnnfast was built for torch {minor(version)}, this is torch {torch.__version__}:"
-            f" run `{_INSTALL}` again in its source folder"
+            f" install rnnfast's wheel for torch {minor(torch.__version__)}, or run"
+            f" `{_INSTALL}` again in its source folder"
         )
 
 
