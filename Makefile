@@ -12,6 +12,7 @@
 # make drop-in: other people's libraries on our layers, in .venv-drop-in.
 # make wheels: the source release, and a wheel for each torch that pip finds, tried beside it, into dist/.
 # TORCHES="2.13.0 2.14.1" names the torches; RNNFAST_CUDA=0 leaves the wheels with CUDA kernels out.
+# make release-check: whether this tree can be released, in one table; STEPS="version tree lint docs" of it.
 # make test TESTS="tests/test_ops.py -k packed": a part of the tests, with any option of pytest;
 # TESTS=--exhaustive: more of them, see CONTRIBUTING.md.
 # Needed: Python 3.10+ with venv and headers, g++, make; Debian: apt install python3-venv python3-dev g++ make.
@@ -52,7 +53,7 @@ SANITIZE := -O1
 # The compilers' command lines stay out of sight, their warnings and errors do not.
 QUIET := grep --line-buffered -v -e '^\[[0-9]*/[0-9]*\] ' -e '^ninja: no work' -e 'No CUDA runtime is found'
 
-.PHONY: demo test bench docs bench-peers asan tsan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check wheels
+.PHONY: demo test bench docs bench-peers asan tsan drop-in lint format build clean cuda-compile cuda-host cuda-build gpu-pack gpu-check wheels release-check
 
 demo: build
 	$(BIN)/python examples/digits.py
@@ -133,6 +134,11 @@ gpu-check:
 # OPTIONS=--keep leaves the environment of each torch for the next time, gigabytes each.
 wheels: .venv-wheels/tools
 	.venv-wheels/bin/python -m tools.wheels $(OPTIONS) $(TORCHES)
+
+# The versions and the tree are known before anything is built.
+release-check: $(VENV)/$(TORCH_NAME)
+	@$(INSTALL) rich
+	$(BIN)/python -m tools.release_check $(STEPS)
 
 .venv-wheels/tools:
 	@$(PYTHON) -m tools.needs venv compiler headers

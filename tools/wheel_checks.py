@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
 from pathlib import Path
@@ -17,7 +19,8 @@ from packaging.utils import parse_wheel_filename
 
 ROOT = Path(__file__).parents[1]
 TOLERANCE = 1e-10
-EXCLUDED = ("libc10*.so", "libtorch*.so", "libgomp.so.*", "libcu*.so.*", "libnv*.so.*")
+EXCLUDED = ("libc10*.so", "libtorch*.so", "libgomp.so.*")
+EXCLUDED += ("libcuda*.so.*", "libcublas*.so.*", "libnvrtc*.so.*")
 """What torch and its packages bring: a second copy in the process would not know of the first. Of
 OpenMP's runtime least of all, as each has threads of its own.
 """
@@ -121,26 +124,35 @@ class Venv:
 
 
 def _plain_environment() -> dict[str, str]:
-    hidden = ("PYTHONPATH", "PYTHONHOME", "ATEN_CPU_CAPABILITY")
-    return {name: value for name, value in os.environ.items() if name not in hidden}
+    """Without paths of ours, and with no place where pip could find another torch."""
+    hidden = ("PYTHON", "PIP_", "ATEN_CPU_CAPABILITY")
+    plain = {name: text for name, text in os.environ.items() if not name.startswith(hidden)}
+    return {**plain, "PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
-def works(wheel: Path, venv: Venv) -> None:
-    """Installs it as a user does, tries it and takes it away again."""
+@contextlib.contextmanager
+def installed(wheel: Path, venv: Venv, *options: str) -> Iterator[None]:
+    """While in the block; whatever stays afterwards is an error."""
     before = venv.entries()
-    venv.pip("install", "--no-index", wheel)  # torch is there, and nothing else is needed
+    venv.pip("install", "--no-index", *options, wheel)
     try:
-        venv.pip("check")
-        venv.must("-m", "rnnfast")
-        for capability in ("default", "avx2", ""):
-            chosen = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
-            trial = ROOT / "tools" / "wheel_trial.py"
-            # Isolated, as tools/ would come first on its path.
-            judge(json.loads(venv.must("-I", "-W", "ignore", trial, **chosen)), wheel, venv)
+        yield
     finally:
         venv.pip("uninstall", "--yes", "rnnfast")
     if left := venv.entries() - before:
         raise CheckError(f"uninstall leaves {', '.join(sorted(left))}")
+
+
+def works(wheel: Path, venv: Venv) -> None:
+    """Installs it as a user does, beside its torch and nothing else, and tries it."""
+    trial = ROOT / "tools" / "wheel_trial.py"
+    with installed(wheel, venv):
+        venv.pip("check")
+        venv.must("-m", "rnnfast")
+        for capability in ("default", "avx2", ""):
+            chosen = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+            # Isolated, as tools/ would come first on its path.
+            judge(json.loads(venv.must("-I", "-W", "ignore", trial, **chosen)), wheel, venv)
 
 
 def judge(facts: dict[str, object], wheel: Path, venv: Venv) -> None:
@@ -155,7 +167,10 @@ def judge(facts: dict[str, object], wheel: Path, venv: Venv) -> None:
     if not float(str(facts["difference"])) <= TOLERANCE:
         raise CheckError(f"{facts['kernels']} differs from torch.nn by {facts['difference']}")
     runtimes = facts["openmp"]
-    if not isinstance(runtimes, list) or len(runtimes) != 1:
+    theirs = (venv.site / "torch").resolve()
+    if not isinstance(runtimes, list) or [Path(p).is_relative_to(theirs) for p in runtimes] != [
+        True
+    ]:
         raise CheckError(f"OpenMP's runtimes in one process are {runtimes}")
 
 
@@ -165,18 +180,12 @@ def refuses(wheel: Path, venv: Venv) -> None:
     wanted = str(version.local).removeprefix("torch").partition(".cu")[0]
     there = venv.torch()[0]
     done = venv.run("-m", "pip", "install", "--no-index", wheel)
-    if done.returncode == 0 or f"torch=={wanted}.*" not in done.stderr:
+    if done.returncode == 0 or f"torch=={wanted}.*" not in done.stdout + done.stderr:
         venv.run("-m", "pip", "uninstall", "--yes", "rnnfast")
         raise CheckError(f"pip installs it beside torch {there}")
-    before = venv.entries()
-    venv.pip("install", "--no-index", "--no-deps", wheel)
-    try:
+    with installed(wheel, venv, "--no-deps"):
         done = venv.run("-W", "ignore", "-c", "import rnnfast")
-    finally:
-        venv.pip("uninstall", "--yes", "rnnfast")
     sentence = (done.stderr.strip().splitlines() or [""])[-1]
     named = f"built for torch {wanted}", f"this is torch {there}", f"for torch {minor(there)}"
     if not sentence.startswith("ImportError: rnnfast") or not all(n in sentence for n in named):
         raise CheckError(f"beside torch {there} import says: {sentence or 'nothing'}")
-    if left := venv.entries() - before:
-        raise CheckError(f"uninstall leaves {', '.join(sorted(left))}")
