@@ -40,7 +40,7 @@ PACKAGE := $(wildcard rnnfast/*.py rnnfast/*.pyi)
 endif
 BIN := $(VENV)/bin
 CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-OTHER_SOURCES := $(wildcard benchmarks/micro/*.cu*) $(wildcard benchmarks/peers/*.cpp) tools/layouts.cpp
+OTHER_SOURCES := $(wildcard benchmarks/micro/*.c*) $(wildcard benchmarks/peers/*.cpp) tools/layouts.cpp
 INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
 # Each is installed by itself: one that this machine cannot have is left out, and the table says so.
