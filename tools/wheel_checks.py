@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email import message_from_bytes
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import parse_wheel_filename
@@ -155,22 +156,19 @@ def works(wheel: Path, venv: Venv) -> None:
             judge(json.loads(venv.must("-I", "-W", "ignore", trial, **chosen)), wheel, venv)
 
 
-def judge(facts: dict[str, object], wheel: Path, venv: Venv) -> None:
+def judge(facts: dict[str, Any], wheel: Path, venv: Venv) -> None:
     """What tools/wheel_trial.py says of an installed wheel."""
     version = parse_wheel_filename(wheel.name)[1]
     if facts["rnnfast"] != str(version):
         raise CheckError(f"rnnfast.__version__ is {facts['rnnfast']}")
-    if not Path(str(facts["file"])).is_relative_to(venv.site):
+    if not Path(facts["file"]).is_relative_to(venv.site):
         raise CheckError(f"{facts['file']} runs in its place")
     if facts["cuda"] != (".cu" in str(version.local)):
         raise CheckError(f"HAS_CUDA is {facts['cuda']}")
-    if not float(str(facts["difference"])) <= TOLERANCE:
+    if not facts["difference"] <= TOLERANCE:
         raise CheckError(f"{facts['kernels']} differs from torch.nn by {facts['difference']}")
-    runtimes = facts["openmp"]
-    theirs = (venv.site / "torch").resolve()
-    if not isinstance(runtimes, list) or [Path(p).is_relative_to(theirs) for p in runtimes] != [
-        True
-    ]:
+    runtimes, theirs = facts["openmp"], (venv.site / "torch").resolve()
+    if len(runtimes) != 1 or not Path(runtimes[0]).is_relative_to(theirs):
         raise CheckError(f"OpenMP's runtimes in one process are {runtimes}")
 
 

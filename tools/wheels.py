@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
@@ -102,7 +103,8 @@ def cuda_variants(cuda: str, nvcc: str | None) -> list[str]:
 def build_environment(torch: str, cuda: str, site: Path) -> dict[str, str]:
     """What setup.py reads: the torch to build for, by its path, and what to build."""
     result = {name: value for name, value in os.environ.items() if name != "RNNFAST_CPU"}
-    result["PYTHONPATH"] = str(site)
+    # Our own setuptools before the one that a torch may have brought.
+    result["PYTHONPATH"] = os.pathsep.join([sysconfig.get_path("purelib"), str(site)])
     result["RNNFAST_LOCAL_VERSION"] = local_version(torch, cuda)
     result["RNNFAST_CUDA"] = "1" if cuda else "0"
     if cuda:
