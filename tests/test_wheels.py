@@ -96,6 +96,12 @@ def test_what_setup_py_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert cuda["TORCH_CUDA_ARCH_LIST"] == "8.0;9.0;10.0;12.0+PTX"
 
 
+def test_two_patches_of_one_torch_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        wheels.main(["2.13.0", "2.13.1"])
+    assert "name one of each" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("library", "stays_out"),
     [

@@ -31,7 +31,7 @@ from packaging.version import Version
 
 from benchmarks.table import show
 from tools import needs, toolkit, wheel_checks
-from tools.wheel_checks import EXCLUDED, ROOT, CheckError, Venv, local_version
+from tools.wheel_checks import EXCLUDED, ROOT, CheckError, Venv, local_version, minor
 
 DIST, WORK = ROOT / "dist", ROOT / "build" / "wheels"
 ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
@@ -275,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     needs.require("python", "compiler", "headers", "ninja", "setuptools")
     torches = options.torches or torches_of_pip()
+    if len({minor(torch) for torch in torches}) < len(torches):
+        parser.error("one wheel serves all patches of a minor version of torch: name one of each")
     if options.dry_run:
         plan(torches)
         return 0
