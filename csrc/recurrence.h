@@ -19,7 +19,7 @@ struct Steps {
   RNNFAST_FN int64_t batch_at(int64_t t) const { return batch ? batch[t] : largest; }
   RNNFAST_FN int64_t offset_at(int64_t t) const { return batch ? offset[t] : t * largest; }
   // So many steps, the first ones in time, have this row of the batch.
-  RNNFAST_FN int living(int64_t row) const {
+  RNNFAST_FN int living(int row) const {
     int low = 0, high = static_cast<int>(count);
     while (low < high) {
       const int middle = low + (high - low) / 2;
