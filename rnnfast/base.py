@@ -11,7 +11,7 @@ from torch import Tensor, is_grad_enabled, nn
 from rnnfast import truncated
 from rnnfast._interop import Interop
 from rnnfast.layers import has_checks_of, recomputes, run, torch_lacks
-from rnnfast.regularisation import Regularisation, checked, norm_names
+from rnnfast.regularisation import RATES, Regularisation, checked, norm_names
 from rnnfast.segmented import run_in_segments
 from rnnfast.spec import MODES
 
@@ -70,8 +70,19 @@ class Layers(Interop, nn.RNNBase):
         if found.layer_norm and 1 < self._heads < self.hidden_size:
             raise ValueError("layer_norm goes with one head, or as many as units")
         self._regularisation = found
+        for name in RATES:
+            setattr(self, name, options[name])
         if found.layer_norm:
             self._add_norms(norm_names(spec))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Rates of a regularised layer count from the next call on, as `dropout` does."""
+        if name in RATES and self._regularisation is not None:
+            options = self._regularisation._asdict()
+            options |= {"zoneout": self._regularisation.zoneout or 0.0, name: value}
+            found = checked(MODES[self.mode], options) or Regularisation()
+            super().__setattr__("_regularisation", found)
+        super().__setattr__(name, value)
 
     def _add_norms(self, kinds: tuple[str, ...]) -> None:
         """The parameters of layer normalisation, behind the others of each direction."""
@@ -121,8 +132,8 @@ class Layers(Interop, nn.RNNBase):
         heads = f", heads={self._heads}" if self._heads > 1 else ""
         recompute = ", recompute=True" if recomputes(self) else ""
         every = f", detach_every={self.detach_every}" if self.detach_every is not None else ""
-        options = f", {self._regularisation}" if self._regularisation is not None else ""
-        return super().extra_repr() + heads + recompute + every + options
+        regularisation = f", {self._regularisation}" if any(self._regularisation or ()) else ""
+        return super().extra_repr() + heads + recompute + every + regularisation
 
     def __prepare_scriptable__(self) -> Any:
         if (option := torch_lacks(self)) is not None:

@@ -66,6 +66,10 @@ class Regularisation(NamedTuple):
         return bool(own or any(self.zoneout))
 
 
+RATES = ("zoneout", "state_dropout", "weight_dropout", "clip_gradients")
+"""The options that add no parameters."""
+
+
 def checked(spec: CellSpec, options: dict[str, Any]) -> Regularisation | None:
     """The options as they are given to a layer; None where all are off."""
     norm, zoneout = options["layer_norm"], options["zoneout"]
@@ -208,12 +212,13 @@ def _recurrence(
     states: Sequence[Tensor],
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    x_gates, *others = inputs
+    x_gates, w_hh, b_hh, extras = inputs
     if by_kernels:
-        return recurrence.fused(cell, x_gates, batch_sizes, batch, states, *others, reverse)
+        rows = (x_gates, batch_sizes, batch)
+        return recurrence.fused(cell, *rows, states, w_hh, b_hh, extras, reverse)
     spec, sizes = CELLS[cell], reference.batch_sizes_of(batch_sizes, x_gates.shape[0], batch)
     initial = tuple(states) or tuple(spec.zeros(x_gates, (batch,), x_gates.shape[-1] // spec.gates))
-    return reference.recurrence(cell, x_gates, sizes, initial, *others, reverse)
+    return reference.recurrence(cell, x_gates, sizes, initial, w_hh, b_hh, extras, reverse)
 
 
 def _batch(x: Tensor, batch_sizes: Tensor | None, states: Sequence[Tensor]) -> int:

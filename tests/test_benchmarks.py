@@ -250,9 +250,7 @@ def test_the_pages_have_what_the_committed_results_say() -> None:
     gpus = [results.read(path) for path in folder.glob("nvidia*.json")]
     readme, figures = (pages / "README.md").read_text(), (pages / "docs/figures.md").read_text()
     summary = report.summary_block(cpus, gpus)
-    assert readme == report.replace_block(
-        readme, summary, report.SUMMARY_BEGIN, report.SUMMARY_END
-    )
+    assert readme == report.replace_block(readme, summary, report.SUMMARY_BEGIN, report.SUMMARY_END)
     assert figures == report.replace_block(figures, report.figures_block(cpus))
 
 

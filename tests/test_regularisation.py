@@ -153,6 +153,46 @@ def test_zoneout(name: str, training: bool, masks: Masks) -> None:
         assert torch.equal(keep, torch.full_like(keep, 0.3))
 
 
+@every_class
+def test_rates_may_be_set_later(name: str) -> None:
+    """As `dropout`: the next call has them, copies and pickles too; checked as at the beginning."""
+    x = torch.randn(T, B, I)
+    layer = make(name, zoneout=0.5).eval().float()
+    plain = make(name).eval().float()
+    plain.load_state_dict(layer.state_dict())
+    other = make(name, zoneout=0.25, clip_gradients=0.1).eval().float()
+    other.load_state_dict(layer.state_dict())
+    assert layer.zoneout == 0.5
+    layer.zoneout = 0.0
+    assert_close(tensors(layer(x)), tensors(plain(x)), 0)
+    assert "zoneout" not in repr(layer)
+    layer.zoneout, layer.clip_gradients = 0.25, 0.1
+    for copied in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_close(tensors(copied(x)), tensors(other(x)), 0)
+        assert copied.zoneout == 0.25
+    assert repr(layer) == repr(other)
+    with pytest.raises(ValueError, match="zoneout should be a number in range"):
+        layer.zoneout = 1.5
+    assert layer.zoneout == 0.25
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert_close(tensors(compiled(x)), tensors(other(x)), 0)
+    layer.zoneout = 0.125
+    assert_close(tensors(compiled(x)), tensors(layer(x)), 0)
+
+
+def test_attributes_of_a_plain_layer_are_the_users() -> None:
+    class Mine(rnnfast.GRU):
+        def __init__(self) -> None:
+            super().__init__(I, H)
+            self.weight_dropout = nn.Dropout(0.5)
+            self.zoneout = "mine"
+
+    layer = Mine()
+    assert isinstance(layer.weight_dropout, nn.Dropout)
+    assert layer.zoneout == "mine"
+    layer(torch.randn(T, B, I))
+
+
 def test_zoneout_of_h_and_c(masks: Masks) -> None:
     layer = make("LSTM", zoneout=(0.1, 0.6)).eval()
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
