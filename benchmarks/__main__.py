@@ -16,7 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import moved, problems, report, results
 from benchmarks.busy import busy
 from benchmarks.timing import FULL, QUICK, Budget, interleave
-from benchmarks.workloads import CELLS, PASSES, check, make_pass, make_workload, what_ran
+from benchmarks.workloads import (
+    CELLS,
+    PASSES,
+    Workload,
+    check,
+    make_pass,
+    make_workload,
+    what_ran,
+)
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 BUSY = 0.5
@@ -37,7 +45,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--cells", nargs="+", choices=CELLS, default=cells, help="default: %(default)s"
     )
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=("float32",), help="a run and a file for each"
+    )
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
     parser.add_argument(
@@ -54,6 +64,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.busy < 0:
         parser.error("--busy: a number of processes")
+    if options.output and len(options.dtype) > 1:
+        parser.error("--output: of one dtype")
     try:
         options.chosen = problems.select(options.problems) if options.problems else None
     except ValueError as error:
@@ -71,11 +83,24 @@ def candidate_library(noise: bool) -> tuple[str, ModuleType]:
     return "rnnfast", rnnfast
 
 
+def measure_pass(
+    workload: Workload, library: ModuleType, name: str, budget: Budget, threads: int = 0
+) -> results.Measurement:
+    """Checks, then times, one pass. threads: goes into the measurement."""
+    errors = check(workload, name)
+    baseline = make_pass(workload, workload.baseline, name)
+    candidate = make_pass(workload, workload.candidate, name)
+    pair = interleave(baseline, candidate, budget)
+    ran = what_ran(workload, library, name)
+    return results.Measurement(
+        workload.problem, workload.cell, name, pair, errors, ran, threads=threads
+    )
+
+
 def measure(
-    options: argparse.Namespace, library: ModuleType, budget: Budget
+    options: argparse.Namespace, dtype: torch.dtype, library: ModuleType, budget: Budget
 ) -> list[results.Measurement]:
     """Checks, then times, every problem, cell and pass that was asked for."""
-    dtype = getattr(torch, options.dtype)
     jobs = [(problem, cell) for problem in options.chosen for cell in options.cells]
     measurements = []
     columns = (
@@ -90,34 +115,35 @@ def measure(
             workload = make_workload(problem, cell, dtype, torch.nn, library)
             for name in options.passes:
                 progress.update(bar, description=f"{problem.name} {cell} {name}")
-                errors = check(workload, name)
-                baseline = make_pass(workload, workload.baseline, name)
-                candidate = make_pass(workload, workload.candidate, name)
-                pair = interleave(baseline, candidate, budget)
-                ran = what_ran(workload, library, name)
-                measurements.append(results.Measurement(problem, cell, name, pair, errors, ran))
+                measurements.append(measure_pass(workload, library, name, budget))
                 progress.advance(bar)
     return measurements
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    torch.set_num_threads(options.threads)
+def run(options: argparse.Namespace, dtype: torch.dtype) -> None:
+    """Measures in one dtype; writes and prints what it found."""
     candidate, library = candidate_library(options.noise)
-    facts = results.environment(getattr(torch, options.dtype), candidate, options.busy)
+    facts = results.environment(dtype, candidate, options.busy)
     if facts["load"] > BUSY:
         print(f"load {facts['load']}: others use this machine; do not publish what follows")
-    # What import left behind is walked once, not in the middle of a timed block.
-    gc.collect()
-    gc.freeze()
     with busy(options.busy):
-        measurements = measure(options, library, QUICK if options.quick else FULL)
+        measurements = measure(options, dtype, library, QUICK if options.quick else FULL)
     record = results.Record(facts, tuple(measurements))
     path = options.output or RESULTS / results.default_name(facts, options.quick)
     results.write(record, path)
     report.main([str(path)])
     moved.show(record)
     print(f"written to {path}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    # What import left behind is walked once, not in the middle of a timed block.
+    gc.collect()
+    gc.freeze()
+    for name in options.dtype:
+        run(options, getattr(torch, name))
     return 0
 
 

@@ -12,10 +12,7 @@ each.
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import rnnfast
-from benchmarks import beside, table
+from benchmarks import beside, memory, table
 from benchmarks.timing import Budget
 
 SHAPES = ((1000, 16, 128, 256, 1), (1000, 16, 128, 256, 4))
@@ -49,40 +46,23 @@ def sides(cell: str, shape: tuple[int, ...]) -> list[beside.Side]:
 
 
 def peak(cell: str, way: str, shape: tuple[int, ...]) -> int:
-    """Bytes of this process, on Linux: its peak, so that a process can be asked once."""
-    side = sides(cell, shape)[WAYS.index(way)]
-    before = _most()
-    side.train()
-    return _most() - before
+    """Bytes of this process that both passes take at most."""
+    return memory.growth(sides(cell, shape)[WAYS.index(way)].train)
 
 
-def _most() -> int:
-    """Bytes that this program has held at most; getrusage counts who started it, too."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return 1024 * int(line.split()[1])
-
-
-def peak_elsewhere(cell: str, way: str, shape: tuple[int, ...]) -> int:
-    """The same of a new process."""
-    command = [sys.executable, "-m", "benchmarks.recompute", "--peak", cell, way]
-    done = subprocess.run([*command, *map(str, shape)], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def _mib(cell: str, way: str, shape: tuple[int, ...]) -> float:
+    return memory.elsewhere(peak, cell, way, shape) / 2**20
 
 
 def rows(cell: str, shape: tuple[int, ...], budget: Budget) -> list[list[Any]]:
     times = beside.seconds(sides(cell, shape), budget, ["training"])["training"]
     return [
-        [f"{cell}: {way}", f"{time * 1e3:.3g}", f"{peak_elsewhere(cell, way, shape) / 2**20:.0f}"]
+        [f"{cell}: {way}", f"{time * 1e3:.3g}", f"{_mib(cell, way, shape):.0f}"]
         for way, time in zip(WAYS, times, strict=True)
     ]
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--peak"]:
-        cell, way, *shape = sys.argv[2:]
-        print(peak(cell, way, tuple(map(int, shape))))
-        return
     options, budget = beside.begin("benchmarks.recompute", __doc__, CELLS)
     for shape in SHAPES:
         found = [row for cell in options.cells for row in rows(cell, shape, budget)]

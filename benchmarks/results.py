@@ -28,8 +28,8 @@ class Measurement:
     """One problem, cell and pass: the samples of both sides and their errors against float64, None
     where only times are known.
 
-    ran: what computed the candidate, in the words of `rnnfast.explain`. precision: of this one
-    measurement, where the record holds several. graph: replayed as a CUDA graph.
+    ran: what computed the candidate, in the words of `rnnfast.explain`. precision, threads: of this
+    one measurement, where the record holds several. graph: replayed as a CUDA graph.
     """
 
     problem: Problem
@@ -40,6 +40,7 @@ class Measurement:
     ran: str
     precision: str = ""
     graph: bool = False
+    threads: int = 0
 
     @property
     def baseline(self) -> Summary:
@@ -63,22 +64,26 @@ class Measurement:
 @dataclass(frozen=True)
 class Record:
     """One run. environment: what it ran on, as `environment()` gives it. micro: what a GPU's
-    primitives cost, as benchmarks/micro prints them.
+    primitives cost, as benchmarks/micro prints them. memory: what benchmarks/memory.py measured.
     """
 
     environment: dict[str, Any]
     measurements: tuple[Measurement, ...]
     micro: tuple[dict[str, Any], ...] = ()
+    memory: tuple[dict[str, Any], ...] = ()
 
     def parts(self) -> list[Record]:
-        """One record for each precision, eager and as a CUDA graph: what one table shows."""
-        groups: dict[tuple[str, bool], list[Measurement]] = {}
-        for measurement in self.measurements:
-            groups.setdefault((measurement.precision, measurement.graph), []).append(measurement)
+        """One record for each precision, eager and as a CUDA graph, and number of threads: what one
+        table shows.
+        """
+        groups: dict[tuple[str, bool, int], list[Measurement]] = {}
+        for m in self.measurements:
+            groups.setdefault((m.precision, m.graph, m.threads), []).append(m)
         records = []
-        for (precision, graph), measurements in sorted(groups.items()):
+        for (precision, graph, threads), measurements in sorted(groups.items()):
             dtype = precision or self.environment["dtype"]
             facts = {**self.environment, "dtype": f"{dtype}, CUDA graph" if graph else dtype}
+            facts["threads"] = threads or facts["threads"]
             records.append(Record(facts, tuple(measurements)))
         return records
 
@@ -185,11 +190,13 @@ def write(record: Record, path: Path) -> None:
     means = {" ".join(key): mean for part in record.parts() for key, mean in _means(part)}
     lines = ",\n".join(json.dumps(_to_json(measurement)) for measurement in record.measurements)
     path.parent.mkdir(parents=True, exist_ok=True)
-    micro = ",\n".join(json.dumps(row) for row in record.micro)
+    micro, memory = (
+        ",\n".join(json.dumps(row) for row in rows) for rows in (record.micro, record.memory)
+    )
     path.write_text(
         f'{{"format": {FORMAT},\n"environment": {json.dumps(record.environment, indent=1)},\n'
         f'"geometric_means": {json.dumps(means, indent=1)},\n"measurements": [\n{lines}\n],\n'
-        f'"micro": [\n{micro}\n]}}\n'
+        f'"micro": [\n{micro}\n],\n"memory": [\n{memory}\n]}}\n'
     )
 
 
@@ -204,14 +211,21 @@ def parse(text: str, name: str) -> Record:
     if data.get("format") != FORMAT:
         raise ValueError(f"{name}: wanted format {FORMAT}, got {data.get('format')}")
     measurements = tuple(_from_json(entries) for entries in data["measurements"])
-    return Record(data["environment"], measurements, tuple(data.get("micro", ())))
+    rows = (tuple(data.get(name, ())) for name in ("micro", "memory"))
+    return Record(data["environment"], measurements, *rows)
 
 
 def _means(part: Record) -> Iterator[tuple[tuple[str, ...], float]]:
-    """The geometric means of one precision, by cell, pass and, where it is named, precision."""
+    """The geometric means of one precision and number of threads, by cell, pass and what of these
+    two is each measurement's own.
+    """
+    facts, own = part.environment, []
+    if any(m.precision for m in part.measurements):
+        own.append(facts["dtype"])
+    if any(m.threads for m in part.measurements):
+        own.append(f"{facts['threads']} threads")
     for key, mean in part.geometric_means().items():
-        named = any(measurement.precision for measurement in part.measurements)
-        yield ((*key, part.environment["dtype"]) if named else key), mean
+        yield (*key, *own), mean
 
 
 def _to_json(measurement: Measurement) -> dict[str, Any]:
@@ -232,6 +246,7 @@ def _to_json(measurement: Measurement) -> dict[str, Any]:
         "ran": measurement.ran,
         "precision": measurement.precision,
         "graph": measurement.graph,
+        "threads": measurement.threads,
         "errors": measurement.errors
         and {k: _rounded(v) for k, v in dataclasses.asdict(measurement.errors).items()},
     }
@@ -250,6 +265,7 @@ def _from_json(entry: dict[str, Any]) -> Measurement:
         entry["ran"],
         entry.get("precision", ""),
         entry.get("graph", False),
+        entry.get("threads", 0),
     )
 
 

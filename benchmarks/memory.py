@@ -1,0 +1,72 @@
+"""The most memory that a pass takes, of torch.nn's layer and of ours; on Linux.
+
+What counts is what the process holds, pages of whatever allocator, code included: each number is of
+a process of its own, above what it held before the pass. A small layer runs first, so that threads
+and most of the code are there; what is left of that, and how pages come, is a matter of a MiB.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+import rnnfast
+from benchmarks.problems import Problem
+from benchmarks.workloads import make_pass, make_workload
+
+PROCESS = Path("/proc/self")
+SIDES = ("torch.nn", "rnnfast")
+WARM_UP = Problem(2, 2, 16, 16, "")
+PROBLEMS = (Problem(256, 32, 256, 256, "peak memory"), Problem(1000, 16, 128, 256, "peak memory"))
+REPEATS = 3
+
+Result = TypeVar("Result")
+
+
+def elsewhere(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function of a module gives in a new process, in which torch is there already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "rnnfast"])
+    with context.Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def growth(call: Callable[[], object]) -> int:
+    """Bytes that this process holds at most during a call, above those it held before."""
+    (PROCESS / "clear_refs").write_text("5")  # the peak is that of now
+    before = _peak()
+    call()
+    return _peak() - before
+
+
+def _peak() -> int:
+    """getrusage would count who started this process, too."""
+    lines = (PROCESS / "status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
+def peak(side: str, problem: Problem, cell: str, name: str, dtype: str, threads: int) -> int:
+    """`growth` of the first pass of a layer in this process."""
+    torch.set_num_threads(threads)
+    for shape in (WARM_UP, problem):
+        workload = make_workload(shape, cell, getattr(torch, dtype), nn, rnnfast)
+        layer = dict(zip(SIDES, (workload.baseline, workload.candidate), strict=True))[side]
+        run = make_pass(workload, layer, name)
+        found = growth(run)
+    return found
+
+
+def row(problem: Problem, cell: str, name: str, dtype: str, threads: int) -> dict[str, Any]:
+    """Both sides' bytes, once for each of REPEATS processes a side, which take turns."""
+    found: dict[str, list[int]] = {side: [] for side in SIDES}
+    for _ in range(REPEATS):
+        for side in SIDES:
+            found[side].append(elsewhere(peak, side, problem, cell, name, dtype, threads))
+    sizes = {"T": problem.T, "B": problem.B, "I": problem.I, "H": problem.H}
+    return {**sizes, "cell": cell, "pass": name, "threads": threads, "bytes": found}
