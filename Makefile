@@ -64,7 +64,7 @@ test: build
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 bench: build
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --dtype float32 bfloat16
 
 # Every warning is an error. From nothing each time: what a page takes from other files is not tracked.
 docs: build

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -83,6 +84,20 @@ def candidate_library(noise: bool) -> tuple[str, ModuleType]:
     return "rnnfast", rnnfast
 
 
+def quiet_environment(dtype: torch.dtype, candidate: str, busy: int = 0) -> dict[str, Any]:
+    """`results.environment`; says so where the machine is not quiet."""
+    facts = results.environment(dtype, candidate, busy)
+    if facts["load"] > BUSY:
+        print(f"load {facts['load']}: others use this machine; do not publish what follows")
+    return facts
+
+
+def freeze_heap() -> None:
+    """What import left behind is walked once, not in the middle of a timed block."""
+    gc.collect()
+    gc.freeze()
+
+
 def measure_pass(
     workload: Workload, library: ModuleType, name: str, budget: Budget, threads: int = 0
 ) -> results.Measurement:
@@ -123,9 +138,7 @@ def measure(
 def run(options: argparse.Namespace, dtype: torch.dtype) -> None:
     """Measures in one dtype; writes and prints what it found."""
     candidate, library = candidate_library(options.noise)
-    facts = results.environment(dtype, candidate, options.busy)
-    if facts["load"] > BUSY:
-        print(f"load {facts['load']}: others use this machine; do not publish what follows")
+    facts = quiet_environment(dtype, candidate, options.busy)
     with busy(options.busy):
         measurements = measure(options, dtype, library, QUICK if options.quick else FULL)
     record = results.Record(facts, tuple(measurements))
@@ -139,9 +152,7 @@ def run(options: argparse.Namespace, dtype: torch.dtype) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    # What import left behind is walked once, not in the middle of a timed block.
-    gc.collect()
-    gc.freeze()
+    freeze_heap()
     for name in options.dtype:
         run(options, getattr(torch, name))
     return 0

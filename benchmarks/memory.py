@@ -23,7 +23,6 @@ PROCESS = Path("/proc/self")
 SIDES = ("torch.nn", "rnnfast")
 WARM_UP = Problem(2, 2, 16, 16, "")
 PROBLEMS = (Problem(256, 32, 256, 256, "peak memory"), Problem(1000, 16, 128, 256, "peak memory"))
-REPEATS = 3
 
 Result = TypeVar("Result")
 
@@ -45,7 +44,7 @@ def growth(call: Callable[[], object]) -> int:
 
 
 def _peak() -> int:
-    """getrusage would count who started this process, too."""
+    """Not by getrusage, which would count who started this process, too."""
     lines = (PROCESS / "status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("VmHWM:"))
     return 1024 * int(line.split()[1])
@@ -62,11 +61,11 @@ def peak(side: str, problem: Problem, cell: str, name: str, dtype: str, threads:
     return found
 
 
-def row(problem: Problem, cell: str, name: str, dtype: str, threads: int) -> dict[str, Any]:
-    """Both sides' bytes, once for each of REPEATS processes a side, which take turns."""
-    found: dict[str, list[int]] = {side: [] for side in SIDES}
-    for _ in range(REPEATS):
-        for side in SIDES:
-            found[side].append(elsewhere(peak, side, problem, cell, name, dtype, threads))
-    sizes = {"T": problem.T, "B": problem.B, "I": problem.I, "H": problem.H}
-    return {**sizes, "cell": cell, "pass": name, "threads": threads, "bytes": found}
+def row(
+    problem: Problem, cell: str, name: str, dtype: str, threads: int, repeats: int
+) -> dict[str, Any]:
+    """Both sides' bytes, once for each of so many processes a side."""
+    job = (problem, cell, name, dtype, threads)
+    found = {side: [elsewhere(peak, side, *job) for _ in range(repeats)] for side in SIDES}
+    facts = {"label": problem.label, "cell": cell, "pass": name, "threads": threads}
+    return {**facts, "bytes": found}
