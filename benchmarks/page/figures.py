@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import gpu_report, report
 from benchmarks.page import svg
-from benchmarks.page.sources import Run
+from benchmarks.page.sources import SIZES, Run
 from benchmarks.peers import record as peers
 from benchmarks.peers import report as peers_report
 from benchmarks.results import Measurement, Record
@@ -134,6 +134,41 @@ def scaling(measurements: Sequence[Measurement], baseline: str) -> str:
     axes.set_ylabel("µs a step", fontsize=9)
     _legend(figure, axes, 3)
     return svg.inline(figure, f"{kind}: microseconds a step over H")
+
+
+def sweep(line: Sequence[Measurement], axis: str, baseline: str) -> str:
+    """Milliseconds of a call of one pass over one size; a colour for each cell."""
+    figure, axes = _figure(4.0, 3.2)
+    for cell in dict.fromkeys(m.cell for m in line):
+        of_cell, colour = [m for m in line if m.cell == cell], report.COLOURS[cell]
+        at = [SIZES[axis](m) for m in of_cell]
+        for side, name, dashes in (("candidate", "rnnfast", "-"), ("baseline", baseline, "--")):
+            times = [getattr(m, side) for m in of_cell]
+            axes.plot(at, [1e3 * t.median for t in times], dashes, color=colour, lw=1.4)
+            for x, t in zip(at, times, strict=True):
+                axes.plot([x, x], [1e3 * t.p20, 1e3 * t.p80], color=colour, lw=0.9)
+                words = (
+                    f"{name}: {report.CELL_LABELS[cell]}, {axis} = {x}: "
+                    f"{report.milliseconds(t.median)} ms "
+                    f"({report.milliseconds(t.p20)} to {report.milliseconds(t.p80)})"
+                )
+                _mark(axes, x, 1e3 * t.median, ".", colour, words)
+        axes.plot([], [], color=colour, label=report.CELL_LABELS[cell])
+    axes.plot([], [], color="#444444", label="rnnfast")
+    axes.plot([], [], "--", color="#444444", label=baseline)
+    _plain(axes, axes.set_xscale, 2)
+    _plain(axes, axes.set_yscale)
+    axes.set_title(_held(line[0], axis), fontsize=9)
+    axes.set_xlabel("H, and I" if axis == "H" else axis, fontsize=9)
+    axes.set_ylabel("ms a call", fontsize=9)
+    _legend(figure, axes, 2)
+    return svg.inline(figure, f"{line[0].pass_name}: milliseconds of a call over {axis}")
+
+
+def _held(m: Measurement, axis: str) -> str:
+    """The pass, and what stays as it is."""
+    kept = (f"{name} = {size(m)}" for name, size in SIZES.items() if name != axis)
+    return f"{m.pass_name}: {', '.join(kept)}"
 
 
 def beside_peers(record: peers.Record, pass_name: str) -> Iterator[str]:

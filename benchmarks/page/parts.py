@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks import gpu_report
 from benchmarks.page import figures
-from benchmarks.page.sources import Run, of
-from benchmarks.page.tables import Cell, beside_peers, folded, measured, ratio, table
-from benchmarks.page.words import BOUNDS, COMPILE, METHOD, MODES, REPEAT, STEPS, SUMMARY
+from benchmarks.page.sources import Run, of, varied
+from benchmarks.page.tables import (
+    Cell,
+    beside_peers,
+    folded,
+    measured,
+    peaks,
+    ratio,
+    smallest_calls,
+    table,
+)
+from benchmarks.page.words import (
+    BOUNDS,
+    COMPILE,
+    MEMORY,
+    METHOD,
+    MODES,
+    OVERHEAD,
+    REPEAT,
+    STEPS,
+    SUMMARY,
+    SWEEPS,
+)
 from benchmarks.peers.record import OURS
 from benchmarks.peers.report import MEANS, left_out, machine_line, mean_rows
 from benchmarks.report import CELL_LABELS
@@ -18,7 +38,12 @@ from benchmarks.results import Measurement
 from benchmarks.timing import geometric_mean, summarise
 from benchmarks.workloads import PASSES
 
-KINDS = {"": "layers", "users": "models in use", "steps": "single steps"}
+KINDS = {
+    "": "layers",
+    "users": "models in use",
+    "steps": "single steps",
+    "sweeps": "sweeps and smallest calls",
+}
 BEST_PEER = "best peer"
 
 
@@ -39,6 +64,9 @@ def sections(runs: list[Run]) -> list[Section]:
         Section("peers", "Beside every peer", _each(peers, of(runs, "peers"))),
         Section("roofline", "What the machine allows", _each(roofline, of(runs, "peers"), BOUNDS)),
         Section("scaling", "With B and H", _each(scaling, of(runs, ""))),
+        Section("sweeps", "With T, B, H and threads", _each(sweeps, of(runs, "sweeps"), SWEEPS)),
+        Section("memory", "Peak memory", _each(memory, of(runs, "sweeps"), MEMORY)),
+        Section("overhead", "The smallest calls", _each(overhead, of(runs, "sweeps"), OVERHEAD)),
         Section("steps", "What a call costs", _each(steps, of(runs, "steps"))),
         Section("compile", "Time to compile", _each(compile_times, of(runs, "compile"), COMPILE)),
         Section("method", "How it was measured", METHOD if runs else ""),
@@ -107,7 +135,8 @@ def rows_of(run: Run) -> Iterator[Row]:
         what, precision = KINDS[run.kind], part.environment["dtype"]
         for m in part.measurements:
             layer = (m.pass_name, CELL_LABELS[m.cell], m.problem.label)
-            yield Row(run, what, precision, *layer, run.baseline, m.pair.ratios, m.speed_up)
+            there = replace(run, facts=part.environment)
+            yield Row(there, what, precision, *layer, run.baseline, m.pair.ratios, m.speed_up)
     for e in run.peers.entries if run.peers else ():
         version = run.facts["versions"].get(e.best_peer, "")
         pairs = zip(e.samples[e.best_peer], e.samples[OURS], strict=True)
@@ -285,6 +314,37 @@ def steps(run: Run) -> str:
         for key in keys
     )
     return _title(run) + STEPS[run.on_gpu] + _plots(plots) + _tables(run)
+
+
+def sweeps(run: Run) -> str:
+    """A figure for each size that is varied, and pass; the tables behind them."""
+    assert run.layers
+    timed = [m for m in run.layers.measurements if m.pass_name in PASSES]
+    figures_of = (
+        figures.sweep([m for m in line if m.pass_name == name], axis, run.baseline)
+        for axis, line in varied(timed)
+        for name in PASSES
+    )
+    tables = (
+        folded(
+            f"{part.environment['dtype']}, threads: {part.environment['threads']}, "
+            f"{len(part.measurements)} rows",
+            measured(part, run.baseline),
+        )
+        for part in replace(run.layers, measurements=tuple(timed)).parts()
+    )
+    return _title(run) + _plots(figures_of) + "".join(tables) if timed else ""
+
+
+def memory(run: Run) -> str:
+    assert run.layers
+    return _title(run) + peaks(run.layers.memory) if run.layers.memory else ""
+
+
+def overhead(run: Run) -> str:
+    assert run.layers
+    calls = [m for m in run.layers.measurements if m.pass_name not in PASSES]
+    return _title(run) + smallest_calls(calls, run.baseline) if calls else ""
 
 
 def compile_times(run: Run) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,28 @@ def _load(path: Path, folder: Path) -> Run:
     if "rows" in data:
         return Run(name, data["environment"], rows=tuple(data["rows"]))
     return Run(name, data["environment"], layers=results.read(path))
+
+
+SIZES: dict[str, Callable[[results.Measurement], int]] = {
+    "T": lambda m: m.problem.T,
+    "B": lambda m: m.problem.B,
+    "H": lambda m: m.problem.H,
+    "threads": lambda m: m.threads,
+}
+
+
+def varied(
+    measurements: Sequence[results.Measurement],
+) -> Iterator[tuple[str, list[results.Measurement]]]:
+    """For each size, the largest group that differs in nothing else, if it has several values."""
+    for axis, size in SIZES.items():
+        groups: dict[tuple[int, ...], list[results.Measurement]] = {}
+        for m in measurements:
+            rest = tuple(other(m) for name, other in SIZES.items() if name != axis)
+            groups.setdefault(rest, []).append(m)
+        largest = max(groups.values(), key=lambda group: len(set(map(size, group))), default=[])
+        if len(set(map(size, largest))) > 1:
+            yield axis, sorted(largest, key=size)
 
 
 def of(runs: list[Run], *kinds: str) -> Iterator[Run]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.peers import record as peers
 from benchmarks.peers.report import header as peers_header
@@ -87,6 +89,46 @@ def _measured(m: Measurement) -> list[Cell | str]:
     if m.errors:
         row += [Cell(f"{e:.1e}", e) for e in (m.errors.baseline, m.errors.candidate)]
     return row
+
+
+def smallest_calls(measurements: Iterable[Measurement], baseline: str) -> str:
+    """What a call costs, in microseconds."""
+    header = ("T, B, I, H", "call of", "speed-up", f"{baseline}, µs", "rnnfast, µs")
+    return table(header, map(_smallest_call, measurements))
+
+
+def _smallest_call(m: Measurement) -> list[Cell | str]:
+    name = f"{CELL_LABELS[m.cell]} {m.pass_name}"
+    sides = (_microseconds(side) for side in (m.baseline, m.candidate))
+    return [m.problem.label, name, ratio(m.speed_up, m.pairwise), *sides]
+
+
+def _microseconds(side: Summary) -> Cell:
+    median, p20, p80 = (f"{1e6 * value:.2f}" for value in (side.median, side.p20, side.p80))
+    return Cell(median, side.median, f"{p20} to {p80}")
+
+
+def peaks(rows: Iterable[dict[str, Any]]) -> str:
+    """The memory of torch.nn and of ours, in MiB."""
+    header = (
+        "T, B, I, H",
+        "cell",
+        "pass",
+        "torch.nn over rnnfast",
+        "torch.nn, MiB",
+        "rnnfast, MiB",
+    )
+    return table(header, map(_peaks, rows))
+
+
+def _peaks(row: dict[str, Any]) -> list[Cell | str]:
+    sides = [[size / 2**20 for size in found] for found in row["bytes"].values()]
+    theirs, ours = map(statistics.median, sides)
+    cells = (
+        Cell(f"{statistics.median(s):.1f}", statistics.median(s), f"{min(s):.1f} to {max(s):.1f}")
+        for s in sides
+    )
+    return [row["label"], CELL_LABELS[row["cell"]], row["pass"], ratio(theirs / ours), *cells]
 
 
 def beside_peers(record: peers.Record, pass_name: str) -> str:

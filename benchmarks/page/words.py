@@ -25,6 +25,24 @@ that Python does in it: the smaller the layer, the more of it is the cost of a c
 """,
 }
 
+SWEEPS = """\
+<p>One layer, of which one size at a time is varied, or the number of threads: milliseconds of a
+whole call. H changes together with I. Whiskers: 20th to 80th percentile.</p>
+"""
+
+MEMORY = """\
+<p>The most that a process holds during its first pass, above what it held before: outputs, what
+training keeps, scratch, all that an allocator takes; weights and inputs are there before. Each
+number is the median of several new processes, the range below it that of all. What code and
+threads take comes before, in a small layer's pass, as far as it can: a MiB means nothing.</p>
+"""
+
+OVERHEAD = """\
+<p>Eager calls of layers and cells that have next to nothing to compute, under
+<code>torch.inference_mode()</code>, with all that Python does in them. A frozen layer is one after
+<code>rnnfast.freeze</code>, beside torch.nn's as it is. A cell takes one step.</p>
+"""
+
 COMPILE = """\
 <p>Seconds until a layer compiled by <code>torch.compile</code> gives its first result, in a process
 with empty caches; each measured once. torch.nn's layer is compiled step by step.</p>
@@ -47,6 +65,7 @@ REPEAT = """\
 make bench-peers                               # beside oneDNN, ONNX Runtime, OpenVINO, JAX
 make gpu-check                                 # this machine's GPU
 .venv/bin/python -m benchmarks.steps           # single steps
+.venv/bin/python -m benchmarks.sweeps          # T, B, H, threads, memory, smallest calls
 .venv/bin/python -m benchmarks.compile_times   # time to compile
 .venv/bin/python -m benchmarks.convergence     # training beside torch.nn
 .venv/bin/python -m benchmarks.report --html   # this page, from benchmarks/results</pre>
