@@ -128,7 +128,8 @@ def _peaks(row: dict[str, Any]) -> list[Cell | str]:
         Cell(f"{statistics.median(s):.1f}", statistics.median(s), f"{min(s):.1f} to {max(s):.1f}")
         for s in sides
     )
-    return [row["label"], CELL_LABELS[row["cell"]], row["pass"], ratio(theirs / ours), *cells]
+    times = ratio(theirs / ours if ours else math.nan)  # so little is not seen
+    return [row["label"], CELL_LABELS[row["cell"]], row["pass"], times, *cells]
 
 
 def beside_peers(record: peers.Record, pass_name: str) -> str:
