@@ -26,7 +26,7 @@ from benchmarks import memory, page, results, sweeps, workloads
 from benchmarks.page import sources
 from benchmarks.problems import Problem
 from benchmarks.results import Measurement, Record
-from benchmarks.timing import QUICK, Pair
+from benchmarks.timing import QUICK, Budget, Pair
 from benchmarks.workloads import PASSES, WrongValuesError
 
 SMALL = Problem(4, 2, 6, 6, "test")
@@ -36,6 +36,7 @@ FACTS: dict[str, Any] = {
     "cpu": "A processor",
     "threads": 2,
 }
+SHORT = Budget(total=0.01, block=0.001, rounds=(3, 3), warm_up=0.0)
 needs_proc = pytest.mark.skipif(not memory.PROCESS.exists(), reason="needs /proc")
 
 
@@ -124,8 +125,7 @@ def test_a_wrong_call_is_not_timed(what: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("what", sweeps.CALLS)
 def test_what_is_called_is_what_was_checked(what: str, cell: str) -> None:
     made, sides = sweeps.smallest(SMALL, cell, what, torch.float32)
-    steps = 1 if what == "cell" else SMALL.T
-    assert made.problem.T == steps
+    assert len(made.x) == (1 if what == "cell" else SMALL.T)
     with torch.inference_mode():
         for layer, call in zip((made.baseline, made.candidate), sides, strict=True):
             found = call()
@@ -241,6 +241,7 @@ def test_the_page_shows_nothing_of_what_is_not_there(tmp_path: Path) -> None:
 def test_the_command_measures_writes_and_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(sweeps, "QUICK", SHORT)
     monkeypatch.setattr(sweeps, "BASE", SMALL)
     monkeypatch.setattr(sweeps, "SIZES", {"H": (3, 6)})
     monkeypatch.setattr(sweeps, "SMALLEST", (SMALL,))
@@ -265,6 +266,7 @@ def test_the_command_measures_writes_and_prints(
 def test_make_bench_writes_a_file_for_each_dtype(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(bench, "QUICK", SHORT)
     monkeypatch.setattr(bench, "RESULTS", tmp_path)
     options = ["--noise", "--quick", "--problems", "t20b3i5h6", "--cells", "gru"]
     both = ["--dtype", "float32", "bfloat16"]
