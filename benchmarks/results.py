@@ -83,7 +83,7 @@ class Record:
         for (precision, graph, threads), measurements in sorted(groups.items()):
             dtype = precision or self.environment["dtype"]
             facts = {**self.environment, "dtype": f"{dtype}, CUDA graph" if graph else dtype}
-            facts["threads"] = threads or facts["threads"]
+            facts |= {"threads": threads} if threads else {}
             records.append(Record(facts, tuple(measurements)))
         return records
 
