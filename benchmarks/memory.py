@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from torch import nn
 
 import rnnfast
 from benchmarks.problems import Problem
-from benchmarks.workloads import make_pass, make_workload
+from benchmarks.workloads import check, make_pass, make_workload
 
 PROCESS = Path("/proc/self")
 SIDES = ("torch.nn", "rnnfast")
@@ -31,8 +32,8 @@ def elsewhere(function: Callable[..., Result], *arguments: Any) -> Result:
     """What a function of a module gives in a new process, in which torch is there already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "rnnfast"])
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def growth(call: Callable[[], object]) -> int:
@@ -64,7 +65,8 @@ def peak(side: str, problem: Problem, cell: str, name: str, dtype: str, threads:
 def row(
     problem: Problem, cell: str, name: str, dtype: str, threads: int, repeats: int
 ) -> dict[str, Any]:
-    """Both sides' bytes, once for each of so many processes a side."""
+    """Both sides' bytes, once for each of so many processes a side; values are checked before."""
+    check(make_workload(problem, cell, getattr(torch, dtype), nn, rnnfast), name)
     job = (problem, cell, name, dtype, threads)
     found = {side: [elsewhere(peak, side, *job) for _ in range(repeats)] for side in SIDES}
     facts = {"label": problem.label, "cell": cell, "pass": name, "threads": threads}

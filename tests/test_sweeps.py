@@ -93,13 +93,14 @@ def never(*_: Any) -> None:
     raise AssertionError("timed")
 
 
-def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(*arguments: Any) -> workloads.Workload:
-        made = workloads.make_workload(*arguments)
-        made.candidate.register_forward_hook(wrong)
-        return made
+def make_wrong(*arguments: Any) -> workloads.Workload:
+    made = workloads.make_workload(*arguments)
+    made.candidate.register_forward_hook(wrong)
+    return made
 
-    monkeypatch.setattr(sweeps, "make_workload", make)
+
+def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "make_workload", make_wrong)
     monkeypatch.setattr(sweeps, "points", lambda: [SMALL])
     monkeypatch.setattr(bench, "interleave", never)
     with pytest.raises(WrongValuesError, match="gru t4b2i6h6 inference"):
@@ -170,6 +171,13 @@ def test_the_memory_of_a_pass_holds_its_output() -> None:
     }
     output = 4 * problem.T * problem.B * problem.H
     assert all(output <= size < 20 * output for found in row["bytes"].values() for size in found)
+
+
+def test_the_memory_of_a_wrong_layer_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "make_workload", make_wrong)
+    monkeypatch.setattr(memory, "elsewhere", never)
+    with pytest.raises(WrongValuesError, match="lstm t4b2i6h6 training"):
+        memory.row(SMALL, "lstm", "training", "float32", 1, repeats=1)
 
 
 # ---- the record and the page ----
