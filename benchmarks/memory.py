@@ -23,7 +23,7 @@ from benchmarks.workloads import check, make_pass, make_workload
 PROCESS = Path("/proc/self")
 SIDES = ("torch.nn", "rnnfast")
 WARM_UP = Problem(2, 2, 16, 16, "")
-PROBLEMS = (Problem(256, 32, 256, 256, "peak memory"), Problem(1000, 16, 128, 256, "peak memory"))
+PROBLEMS = (Problem(128, 32, 256, 256, "peak memory"), Problem(256, 16, 128, 128, "peak memory"))
 
 Result = TypeVar("Result")
 
