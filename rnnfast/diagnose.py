@@ -19,6 +19,7 @@ from rnnfast.layers import check_sizes, detaches_every, heads_of, recomputes, re
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import is_patched
 from rnnfast.routes import TRANSFORMED, cuda_plan
+from rnnfast.segmented import lengths_stay
 from rnnfast.spec import CELLS, MODES, CellSpec
 
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
@@ -183,15 +184,42 @@ def _explain_layers(
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
     route = functional.route(x, (*_states(hx), *_states(reset_states), *weights), module.proj_size)
-    if resets is not None or lengths is not None:
+    if lengths is not None:
+        lengths = segments.as_lengths(lengths, batch if batched else None)
+    if resets is None and lengths_stay(module, x, lengths, (*_states(hx), *weights)):
+        route = route._replace(reason=f"{route.reason}; lengths that nobody waits for")
+    elif resets is not None or lengths is not None:
         flat = None if resets is None else resets.reshape(-1)
-        ends = None if lengths is None else segments.as_lengths(lengths, batch if batched else None)
-        batch_first = module.batch_first and sizes is None
-        sizes = segments.find(flat, ends, sizes, (steps, batch), batch_first, x.device).batch_sizes
+        form = ((steps, batch), module.batch_first and sizes is None)
+        sizes = segments.find(flat, lengths, sizes, *form, x.device).batch_sizes
         steps, batch = len(sizes), int(sizes[0])
         route = route._replace(reason=f"{route.reason}; {batch} stretches, the longest of {steps}")
     if sizes is not None:
         uniform = bool(sizes[0] == sizes[-1])
+    route, heads = _with_options(module, route), heads_of(module)
+    directions = 2 if module.bidirectional else 1
+    layers = []
+    for i in range(module.num_layers):
+        features = directions * (module.proj_size or module.hidden_size) if i else module.input_size
+        problem = {
+            "T": steps,
+            "B": batch,
+            "I": features,
+            "H": module.hidden_size // heads,
+            "directions": directions,
+            "uniform": uniform,
+        }
+        spec = MODES[module.mode]
+        layer = _explain_layer(f"layer {i}", spec, spec.name, route, x, problem)
+        count = len(weights) // module.num_layers
+        if layer.plan and _is_frozen(weights[i * count : (i + 1) * count]):
+            layer.plan.update(kernel="packed", weights="frozen")
+        layers.append(layer)
+    return Explanation(repr(module), tuple(layers))
+
+
+def _with_options(module: nn.RNNBase, route: functional.Route) -> functional.Route:
+    """The route of a layer of ours with options that torch.nn's have not."""
     heads, regularised = heads_of(module), regularisation_of(module)
     left = None if regularised is None else regularised.left(module.training)
     sees_rows, single_units = left is not None and left.sees_rows, 1 < heads == module.hidden_size
@@ -215,25 +243,7 @@ def _explain_layers(
         route = route._replace(
             reason=f"{route.reason}; where gradients are asked for, {every} steps a call"
         )
-    directions = 2 if module.bidirectional else 1
-    layers = []
-    for i in range(module.num_layers):
-        features = directions * (module.proj_size or module.hidden_size) if i else module.input_size
-        problem = {
-            "T": steps,
-            "B": batch,
-            "I": features,
-            "H": module.hidden_size // heads,
-            "directions": directions,
-            "uniform": uniform,
-        }
-        spec = MODES[module.mode]
-        layer = _explain_layer(f"layer {i}", spec, spec.name, route, x, problem)
-        count = len(weights) // module.num_layers
-        if layer.plan and _is_frozen(weights[i * count : (i + 1) * count]):
-            layer.plan.update(kernel="packed", weights="frozen")
-        layers.append(layer)
-    return Explanation(repr(module), tuple(layers))
+    return route
 
 
 def _is_frozen(weights: Sequence[Tensor]) -> bool:

@@ -125,7 +125,7 @@ def _run_in_segments(
         for state, other in zip(states, others, strict=False):
             if state.dtype != other.dtype:
                 raise RuntimeError(f"reset_states: expected {state.dtype} as hx, got {other.dtype}")
-    on_device = resets is None and _lengths_stay(module, input, lengths, (*states, *weights))
+    on_device = resets is None and lengths_stay(module, input, lengths, (*states, *weights))
     if lengths is not None and on_device:
         output, states_n = segments.run_where_lengths_are(
             lambda x, sizes, initial: run_stack(module, x, sizes, initial, weights),
@@ -152,7 +152,7 @@ def _run_in_segments(
     return output, spec.hx_of(states_n)
 
 
-def _lengths_stay(
+def lengths_stay(
     module: nn.RNNBase,
     input: Tensor,
     lengths: Tensor | None,

@@ -190,6 +190,17 @@ def test_lengths_that_are_none_fail(bad: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("layers_on_the_emulator")
+def test_explain_says_that_nobody_waits() -> None:
+    layer, x = rnnfast.GRU(5, 7), torch.randn(5, 3, 5)
+    explained = rnnfast.explain(layer, x, lengths=torch.tensor([5, 2, 4])).layers[0]
+    assert explained.route == "fused"
+    assert "lengths that nobody waits for" in explained.reason
+    layer.recompute = True
+    with pytest.raises(TypeError):  # what would be asked for the ends is not there
+        rnnfast.explain(layer, x, lengths=torch.tensor([5, 2, 4]))
+
+
+@pytest.mark.usefixtures("layers_on_the_emulator")
 def test_second_derivatives() -> None:
     layer = rnnfast.GRU(2, 3, bidirectional=True).double()
     lengths, x = torch.tensor([1, 3]), torch.randn(4, 2, 2, dtype=torch.float64)
