@@ -60,17 +60,15 @@ def ratios(found: Iterable[Measurement]) -> dict[str, dict[tuple[Problem, str], 
     return {**ordered, SIXTEEN: best} if best else ordered
 
 
-def means_of_graphs(record: Record) -> dict[str, dict[tuple[str, str], float]]:
-    """By precision, as `ratios` has them in words: (cell, pass) -> geometric mean."""
-    result: dict[str, dict[tuple[str, str], float]] = {}
+def ratios_of_graphs(record: Record) -> dict[str, dict[tuple[str, str], list[float]]]:
+    """By precision in words: (cell, pass) -> cuDNN's time over ours, of each problem."""
+    result: dict[str, dict[tuple[str, str], list[float]]] = {}
     for name in PASSES:
         found = ratios(of(record, True, name))
         for precision in (p for p in ("float32", SIXTEEN) if p in found):
-            groups: dict[str, list[float]] = {}
+            groups = result.setdefault(PRECISIONS.get(precision, precision), {})
             for (_, cell), ratio in found[precision].items():
-                groups.setdefault(cell, []).append(ratio)
-            means = result.setdefault(PRECISIONS.get(precision, precision), {})
-            means.update({(cell, name): geometric_mean(r) for cell, r in groups.items()})
+                groups.setdefault((cell, name), []).append(ratio)
     return result
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import gpu_report
 from benchmarks.problems import Problem
-from benchmarks.results import REPOSITORY, Measurement, Record, read
+from benchmarks.results import REPOSITORY, Measurement, Record, geometric_mean, read
 from benchmarks.workloads import PASSES
 
 if TYPE_CHECKING:
@@ -274,18 +274,22 @@ def summary_block(records: Sequence[tuple[str, Record]], gpus: Sequence[Record])
     lines = [
         f"![Speed over torch.nn]({(IMAGES / f'{name}.png').as_posix()})" for name, _ in records
     ]
-    lines += ["", "| times as fast as torch.nn, geometric means | RNN | GRU | LSTM |"]
+    lines += ["", "| times as fast as torch.nn: geometric mean (range) | RNN | GRU | LSTM |"]
     lines += ["|---|---:|---:|---:|"]
-    rows = [(machine(r), r.environment["dtype"], r.geometric_means()) for _, r in records]
+    rows = [(machine(r), r.environment["dtype"], r.ratios()) for _, r in records]
     for gpu in gpus:
-        means = gpu_report.means_of_graphs(gpu)
-        rows += [(f"{machine(gpu)}, CUDA graphs", name, found) for name, found in means.items()]
-    for where, precision, means in rows:
+        found = gpu_report.ratios_of_graphs(gpu)
+        rows += [(f"{machine(gpu)}, CUDA graphs", name, ratios) for name, ratios in found.items()]
+    for where, precision, ratios in rows:
         for name in PASSES:
-            found = (means[cell, name] for cell in ("rnn_tanh", "gru", "lstm"))
-            numbers = " | ".join(f"{mean:.2f}" for mean in found)
-            lines.append(f"| {where}: {name}, {precision} | {numbers} |")
+            cells = (_mean_and_range(ratios[cell, name]) for cell in ("rnn_tanh", "gru", "lstm"))
+            lines.append(f"| {where}: {name}, {precision} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _mean_and_range(ratios: Sequence[float]) -> str:
+    low, high = min(ratios), max(ratios)
+    return f"{geometric_mean(list(ratios)):.2f} ({low:.2f} to {high:.3g})"
 
 
 def load(path: Path) -> list[tuple[str, Record]]:

@@ -87,13 +87,17 @@ class Record:
             records.append(Record(facts, tuple(measurements)))
         return records
 
-    def geometric_means(self) -> dict[tuple[str, str], float]:
-        """(cell, pass) -> geometric mean of the speed-ups over all problems of the record."""
+    def ratios(self) -> dict[tuple[str, str], list[float]]:
+        """(cell, pass) -> the speed-ups of all problems of the record."""
         groups: dict[tuple[str, str], list[float]] = {}
         for measurement in self.measurements:
             key = (measurement.cell, measurement.pass_name)
             groups.setdefault(key, []).append(measurement.speed_up)
-        return {key: geometric_mean(ratios) for key, ratios in groups.items()}
+        return groups
+
+    def geometric_means(self) -> dict[tuple[str, str], float]:
+        """(cell, pass) -> geometric mean of the speed-ups over all problems of the record."""
+        return {key: geometric_mean(ratios) for key, ratios in self.ratios().items()}
 
 
 def cpu_model() -> str:

@@ -12,8 +12,6 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.utils.math.latex2mathml import tex2mathml
 
-import rnnfast
-
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 
@@ -24,7 +22,8 @@ from benchmarks.convergence import record, report  # noqa: E402
 project = "rnnfast"
 author = "rnnfast contributors"
 project_copyright = author
-version = release = rnnfast.__version__
+_STATED = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+version = release = _STATED[1] if _STATED else ""
 
 extensions = [
     "myst_parser",

@@ -4,6 +4,9 @@ not, and their calls.
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 from typing import Any, ClassVar
 
 from torch import Tensor, is_grad_enabled, nn
@@ -22,6 +25,14 @@ _NOT_REGULARISED: dict[str, Any] = {
     "weight_dropout": 0.0,
     "clip_gradients": None,
 }
+
+
+def _with_suggestion(error: TypeError, own: list[str]) -> TypeError:
+    """Torch's words, with the option that a misspelt one is most like."""
+    wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    known = [*own, *inspect.signature(nn.RNNBase.__init__).parameters]
+    like = difflib.get_close_matches(wrong[1], known, 1) if wrong else []
+    return TypeError(f"{error}: did you mean '{like[0]}'?") if like else error
 
 
 class Layers(Interop, nn.RNNBase):
@@ -49,7 +60,11 @@ class Layers(Interop, nn.RNNBase):
         heads, recompute = kwargs.pop("heads"), kwargs.pop("recompute")
         detach_every = kwargs.pop("detach_every")
         options = {name: kwargs.pop(name) for name in _NOT_REGULARISED}
-        nn.RNNBase.__init__(self, mode, *args, **kwargs)
+        try:
+            nn.RNNBase.__init__(self, mode, *args, **kwargs)
+        except TypeError as error:
+            own = [*options, "heads", "recompute", "detach_every"]
+            raise _with_suggestion(error, own) from None
         if recompute:
             self.recompute = True
         if detach_every is not None:

@@ -309,3 +309,20 @@ def test_rnn_cell_refuses_an_unknown_nonlinearity_when_called() -> None:
 def test_cell_of_a_negative_size(name: str) -> None:
     theirs, ours = getattr(nn, name), getattr(rnnfast, name)
     assert_same_error(lambda: theirs(-1, 4), lambda: ours(-1, 4))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("layernorm", "layer_norm"), ("batchfirst", "batch_first"), ("zone_out", "zoneout")],
+)
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_a_misspelt_option_is_named_beside_the_one_that_is_meant(
+    name: str, wrong: str, meant: str
+) -> None:
+    with pytest.raises(TypeError) as theirs:
+        getattr(nn, name)(3, 4, **{wrong: 1})
+    with pytest.raises(TypeError) as ours:
+        getattr(rnnfast, name)(3, 4, **{wrong: 1})
+    assert str(ours.value) == f"{theirs.value}: did you mean '{meant}'?"
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'colour'$"):
+        getattr(rnnfast, name)(3, 4, colour=1)
