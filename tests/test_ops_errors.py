@@ -54,7 +54,6 @@ BAD_LAYER = {
     "x complex": replaced(1, lambda x: x.to(torch.complex128)),
     "x of another float": replaced(1, lambda x: x.float()),
     "x sparse": replaced(1, lambda x: x.to_sparse()),
-    "batch_sizes with three dimensions of x": replaced(2, torch.tensor(STEPS)),
     "state of two dimensions": item(3, 0, lambda s: s[0]),
     "state of too large a batch": item(3, 0, lambda s: torch.cat([s, s], 1)),
     "state of two directions": item(3, 0, longer),
@@ -139,6 +138,13 @@ def test_layer_refuses(name: str, op_device: OpDevice) -> None:
     text = assert_refused(LAYER, arguments, BAD_LAYER[name])
     if name != "x sparse":  # refused by the dispatcher
         assert "rnnfast::layer: " in text
+
+
+def test_steps_on_the_cpu_are_of_packed_sequences(device: str) -> None:
+    """With an x of three dimensions they are a GPU's own, as tests/simt/test_lengths.py has it."""
+    arguments = Problem("LSTM", device=device).layer_arguments(True)
+    text = assert_refused(LAYER, arguments, replaced(2, torch.tensor(STEPS)))
+    assert "rnnfast::layer: x must be [T, B, I], or [rows, I] with batch_sizes" in text
 
 
 @pytest.mark.parametrize("name", BAD_STEPS)

@@ -13,12 +13,10 @@ import pytest
 import torch
 from covering import covering
 from emulated import Simt
-from problems import MODES, TOLERANCE, Problem, assert_close
+from problems import MODES, TOLERANCE, Problem, assert_close, assert_gradients_close
 from test_parity import (
-    EMPTY,
     KEPT,
     SHAPES,
-    assert_gradients_close,
     backward_arguments,
     check,
     kept,
@@ -175,16 +173,6 @@ def test_what_is_not_finite_stays_in_its_row(mode: str, bad: float, hidden: int)
         torch.testing.assert_close(
             a.nan_to_num(), b.nan_to_num(), rtol=TOLERANCE[a.dtype], atol=TOLERANCE[a.dtype]
         )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", EMPTY, ids=name)
-def test_nothing_to_compute(mode: str, shape: dict[str, Any]) -> None:
-    problem = Problem(mode, dtype=torch.float32, **shape)
-    arguments = problem.layer_arguments(True)
-    output, states_n, _ = FMA.layer(*arguments)
-    wanted, wanted_n, _ = ops.layer(*arguments)
-    assert_close([output, *states_n], [wanted, *wanted_n], 0)
 
 
 @pytest.mark.parametrize(
