@@ -284,7 +284,9 @@ def summary_block(records: Sequence[tuple[str, Record]], gpus: Sequence[Record])
         for name in PASSES:
             cells = (_mean_and_range(ratios[cell, name]) for cell in ("rnn_tanh", "gru", "lstm"))
             lines.append(f"| {where}: {name}, {precision} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    runs = (r.environment for r in (*(record for _, record in records), *gpus))
+    named = (f"{facts['commit']} with torch {facts['torch']}" for facts in runs)
+    return "\n".join([*lines, "", f"The runs: commit {', '.join(named)}."])
 
 
 def _mean_and_range(ratios: Sequence[float]) -> str:
