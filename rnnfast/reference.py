@@ -306,16 +306,18 @@ def any_layer(
     bidirectional: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`layer` for all that ``rnnfast::layer`` takes: `batch_sizes` may come with an ``x`` of
-    three dimensions, of which so many of the first rows of each step are alive then.
+    three dimensions, of which so many of the first rows of each step are alive then: all of them at
+    the first step, and none comes alive later.
     """
-    if batch_sizes is None:
-        return layer(cell, x, None, states, weights, bidirectional)
-    if x.dim() == 2:
+    if batch_sizes is not None and x.dim() == 2:
         return layer(cell, x, batch_sizes.tolist(), states, weights, bidirectional)
+    if batch_sizes is None or x.shape[0] <= 1:
+        return layer(cell, x, None, states, weights, bidirectional)
     T, B = x.shape[:2]
-    alive = torch.arange(B, device=x.device) < batch_sizes.unsqueeze(1)
+    counts = batch_sizes.cummin(0).values.clamp(0, B).index_fill(0, batch_sizes.new_zeros(1), B)
+    alive = torch.arange(B, device=x.device) < counts.unsqueeze(1)
     rows = alive.flatten().nonzero().squeeze(1)
-    sizes = [size for size in batch_sizes.tolist() if size > 0]
+    sizes = [count for count in counts.tolist() if count > 0]
     packed = x.flatten(0, 1).index_select(0, rows)
     output, states_n = layer(cell, packed, sizes, states, weights, bidirectional)
     output = output.new_zeros(T * B, output.shape[1]).index_add(0, rows, output)

@@ -121,6 +121,9 @@ def test_no_number_leads_out_of_memory(kernel: str, bad: tuple[int, ...]) -> Non
     found = run(Simt(kernel), problem, torch.tensor(bad))[:2]
     wanted = run(Simt(kernel), problem, sizes)[:2]
     assert_close([*found[0], *found[1]], [*wanted[0], *wanted[1]], 0)
+    cell, x, _, states, weights, both, _ = problem.layer_arguments(True)
+    output, states_n = reference.any_layer(cell, x, torch.tensor(bad), states, weights, both)
+    assert_close([output, *states_n], found[0], TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize(
