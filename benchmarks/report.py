@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +32,11 @@ SUMMARY_BEGIN = "<!-- summary: written by python -m benchmarks.report --readme -
 SUMMARY_END = "<!-- end of summary -->"
 
 CELL_LABELS = {"rnn_tanh": "RNN (tanh)", "rnn_relu": "RNN (relu)", "gru": "GRU", "lstm": "LSTM"}
+SUMMARISED = ("rnn_tanh", "gru", "lstm")
 COLOURS = {"rnn_tanh": "#0072B2", "rnn_relu": "#56B4E9", "gru": "#E69F00", "lstm": "#009E73"}
 IMAGES = Path("docs/images")
+WIDTH = 120
+"""Columns of a page's lines, tables included: `tests/test_docs.py` holds them to it."""
 
 
 def milliseconds(seconds: float) -> str:
@@ -137,7 +141,7 @@ def print_tables(record: Record) -> None:
 def markdown(record: Record) -> str:
     """One table a pass: problems down, cells across, `torch.nn -> ours` in ms and the speed-up."""
     cells, means = _cells(record), record.geometric_means()
-    parts = [headline(record) + "."]
+    parts = [filled(f"{headline(record)}.")]
     for name in _passes(record):
         found = _of_pass(record, name)
         headings = " | ".join(f"{CELL_LABELS[cell]}, ms | speed-up" for cell in cells)
@@ -151,6 +155,13 @@ def markdown(record: Record) -> str:
         lines.append(f"| geometric mean | {' | '.join(averages)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def filled(text: str, indent: str = "") -> str:
+    """A paragraph of a page, or with `indent` what is to stand in a list there."""
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _markdown_entry(measurement: Measurement | None) -> str:
@@ -270,23 +281,25 @@ def figures_block(records: Sequence[tuple[str, Record]]) -> str:
 
 
 def summary_block(records: Sequence[tuple[str, Record]], gpus: Sequence[Record]) -> str:
-    """That of README.md: the plots, and geometric means over all problems, a row for each pass."""
+    """That of README.md: the plots, and geometric means over all problems, for each machine a table
+    of them, with a row for each pass.
+    """
     lines = [
         f"![Speed over torch.nn]({(IMAGES / f'{name}.png').as_posix()})" for name, _ in records
     ]
-    lines += ["", "| times as fast as torch.nn: geometric mean (range) | RNN | GRU | LSTM |"]
-    lines += ["|---|---:|---:|---:|"]
-    rows = [(machine(r), r.environment["dtype"], r.ratios()) for _, r in records]
+    lines += ["", "Times as fast as torch.nn: geometric mean (range)."]
+    found = [(machine(r), {r.environment["dtype"]: r.ratios()}) for _, r in records]
     for gpu in gpus:
-        found = gpu_report.ratios_of_graphs(gpu)
-        rows += [(f"{machine(gpu)}, CUDA graphs", name, ratios) for name, ratios in found.items()]
-    for where, precision, ratios in rows:
-        for name in PASSES:
-            cells = (_mean_and_range(ratios[cell, name]) for cell in ("rnn_tanh", "gru", "lstm"))
-            lines.append(f"| {where}: {name}, {precision} | {' | '.join(cells)} |")
+        found += [(f"{machine(gpu)}, CUDA graphs", gpu_report.ratios_of_graphs(gpu))]
+    for where, by_precision in found:
+        lines += ["", f"{where}:", "", "| | RNN | GRU | LSTM |", "|---|---:|---:|---:|"]
+        for precision, ratios in by_precision.items():
+            for name in PASSES:
+                cells = (_mean_and_range(ratios[cell, name]) for cell in SUMMARISED)
+                lines.append(f"| {name}, {precision} | {' | '.join(cells)} |")
     runs = (r.environment for r in (*(record for _, record in records), *gpus))
     named = (f"{facts['commit']} with torch {facts['torch']}" for facts in runs)
-    return "\n".join([*lines, "", f"The runs: commit {', '.join(named)}."])
+    return "\n".join([*lines, "", filled(f"The runs: commit {', '.join(named)}.")])
 
 
 def _mean_and_range(ratios: Sequence[float]) -> str:
@@ -330,14 +343,13 @@ def gpu_block(path: Path) -> str:
     record, image = read(path), IMAGES / f"{path.stem}.png"
     record.environment["dtype"] = "every precision"
     gpu_report.plot(record, REPOSITORY / image)
-    title = f"{headline(record)}. {record.environment.get('note', '')}".strip()
+    title = filled(f"{headline(record)}. {record.environment.get('note', '')}".strip())
     tables = path.with_suffix(".md")
     tables.write_text(f"# {record.environment['gpu']}\n\n{title}\n\n{gpu_report.tables(record)}\n")
     link = tables.resolve().relative_to(REPOSITORY).as_posix()
-    return (
-        f"![Speed of rnnfast over cuDNN]({image.relative_to('docs').as_posix()})\n\n{title}\n\n"
-        f"{gpu_report.summary(record)}\n\nEvery layer, in microseconds a step: [{link}](../{link})."
-    )
+    every = filled(f"Every layer, in microseconds a step: [{link}](../{link}).")
+    picture = f"![Speed of rnnfast over cuDNN]({image.relative_to('docs').as_posix()})"
+    return "\n\n".join([picture, title, gpu_report.summary(record), every])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

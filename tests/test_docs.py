@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {page.name: page for page in (ROOT / "README.md", *DOCS.glob("*.md"))}
 LINKING = sorted(str(page.relative_to(ROOT)) for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")))
+WIDTH = 120
 WITH_CODE = sorted(name for name, page in PAGES.items() if "```python" in page.read_text("utf-8"))
 
 
@@ -32,7 +33,16 @@ def test_what_a_page_links_to_exists(page: str) -> None:
     path = ROOT / page
     prose = re.sub(r"```python.*?```", "", path.read_text("utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\((?!https?:)([^)#]+)", prose)
+    links += re.findall(r"^\[[^\]]+\]: (?!https?:)([^#\s]+)", prose, re.MULTILINE)
     assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_the_lines_of_a_page_are_narrow(page: str) -> None:
+    """Rows of tables and code, too; a line that is one long address may be as long as it is."""
+    lines = enumerate((ROOT / page).read_text("utf-8").splitlines(), 1)
+    wide = [n for n, line in lines if len(line) > WIDTH and not re.match(r"\S*https?://\S+$", line)]
+    assert wide == []
 
 
 def test_a_page_lists_every_example() -> None:

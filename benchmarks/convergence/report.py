@@ -7,7 +7,6 @@ python -m benchmarks.convergence.report FILE --write    into docs/convergence.md
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +36,7 @@ from benchmarks.convergence.training import (
     TORCH,
     TORCH_BF16,
 )
-from benchmarks.report import replace_block
+from benchmarks.report import filled, replace_block
 from benchmarks.results import REPOSITORY
 
 if TYPE_CHECKING:
@@ -123,21 +122,21 @@ def partings(record: Record) -> tuple[list[str], Rows]:
     """How far losses differ in the first steps, and the step at which by more than `PARTED`: of how
     many seeds there is one, the first and the last.
     """
-    compared = [arm for arm, other in ARMS.items() if other]
     body = []
-    for name, task in record.tasks.items():
-        line = [f"{name}, {task['steps']} steps"]
-        for arm in compared:
+    for arm in (arm for arm, other in ARMS.items() if other):
+        for name, task in record.tasks.items():
             rows = [row for row in record.rows if (row["task"], row["arm"]) == (name, arm)]
             steps = sorted(row["parted"] for row in rows if row["parted"])
             ranges = f": {steps[0]} to {steps[-1]}" if steps else ""
-            line += [
-                f"{max(row['early'] for row in rows):.1e}",
-                f"{len(steps)} of {len(rows)}{ranges}",
-            ]
-        body.append(line)
-    heads = ((f"{arm}: first steps", f"apart by {PARTED:g}") for arm in compared)
-    return ["losses of", *(text for pair in heads for text in pair)], body
+            body.append(
+                [
+                    arm,
+                    f"{name}, {task['steps']} steps",
+                    f"{max(row['early'] for row in rows):.1e}",
+                    f"{len(steps)} of {len(rows)}{ranges}",
+                ]
+            )
+    return ["arm", "losses of", "first steps", f"apart by {PARTED:g}"], body
 
 
 def verdicts(record: Record) -> list[str]:
@@ -167,9 +166,8 @@ def show(record: Record) -> None:
 
 def markdown(record: Record) -> str:
     """The measured part of docs/convergence.md."""
-    lines = (textwrap.fill(f"- {one}", 120, subsequent_indent="  ") for one in verdicts(record))
-    answers = "\n".join(lines)
-    parts = [answers, textwrap.fill(f"{headline(record)}.", 120)]
+    answers = "\n".join(filled(f"- {one}", "  ") for one in verdicts(record))
+    parts = [answers, filled(f"{headline(record)}.")]
     parts += [f"### {title}\n\n{table.markdown(*made(record))}" for title, made in TABLES.items()]
     return "\n\n".join(parts)
 

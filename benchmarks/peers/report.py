@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import table
 from benchmarks.peers.record import BASELINE, OURS, Entry, Record, mean_lead, read
-from benchmarks.report import CELL_LABELS, IMAGES, milliseconds, replace_block
+from benchmarks.report import CELL_LABELS, IMAGES, filled, milliseconds, replace_block
 from benchmarks.results import REPOSITORY
 from benchmarks.timing import geometric_mean
 from benchmarks.workloads import PASSES
@@ -72,26 +71,41 @@ def machine_line(record: Record) -> str:
     )
 
 
+PROBLEM = ("T, B, I, H", "cell")
+RATIOS = ("best peer", "best / ours", "torch / ours", "ours / LB", "ours / PC")
+
+
+def problem(entry: Entry) -> list[str]:
+    """Under `PROBLEM`."""
+    return [entry.problem.label, CELL_LABELS[entry.cell]]
+
+
+def times(entry: Entry, names: Sequence[str]) -> list[str]:
+    """Milliseconds, under `names`."""
+    return [_milliseconds(entry.seconds(name)) for name in names]
+
+
+def ratios(entry: Entry) -> list[str]:
+    """Under `RATIOS`."""
+    ours = entry.seconds(OURS)
+    return [
+        entry.best_peer,
+        f"{entry.lead:.2f}",
+        f"{entry.speed_up(OURS):.2f}",
+        f"{ours / entry.bound.lower:.2f}" if entry.bound.lower > 0 else "-",
+        _ratio(ours / entry.bound.practical),
+    ]
+
+
 def rows(record: Record, pass_name: str) -> Iterator[list[str]]:
     """A row for each problem and cell, under `header`."""
     names = _timed(record, pass_name)
     for entry in record.of(pass_name):
-        ours = entry.seconds(OURS)
-        yield [
-            entry.problem.label,
-            CELL_LABELS[entry.cell],
-            *(_milliseconds(entry.seconds(name)) for name in names),
-            entry.best_peer,
-            f"{entry.lead:.2f}",
-            f"{entry.speed_up(OURS):.2f}",
-            f"{ours / entry.bound.lower:.2f}" if entry.bound.lower > 0 else "-",
-            _ratio(ours / entry.bound.practical),
-        ]
+        yield [*problem(entry), *times(entry, names), *ratios(entry)]
 
 
 def header(record: Record, pass_name: str) -> list[str]:
-    ratios = ["best peer", "best / ours", "torch / ours", "ours / LB", "ours / PC"]
-    return ["T, B, I, H", "cell", *_timed(record, pass_name), *ratios]
+    return [*PROBLEM, *_timed(record, pass_name), *RATIOS]
 
 
 def mean_rows(record: Record) -> Iterator[list[str]]:
@@ -117,6 +131,10 @@ MEANS = (
     "torch.nn / ours",
     "ours is first",
 )
+
+
+SHORTER = {"rnnfast, frozen": "frozen", "JAX, unroll 8": "JAX by 8"}
+"""Names in the head of a page's table."""
 
 
 def left_out(record: Record) -> Iterator[str]:
@@ -146,16 +164,19 @@ def markdown(record: Record) -> str:
     """The measured part of docs/peers.md, without the plot."""
     facts = record.environment
     title = f"### {facts['dtype']}, oneDNN {facts['versions']['oneDNN']}"
-    parts = [
-        title,
-        *(textwrap.fill(t, 120) for t in (headline(record) + ".", machine_line(record))),
-    ]
+    parts = [title, filled(f"{headline(record)}."), filled(machine_line(record))]
     parts += [table.markdown(MEANS, mean_rows(record))]
     for name in PASSES:
-        if record.of(name):
+        entries, names = record.of(name), _timed(record, name)
+        if entries:
+            # Two tables: one would be too wide for a page.
             parts += [f"#### {name.capitalize()}, ms"]
-            parts += [table.markdown(header(record, name), rows(record, name))]
-    parts += ["\n".join(f"- {line}" for line in left_out(record))]
+            body = ([*problem(e), *times(e, names)] for e in entries)
+            parts += [table.markdown([*PROBLEM, *(SHORTER.get(n, n) for n in names)], body)]
+            parts += [f"#### {name.capitalize()}, ratios of times"]
+            body = ([*problem(e), *ratios(e)] for e in entries)
+            parts += [table.markdown([*PROBLEM, *RATIOS], body)]
+    parts += ["\n".join(filled(f"- {line}", "  ") for line in left_out(record))]
     return "\n\n".join(parts)
 
 
