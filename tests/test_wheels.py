@@ -340,4 +340,4 @@ def test_every_step_is_in_the_table(
 
 def test_the_checklist_names_every_step() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    assert [name for name in release_check.STEPS if f"\n| `{name}` | " not in text] == []
+    assert [name for name in release_check.STEPS if f"\n- `{name}`: " not in text] == []
