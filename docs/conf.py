@@ -126,6 +126,26 @@ class _Convergence(Directive):
         return [nodes.raw("", figure, format="html") for figure in drawn]
 
 
+def _back_to_the_docs(app: Any, page: str, template: str, context: Any, doctree: Any) -> None:
+    """Links of a page of source to what it defines. viewcode takes all that a file defines to be
+    documented under one module; what is documented under another one is looked for by its name.
+    """
+    if not page.startswith("_modules/"):
+        return
+    objects = app.env.domaindata["py"]["objects"]
+
+    def mended(link: re.Match[str]) -> str:
+        docname, anchor = link[1], link[2]
+        if anchor in objects:
+            return link[0]
+        name = anchor.rpartition(".")[2]
+        found = [o for o, at in objects.items() if at.docname == docname and o.endswith(f".{name}")]
+        return link[0].replace(f"#{anchor}", f"#{found[0]}") if found else link[0]
+
+    pattern = r'class="viewcode-back" href="(?:\.\./)*([^"#]*)\.html#([^"]*)"'
+    context["body"] = re.sub(pattern, mended, context.get("body", ""))
+
+
 def _write_report(app: Any, exception: Exception | None) -> None:
     """The page of all benchmarks, which figures.md links to."""
     if exception is None and app.builder.format == "html":
@@ -140,4 +160,5 @@ def setup(app: Any) -> None:
     app.connect("source-read", _out_of_the_site)
     app.connect("include-read", _from_the_root)
     app.connect("doctree-resolved", _draw_inline)
+    app.connect("html-page-context", _back_to_the_docs)
     app.connect("build-finished", _write_report)

@@ -70,12 +70,14 @@ def headline(record: Record) -> str:
 def scores(record: Record) -> tuple[list[str], Rows]:
     """Mean and standard deviation over the seeds."""
     body = []
-    for name, task in record.tasks.items():
-        found = [curves(record.rows, name, arm, "score") for arm in ARMS]
-        digits = task["digits"]
-        texts = [f"{x.mean():.{digits}f} ± {spread(x)[0]:.{digits}f}" for x in found]
-        body.append([f"{name}: {task['score'].partition(',')[0]}", *texts])
-    return ["final score on test data", *ARMS], body
+    for arm in ARMS:
+        texts = []
+        for name, task in record.tasks.items():
+            found, digits = curves(record.rows, name, arm, "score"), task["digits"]
+            texts.append(f"{found.mean():.{digits}f} ± {spread(found)[0]:.{digits}f}")
+        body.append([arm, *texts])
+    heads = (f"{name}: {task['score'].partition(',')[0]}" for name, task in record.tasks.items())
+    return ["final score on test data", *heads], body
 
 
 def comparisons(record: Record) -> list[Compared]:
@@ -84,16 +86,16 @@ def comparisons(record: Record) -> list[Compared]:
 
 
 def differences(record: Record) -> tuple[list[str], Rows]:
-    """What was tested first, then the controls."""
+    """What was tested first, then the controls. Curves and bounds are in spreads."""
     head = [
         "arm",
         "beside",
         "task",
         "score [95 %]",
         "p",
-        "curves, spreads",
+        "curves",
         "p",
-        "bound, spreads",
+        "bound",
         f"within {MARGIN:g}",
     ]
     compared = comparisons(record)

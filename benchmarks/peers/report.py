@@ -133,8 +133,8 @@ MEANS = (
 )
 
 
-SHORTER = {"rnnfast, frozen": "frozen", "JAX, unroll 8": "JAX by 8"}
-"""Names in the head of a page's table."""
+SHORTER = {"rnnfast, frozen": "frozen", "JAX, unroll 8": "JAX by 8", "RNN (tanh)": "RNN"}
+"""Words in the wide table of a page."""
 
 
 def left_out(record: Record) -> Iterator[str]:
@@ -171,11 +171,12 @@ def markdown(record: Record) -> str:
         if entries:
             # Two tables: one would be too wide for a page.
             parts += [f"#### {name.capitalize()}, ms"]
-            body = ([*problem(e), *times(e, names)] for e in entries)
-            parts += [table.markdown([*PROBLEM, *(SHORTER.get(n, n) for n in names)], body)]
+            rows = ([*problem(e), *times(e, names)] for e in entries)
+            head, *body = ([SHORTER.get(t, t) for t in r] for r in ([*PROBLEM, *names], *rows))
+            parts += [table.markdown(head, body)]
             parts += [f"#### {name.capitalize()}, ratios of times"]
-            body = ([*problem(e), *ratios(e)] for e in entries)
-            parts += [table.markdown([*PROBLEM, *RATIOS], body)]
+            rows = ([*problem(e), *ratios(e)] for e in entries)
+            parts += [table.markdown([*PROBLEM, *RATIOS], rows)]
     parts += ["\n".join(filled(f"- {line}", "  ") for line in left_out(record))]
     return "\n\n".join(parts)
 
