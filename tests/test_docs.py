@@ -45,6 +45,13 @@ def test_the_lines_of_a_page_are_narrow(page: str) -> None:
     assert wide == []
 
 
+@pytest.mark.parametrize("page", LINKING)
+def test_the_site_shows_every_line_of_a_page(page: str) -> None:
+    """One that begins with a per cent sign would be a comment there."""
+    lines = (ROOT / page).read_text("utf-8").splitlines()
+    assert [line for line in lines if line.lstrip().startswith("%")] == []
+
+
 def test_a_page_lists_every_example() -> None:
     text = (DOCS / "examples.md").read_text("utf-8")
     examples = {path.name for path in (ROOT / "examples").glob("*.py")}

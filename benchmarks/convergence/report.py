@@ -181,7 +181,7 @@ def figures(record: Record) -> Iterator[str]:
     from benchmarks.page import svg
 
     for name, task in record.tasks.items():
-        figure = Figure(figsize=(4.8, 5.0), layout="constrained")
+        figure = Figure(figsize=(svg.WIDE, 5.0), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         steps = np.arange(1, POINTS + 1) * (task["steps"] // POINTS)
         _curves(upper, record, name, steps)

@@ -56,17 +56,20 @@ def _mark(axes: Axes, x: float, y: float, kind: str, colour: str, words: str) ->
 
 
 def overview(groups: Sequence[tuple[str, float, float, float]]) -> str:
-    """A line for each group of measurements: its geometric mean between its lowest and highest."""
-    figure, axes = _figure(8.4, 1.0 + 0.23 * len(groups))
+    """A line for each group of measurements: its geometric mean between its lowest and highest. What
+    it is stands above it, as beside it there is no room on a phone.
+    """
+    figure, axes = _figure(svg.WIDE, 1.0 + 0.36 * len(groups))
     for y, (name, mean, low, high) in enumerate(groups):
         axes.plot([low, high], [y, y], color="#444444", lw=1)
         words = f"{name}: {mean:.2f}x in geometric mean, {low:.2f} to {high:.2f}"
         _mark(axes, mean, y, "o", OURS, words)
-        axes.annotate(f"{mean:.2f}", (mean, y), (0, 4), textcoords="offset points", fontsize=7)
+        label = f"{name}: {mean:.2f}"
+        axes.annotate(label, (1, y), (4, 5), textcoords="offset points", fontsize=7.5)
     _plain(axes, axes.set_xscale)
     axes.axvline(1, color="black", lw=1)
-    axes.set_yticks(range(len(groups)), [group[0] for group in groups])
-    axes.set_ylim(len(groups) - 0.4, -0.8)
+    axes.set_yticks([])
+    axes.set_ylim(len(groups) - 0.4, -0.9)
     axes.set_xlabel("times as fast as torch.nn: mean, and lowest to highest row", fontsize=9)
     return svg.inline(figure, "Geometric mean of the speed-ups of every machine, precision, pass")
 
@@ -76,8 +79,9 @@ def speed_ups(part: Record) -> Iterator[str]:
     problems = len({m.problem for m in part.measurements})
     cells = len({m.cell for m in part.measurements})
     for name in dict.fromkeys(m.pass_name for m in part.measurements):
-        figure, axes = _figure(6.2, 1.5 + 0.2 * problems * (cells + 0.8))
+        figure, axes = _figure(svg.WIDE, 1.5 + 0.2 * problems * (cells + 0.8))
         report.panel(axes, part, name)
+        axes.title.set_fontsize(8.5)
         _legend(figure, axes, cells)
         yield svg.inline(figure, f"Speed-up of rnnfast over torch.nn: {name}")
 
@@ -176,20 +180,20 @@ def beside_peers(record: peers.Record, pass_name: str) -> Iterator[str]:
     entries = record.of(pass_name)
     for cell in dict.fromkeys(entry.cell for entry in entries):
         of_cell = [entry for entry in entries if entry.cell == cell]
-        figure, axes = _figure(6.2, 1.7 + 0.36 * len(of_cell))
+        figure, axes = _figure(svg.WIDE, 1.9 + 0.36 * len(of_cell))
         peers_report.panel(axes, of_cell, record.names())
         title = f"{pass_name}, {report.CELL_LABELS[cell]}: times as fast as torch.nn"
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=9)
         bounded = any(entry.bound.lower > 0 for entry in of_cell)
         timed = {name for entry in of_cell for name in entry.samples}
         without = [name for name in record.names() if name not in timed]
-        _legend(figure, axes, 4, [*without, *(() if bounded else peers_report.BOUNDS)])
+        _legend(figure, axes, 3, [*without, *(() if bounded else peers_report.BOUNDS)])
         yield svg.inline(figure, title)
 
 
 def roofline(entries: Sequence[peers.Entry]) -> str:
     """How much of the practical ceiling ours, the best peer and torch.nn reach, of one cell."""
-    figure, axes = _figure(6.2, 1.6 + 0.3 * len(entries))
+    figure, axes = _figure(svg.WIDE, 1.8 + 0.3 * len(entries))
     kind = f"{entries[0].pass_name}, {report.CELL_LABELS[entries[0].cell]}"
     sides = (
         ("rnnfast", OURS, "D", lambda entry: peers.OURS),
@@ -210,8 +214,8 @@ def roofline(entries: Sequence[peers.Entry]) -> str:
     axes.set_yticks(range(len(entries)), [entry.problem.label for entry in entries])
     axes.set_ylim(len(entries) - 0.5, -0.5)
     title = f"{kind}: % of the practical ceiling's speed"
-    axes.set_title(title, fontsize=10)
-    _legend(figure, axes, 5)
+    axes.set_title(title, fontsize=9)
+    _legend(figure, axes, 3)
     return svg.inline(figure, title)
 
 

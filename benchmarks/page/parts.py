@@ -138,11 +138,14 @@ def rows_of(run: Run) -> Iterator[Row]:
             there = replace(run, facts=part.environment)
             yield Row(there, what, precision, *layer, run.baseline, m.pair.ratios, m.speed_up)
     for e in run.peers.entries if run.peers else ():
-        version = run.facts["versions"].get(e.best_peer, "")
+        versions = run.facts["versions"]
+        version = versions.get(e.best_peer, "")
         pairs = zip(e.samples[e.best_peer], e.samples[OURS], strict=True)
         layer = (e.pass_name, CELL_LABELS[e.cell], e.problem.label)
         peer, ratios = f"{e.best_peer} {version}".strip(), [theirs / ours for theirs, ours in pairs]
-        yield Row(run, BEST_PEER, run.facts["dtype"], *layer, peer, ratios, e.lead)
+        # What tells runs from each other: one process holds one version of oneDNN.
+        what = f"{BEST_PEER}, oneDNN {versions['oneDNN']}" if "oneDNN" in versions else BEST_PEER
+        yield Row(run, what, run.facts["dtype"], *layer, peer, ratios, e.lead)
 
 
 def summary(runs: list[Run]) -> str:

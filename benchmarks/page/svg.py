@@ -24,6 +24,9 @@ INK = (
     (r"#aa0000", "#d64545"),
     (r"'DejaVu Sans'", "'DejaVu Sans', Verdana"),
 )
+LEAST = 0.8
+"""A figure is not drawn smaller than so many of its own width: `WIDE` of it fits a phone."""
+WIDE = 4.6
 _numbers = itertools.count()
 
 
@@ -52,7 +55,7 @@ def inline(figure: Figure, words: str) -> str:
     box = f"0 0 {figure.get_figwidth() * 72:g} {figure.get_figheight() * 72:g}"
     head = (
         f'<svg class="plot" role="img" aria-label="{html.escape(words)}" fill="currentColor" '
-        f'style="width: {width:.0f}px; min-width: {0.7 * width:.0f}px" viewBox="{box}">'
+        f'style="width: {width:.0f}px; min-width: {LEAST * width:.0f}px" viewBox="{box}">'
     )
     return f'<div class="scroll">{re.sub("<svg[^>]*>", head, drawing, count=1)}</div>'
 

@@ -133,7 +133,12 @@ MEANS = (
 )
 
 
-SHORTER = {"rnnfast, frozen": "frozen", "JAX, unroll 8": "JAX by 8", "RNN (tanh)": "RNN"}
+SHORTER = {
+    "rnnfast, frozen": "frozen",
+    "torch.compile": "compiled",
+    "JAX, unroll 8": "JAX by 8",
+    "RNN (tanh)": "RNN",
+}
 """Words in the wide table of a page."""
 
 
@@ -171,12 +176,12 @@ def markdown(record: Record) -> str:
         if entries:
             # Two tables: one would be too wide for a page.
             parts += [f"#### {name.capitalize()}, ms"]
-            rows = ([*problem(e), *times(e, names)] for e in entries)
-            head, *body = ([SHORTER.get(t, t) for t in r] for r in ([*PROBLEM, *names], *rows))
+            found = ([*problem(e), *times(e, names)] for e in entries)
+            head, *body = ([SHORTER.get(t, t) for t in r] for r in ([*PROBLEM, *names], *found))
             parts += [table.markdown(head, body)]
             parts += [f"#### {name.capitalize()}, ratios of times"]
-            rows = ([*problem(e), *ratios(e)] for e in entries)
-            parts += [table.markdown([*PROBLEM, *RATIOS], rows)]
+            found = ([*problem(e), *ratios(e)] for e in entries)
+            parts += [table.markdown([*PROBLEM, *RATIOS], found)]
     parts += ["\n".join(filled(f"- {line}", "  ") for line in left_out(record))]
     return "\n\n".join(parts)
 
