@@ -56,8 +56,8 @@ def _mark(axes: Axes, x: float, y: float, kind: str, colour: str, words: str) ->
 
 
 def overview(groups: Sequence[tuple[str, float, float, float]]) -> str:
-    """A line for each group of measurements: its geometric mean between its lowest and highest. What
-    it is stands above it, as beside it there is no room on a phone.
+    """A line for each group of measurements: its geometric mean between its lowest and highest. Its
+    name stands above it, as beside it there is no room on a phone.
     """
     figure, axes = _figure(svg.WIDE, 1.0 + 0.36 * len(groups))
     for y, (name, mean, low, high) in enumerate(groups):
@@ -81,33 +81,29 @@ def speed_ups(part: Record) -> Iterator[str]:
     for name in dict.fromkeys(m.pass_name for m in part.measurements):
         figure, axes = _figure(svg.WIDE, 1.5 + 0.2 * problems * (cells + 0.8))
         report.panel(axes, part, name)
-        axes.title.set_fontsize(8.5)
+        title = axes.get_title().replace("geometric mean: ", "geometric mean:\n")
+        axes.set_title(title, fontsize=8.5)
+        axes.tick_params(labelsize=8.5)
         _legend(figure, axes, cells)
         yield svg.inline(figure, f"Speed-up of rnnfast over torch.nn: {name}")
 
 
-def fields(record: Record, graph: bool, name: str) -> str:
-    """A field for each layer of a GPU's record, a group of columns for each precision."""
-    from matplotlib.figure import Figure
-
-    found = gpu_report.ratios(gpu_report.of(record, graph, name))
-    precisions = [precision for precision in found if precision != gpu_report.SIXTEEN]
-    rows = sorted({p for group in found.values() for p, _ in group}, key=gpu_report.order)
-    used = {cell for group in found.values() for _, cell in group}
-    cells = [cell for cell in gpu_report.CELLS if cell in used]
-    size = (1.9 + 0.46 * len(cells) * len(precisions), 0.7 + 0.23 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(precisions), sharey=True, squeeze=False)[0]
-    for axes, precision in zip(panels, precisions, strict=True):
-        what = f"{name}, {precision}, {gpu_report.MODES[graph]}"
-        gpu_report.panel(axes, found[precision], rows, cells, what)
-        axes.set_title(gpu_report.PRECISIONS[precision].replace(", ", "\n"), fontsize=8)
-    common, labels = gpu_report.row_labels(rows)
-    panels[0].set_yticks(range(len(rows)), labels, fontsize=8)
-    panels[0].set_ylabel(common, fontsize=8)
-    figure.suptitle(name, fontsize=10)
-    words = f"{name}, {gpu_report.MODES[graph]}: times as fast as torch.nn with cuDNN"
-    return svg.inline(figure, words)
+def fields(record: Record, graph: bool, name: str) -> Iterator[str]:
+    """A field for each layer of a GPU's record, one figure for each precision."""
+    for precision, found in gpu_report.ratios(gpu_report.of(record, graph, name)).items():
+        if precision == gpu_report.SIXTEEN:
+            continue
+        rows = sorted({problem for problem, _ in found}, key=gpu_report.order)
+        cells = [cell for cell in gpu_report.CELLS if any(cell == of for _, of in found)]
+        figure, axes = _figure(1.7 + 0.5 * len(cells), 0.7 + 0.23 * len(rows))
+        kind = f"{name}, {precision}"
+        gpu_report.panel(axes, found, rows, cells, f"{kind}, {gpu_report.MODES[graph]}")
+        axes.set_title(f"{name}\n{gpu_report.PRECISIONS[precision]}", fontsize=8.5)
+        common, labels = gpu_report.row_labels(rows)
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.set_ylabel(common, fontsize=8)
+        words = f"{kind}, {gpu_report.MODES[graph]}: times as fast as torch.nn with cuDNN"
+        yield svg.inline(figure, words)
 
 
 def scaling(measurements: Sequence[Measurement], baseline: str) -> str:

@@ -215,7 +215,7 @@ def gpu(run: Run) -> str:
         passes = [n for n in PASSES if gpu_report.of(run.layers, graph, n)]
         if passes:
             parts.append(f"<h4>{MODES[graph]}</h4>")
-            parts.append(_plots(figures.fields(run.layers, graph, name) for name in passes))
+            parts += [_plots(figures.fields(run.layers, graph, name)) for name in passes]
     return "".join(parts) + _tables(run)
 
 
