@@ -140,6 +140,14 @@ def test_what_is_behind_is_on_the_page(written: str) -> None:
     assert f"<p>{len(wanted)} of " in part
 
 
+@pytest.mark.xdist_group("report")
+def test_no_two_lines_of_the_summary_are_named_alike(written: str) -> None:
+    part = written[written.index('<section id="summary">') :].split("</section>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row)[:4] for row in part.split("<tr>")[2:]]
+    assert len(rows) > 20
+    assert len({tuple(row) for row in rows}) == len(rows)
+
+
 def measurement(
     name: str, ratios: tuple[float, ...], problem: Problem | None = None
 ) -> Measurement:
