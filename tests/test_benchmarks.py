@@ -32,7 +32,7 @@ PACKED = Problem(4, 3, 4, 6, "test", lengths=(4, 2, 1))
 
 
 def test_problems_are_the_promised_ones_and_names_tell_them_apart() -> None:
-    sizes = [(p.T, p.B, p.I, p.H) for p in problems.MAIN]
+    sizes = [(p.T, p.B, p.I, p.H) for p in problems.DENSE]
     assert sizes == [
         (50, 32, 128, 128),
         (100, 1, 64, 64),
@@ -43,8 +43,13 @@ def test_problems_are_the_promised_ones_and_names_tell_them_apart() -> None:
         (1, 32, 128, 128),
         (20, 3, 5, 6),
     ]
-    assert len({p.name for p in problems.ALL}) == len({p.label for p in problems.ALL}) == 12
+    assert len({p.name for p in problems.ALL}) == len({p.label for p in problems.ALL}) == 13
     assert all(p.origin for p in problems.ALL)
+    assert not any(p.layers > 1 or p.bidirectional or p.lengths for p in problems.DENSE)
+    stack, packed = problems.MAIN[len(sizes) :]
+    assert (stack.layers, stack.bidirectional, stack.lengths) == (2, True, ())
+    assert packed.bidirectional
+    assert packed.lengths
 
 
 def test_a_name_says_all_that_shapes_the_work() -> None:

@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON file; default: named after the machine")
     options = parser.parse_args(arguments)
     try:
-        chosen = problems.select(options.problems) if options.problems else problems.MAIN
+        chosen = problems.select(options.problems) if options.problems else problems.DENSE
     except ValueError as error:
         parser.error(str(error))
     if any(p.layers > 1 or p.bidirectional or p.lengths for p in chosen):
