@@ -33,8 +33,25 @@ PLATFORM = "cp311-cp311-manylinux_2_34_x86_64"
 
 
 def test_of_each_minor_the_newest_patch_is_built_for() -> None:
-    found = ["2.14.1", "2.14.0", "2.13.0+cpu", "2.13.0", "2.10.0", "2.11.0", "1.13.1", "2.15.0rc1"]
-    assert wheels.newest(found) == ["2.11.0", "2.13.0", "2.14.1"]
+    found = ["2.14.1", "2.14.0", "2.13.0", "2.10.0", "2.11.0", "1.13.1", "2.15.0rc1"]
+    assert wheels.newest(found, "2.15.0") == ["2.11.0", "2.13.0", "2.14.1"]
+    assert wheels.newest(found, "2.14.0") == ["2.11.0", "2.13.0", "2.14.0"]
+
+
+def test_what_pip_would_not_install_is_left_out_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {
+        "index": "torch (2.15.0)\nAvailable versions: 2.15.0, 2.14.1, 2.13.0+cpu, 2.13.0\n",
+        "install": '{"install": [{"metadata": {"version": "2.14.1"}}]}',
+    }
+    monkeypatch.setattr(wheels, "_pip", lambda name, *_: said[name])
+    assert wheels.torches_of_pip() == ["2.13.0", "2.14.1"]
+    assert capsys.readouterr().out.strip().endswith("would not install it: torch 2.15.0")
+    for name in said:
+        monkeypatch.setitem(said, name, "")
+        with pytest.raises(SystemExit, match="name the versions"):
+            wheels.torches_of_pip()
 
 
 def test_a_version_names_its_torch_and_orders_by_it() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -71,22 +72,41 @@ class Row:
         return [self.name, size, platforms, self.torch, f"{self.seconds:.0f}", checks]
 
 
-def newest(versions: Sequence[str]) -> list[str]:
-    """Of each minor of torch that rnnfast serves the newest patch, the oldest minor first."""
+def newest(versions: Sequence[str], last: str) -> list[str]:
+    """Of each minor of torch that rnnfast serves, up to `last`, the newest patch; the oldest minor
+    first.
+    """
     found: dict[tuple[int, ...], Version] = {}
-    for version in sorted(Version(Version(text).public) for text in versions):
-        if version.release >= needs.TORCH and not version.is_prerelease:
+    for version in sorted(map(Version, versions)):
+        if (
+            version.release >= needs.TORCH
+            and version <= Version(last)
+            and not version.is_prerelease
+        ):
             found[version.release[:2]] = version
     return [str(found[key]) for key in sorted(found)]
 
 
 def torches_of_pip() -> list[str]:
-    command = [sys.executable, "-m", "pip", "index", "versions", "torch"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    listed = re.search(r"^Available versions: (.*)$", done.stdout, re.MULTILINE)
-    if listed is None:
+    """Those that pip would install: one that its constraints exclude is named and left out."""
+    listed = re.search(
+        r"^Available versions: (.*)$", _pip("index", "versions", "torch"), re.MULTILINE
+    )
+    dry = _pip(
+        "install", "--dry-run", "--quiet", "--ignore-installed", "--no-deps", "--report=-", "torch"
+    )
+    if listed is None or not dry:
         raise SystemExit("pip finds no torch: name the versions, as in make wheels TORCHES=2.13.0")
-    return newest(listed[1].split(", "))
+    versions = [Version(text).public for text in listed[1].split(", ")]
+    last = Version(json.loads(dry)["install"][0]["metadata"]["version"]).public
+    if excluded := [text for text in versions if Version(text) > Version(last)]:
+        _say(f"left out, as this pip would not install it: torch {', '.join(excluded)}")
+    return newest(versions, last)
+
+
+def _pip(*arguments: str) -> str:
+    command = [sys.executable, "-m", "pip", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def cuda_variants(cuda: str, nvcc: str | None) -> list[str]:
