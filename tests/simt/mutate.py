@@ -19,12 +19,13 @@ from torch.utils import cpp_extension
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import recurrences
 from emulated import COMPILER, FLAGS, ROOT, Simt, build
-from problems import Problem
+from problems import TOLERANCE, Problem
 
 FOLDER = ROOT / "build" / "mutants"
 PERSISTENT, SMALL, GRID = "persistent_gru.cu", "small_gru.cu", "grid_gru.cu"
-FMA, SINGLE = "fma_gru.cu", "single_gru.cu"
+FMA, SINGLE, ROWS = "fma_gru.cu", "single_gru.cu", "rows.cu"
 # The headers with synchronisations, and where they are compiled.
 HEADERS = {
     "exchanger.h": PERSISTENT,
@@ -43,6 +44,7 @@ HEADERS = {
     "fma_forward.h": FMA,
     "fma_backward.h": FMA,
     "single.h": SINGLE,
+    "rows.h": ROWS,
 }
 KERNELS = {
     PERSISTENT: ("cta", "cluster", "grid"),
@@ -50,13 +52,14 @@ KERNELS = {
     GRID: ("grid",),
     FMA: ("fma",),
     SINGLE: ("single",),
+    ROWS: ("rows",),
 }
 # A statement that synchronises, with the condition before it on its line.
 STATEMENT = re.compile(
     r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
     r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<\w+>|cp_commit"
     r"|store_release|wait_until|fence_words|poll_until)|group_barrier|ring\.wait"
-    r"|self\.exchange\.clear)\(.*;$"
+    r"|self\.exchange\.clear)\(.*;(?:\s*//.*)?$"
 )
 # Inputs through the ring and, with the odd H, beside it; vectors of either type of number.
 SHAPES: list[dict[str, Any]] = [
@@ -139,11 +142,25 @@ def results(simt: Simt, problem: Problem) -> list[torch.Tensor]:
     return [output, *states_n, *reserve, *grads]
 
 
+def probe_rows() -> None:
+    """The same of the kernels of whole rows, beside the reference; rows of more than one warp."""
+    problem = recurrences.Problem("gru", H=70, batch_sizes=(3, 2), norm=True, dtype=torch.float32)
+    for seed in SEEDS:
+        simt = Simt("auto", seed)
+        output, states_n, reserve = simt.recurrence(*problem.arguments(True))
+        values = [output, *states_n]
+        grads = problem.gradients(values, reserve, simt.recurrence_backward)
+        problem.compare_with(values, grads, TOLERANCE[problem.dtype])
+
+
 def probe(library: str, *kernels: str) -> int:
     """Raises where one of these kernels differs from `step`, is stuck, or breaks a rule."""
     torch.ops.load_library(library)
     torch.backends.cudnn.allow_tf32 = False
     torch.ops.rnnfast_simt.set_processors(PROCESSORS)
+    if kernels == ("rows",):
+        probe_rows()
+        return 0
     for shape in SHAPES:
         problem = Problem("GRU", **shape)
         wanted = results(Simt("step"), problem)
