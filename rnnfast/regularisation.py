@@ -191,7 +191,7 @@ def _inputs(
     hidden = w_ih.shape[0] // spec.gates
     if norm:
         products = F.linear(x, w_ih)
-        x_gates = F.layer_norm(products, products.shape[-1:], norm[0], b_ih, reference.EPSILON)
+        x_gates = torch.layer_norm(products, products.shape[-1:], norm[0], b_ih, reference.EPSILON)
     else:
         x_gates = F.linear(x, w_ih, b_ih)
     extras = Extras(
@@ -234,7 +234,7 @@ def _keep(like: Tensor, hidden: int, zoneout: Sequence[float], training: bool) -
     """Of every row which units stay as they were; outside of training, how much of each does."""
     if not any(zoneout):
         return None
-    rates = torch.tensor(zoneout, dtype=like.dtype, device=like.device).repeat_interleave(hidden)
+    rates = torch.cat([like.new_full((hidden,), rate) for rate in zoneout])
     if not training:
         return rates
     drawn = torch.rand(like.shape[0], len(rates), dtype=torch.float32, device=like.device)
