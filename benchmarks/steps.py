@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import rnnfast
 from benchmarks import report, results, table
-from benchmarks.__main__ import RESULTS
+from benchmarks.__main__ import RESULTS, freeze_heap, quiet_environment
 from benchmarks.cuda import PRECISIONS, REPLAY_ERROR, events, set_switches, spin_up
 from benchmarks.problems import Problem
 from benchmarks.timing import FULL, QUICK, Budget, geometric_mean, interleave
@@ -182,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chains = [(p, cell, name) for name in names for cell in options.cells for p in PROBLEMS]
         measurements = [measure_chain(*job) for job in track(chains, "steps")]
     else:
-        facts = results.environment(torch.float32, "rnnfast")
+        facts = quiet_environment(torch.float32, "rnnfast")
+        freeze_heap()
         budget = QUICK if options.quick else FULL
         jobs = [(p, cell, mode) for p in PROBLEMS for cell in options.cells for mode in MODES]
         measurements = [measure(*job, budget) for job in track(jobs, "steps")]
