@@ -94,7 +94,7 @@ def rows_of(sides: Sequence[beside.Side], budget: Budget) -> list[list[str]]:
     """A row for each side: inference, training, and how many times as fast the last one is."""
     found = beside.seconds(sides, budget).values()
     return [
-        [one.name, *(f"{of[i] * 1e3:.3g} ms = {of[i] / of[-1]:.1f}" for of in found)]
+        [one.name, *(f"{of[i] * 1e3:.3g} ms ({of[i] / of[-1]:.1f}x)" for of in found)]
         for i, one in enumerate(sides)
     ]
 

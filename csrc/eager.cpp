@@ -38,7 +38,9 @@ struct Names {
            *bidirectional = intern("bidirectional"), *dropout = intern("dropout"),
            *training = intern("training"), *proj_size = intern("proj_size"),
            *parameters = intern("_parameters"), *weights = intern("_flat_weights"),
-           *weight_names = intern("_flat_weights_names");
+           *weight_names = intern("_flat_weights_names"), *heads = intern("_heads"),
+           *regularisation = intern("_regularisation"), *recompute = intern("recompute"),
+           *detach_every = intern("detach_every");
   PyObject* of_cell[4] = {intern("weight_ih"), intern("weight_hh"), intern("bias_ih"),
                           intern("bias_hh")};
 
@@ -54,7 +56,7 @@ class Attributes {
  public:
   bool good;
 
-  explicit Attributes(PyObject* module) {
+  explicit Attributes(PyObject* module) : type_(Py_TYPE(module)) {
     dict_ = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr));
     good = static_cast<bool>(dict_);
   }
@@ -75,11 +77,17 @@ class Attributes {
     return good && PyObject_IsTrue(found) == 1;
   }
   bool has(PyObject* name) { return PyDict_GetItemWithError(dict_.ptr(), name) != nullptr; }
+  // Of the object or, where it has none, of its class; null where neither has one.
+  PyObject* of_class_too(PyObject* name) {
+    PyObject* own = PyDict_GetItemWithError(dict_.ptr(), name);
+    return own ? own : _PyType_Lookup(type_, name);
+  }
   PyObject* dict(PyObject* name) {
     return get(name, [](PyObject* o) -> bool { return PyDict_Check(o); });
   }
 
  private:
+  PyTypeObject* type_;
   py::object dict_;
 };
 
@@ -128,9 +136,19 @@ struct Call : Arguments {
   bool fits() const;
 };
 
+// Whether a layer is more than torch.nn's, here and now; see rnnfast/base.py.
+bool has_own_options(Attributes& attributes) {
+  const Names& names = Names::get();
+  if (attributes.has(names.heads) || attributes.has(names.regularisation)) return true;
+  if (!at::GradMode::is_enabled()) return false;
+  PyObject* every = attributes.of_class_too(names.detach_every);
+  return attributes.of_class_too(names.recompute) == Py_True || (every && every != Py_None);
+}
+
 bool Call::read_options(PyObject* module) {
   const Names& names = Names::get();
   Attributes attributes(module);
+  if (!attributes.good || has_own_options(attributes)) return false;
   const auto is_list = [](PyObject* o) -> bool { return PyList_CheckExact(o); };
   PyObject* mode =
       attributes.get(names.mode, [](PyObject* o) -> bool { return PyUnicode_Check(o); });

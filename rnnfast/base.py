@@ -9,7 +9,7 @@ import inspect
 import re
 from typing import Any, ClassVar
 
-from torch import Tensor, is_grad_enabled, nn
+from torch import Tensor, nn
 
 from rnnfast import truncated
 from rnnfast._interop import Interop
@@ -159,14 +159,11 @@ class Layers(Interop, nn.RNNBase):
         return super().__prepare_scriptable__()
 
     def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
-        cuts = resets is not None or lengths is not None or reset_states is not None
-        given = {"resets": resets, "reset_states": reset_states, "lengths": lengths} if cuts else {}
-        if type(input) is not Tensor and (leaf := self._call_as_leaf(input, hx, given)) is not None:
+        if resets is None and lengths is None and reset_states is None:
+            if type(input) is not Tensor and (leaf := self._call_as_leaf(input, hx)) is not None:
+                return leaf
+            return run(self, input, hx, plain=self._checks_are_torchs)
+        given = {"resets": resets, "reset_states": reset_states, "lengths": lengths}
+        if (leaf := self._call_as_leaf(input, hx, given)) is not None:
             return leaf
-        if cuts:
-            return run_in_segments(self, input, hx, **given)
-        special = self._heads > 1 or self._regularisation is not None
-        special = special or (
-            (self.recompute is True or self.detach_every is not None) and is_grad_enabled()
-        )
-        return run(self, input, hx, plain=self._checks_are_torchs and not special)
+        return run_in_segments(self, input, hx, **given)

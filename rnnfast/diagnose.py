@@ -18,7 +18,14 @@ from rnnfast.cells import check_cell
 from rnnfast.layers import check_sizes, detaches_every, heads_of, recomputes, regularisation_of
 from rnnfast.modules import GRU, LSTM, RNN
 from rnnfast.patching import is_patched
-from rnnfast.routes import TRANSFORMED, cuda_plan
+from rnnfast.routes import (
+    AUTOCAST,
+    TRANSFORMED,
+    autocast_dtype,
+    autocast_products,
+    casts,
+    cuda_plan,
+)
 from rnnfast.segmented import lengths_stay
 from rnnfast.spec import CELLS, MODES, CellSpec
 
@@ -38,8 +45,9 @@ class LayerExplanation:
     reason: str
     """Why this route."""
     plan: dict[str, Any] = field(default_factory=dict)
-    """The facts of ``rnnfast._C.plan`` or, of the forward pass, ``cuda_plan``, and for frozen
-    weights ``weights`` as well; empty for what our kernels do not serve.
+    """The ``dtype`` that is computed in, the facts of ``rnnfast._C.plan`` or, of the forward pass,
+    ``cuda_plan``, and for frozen weights ``weights`` as well; empty for what our kernels do not
+    serve.
     """
 
     def __str__(self) -> str:
@@ -64,9 +72,10 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     Grad mode, autocast, transforms and the number of threads count as they are at this call.
 
     Args:
-        module: a layer or cell of rnnfast, or of torch.nn, which is explained as if converted; or
-            a model that holds some, which runs once, eagerly, as in ``module(*args, **kwargs)``,
-            while each call of a layer in it is explained: those of torch.nn as they are.
+        module: a layer or cell of rnnfast, or of torch.nn, which is explained as if converted, and
+            said to be; or a model that holds some, which runs once, eagerly, as in
+            ``module(*args, **kwargs)``, while each call of a layer in it is explained: those of
+            torch.nn as they are.
         *args: what `module` would be called with: of a layer its input, packed or not, and ``hx``.
         **kwargs: likewise: of a layer ``hx``, ``resets``, ``reset_states`` and ``lengths``.
 
@@ -77,11 +86,18 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     recurrent = isinstance(module, (nn.RNNBase, *_CELLS))
     if recurrent and not args and "input" not in kwargs:
         raise TypeError("explain: the input that the module would be called with is missing")
-    if isinstance(module, _CELLS):
-        return _explain_cell(module, *args, **kwargs)
-    if isinstance(module, nn.RNNBase):
-        return _explain_layers(module, *args, **kwargs)
-    return _explain_model(module, args, kwargs)
+    if not recurrent:
+        return _explain_model(module, args, kwargs)
+    of_one: Any = _explain_cell if isinstance(module, _CELLS) else _explain_layers
+    found: Explanation = of_one(module, *args, **kwargs)
+    if not _is_ours(module):
+        return replace(found, module=f"{found.module} of torch.nn, as if it were converted")
+    return found
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a call of this layer or cell comes to our code."""
+    return isinstance(module, Interop) or is_patched(module)
 
 
 def _explain_model(model: nn.Module, args: Any, kwargs: Any) -> Explanation:
@@ -118,7 +134,7 @@ def _explain_model(model: nn.Module, args: Any, kwargs: Any) -> Explanation:
 
 def _explain_held(module: nn.Module, args: Any, kwargs: Any) -> tuple[LayerExplanation, ...]:
     """A call of a layer in a model."""
-    if isinstance(module, Interop) or is_patched(module):
+    if _is_ours(module):
         return explain(module, *args, **kwargs).layers
     name = type(module).__name__
     reason = f"it is torch's {name}: rnnfast.convert(model) makes it rnnfast's"
@@ -147,7 +163,9 @@ def _explain_cell(
         "H": module.hidden_size,
         "directions": 1,
     }
-    layer = _explain_layer("cell", spec, f"{spec.name}_cell", route, input, problem)
+    layer = _explain_layer(
+        "cell", spec, f"{spec.name}_cell", route, input.device, input.dtype, problem
+    )
     return Explanation(repr(module), (layer,))
 
 
@@ -183,7 +201,9 @@ def _explain_layers(
         batched = input.dim() == 3
         steps, batch = (second, first) if module.batch_first else (first, second)
     weights = [w for w in module._flat_weights if w is not None]
-    route = functional.route(x, (*_states(hx), *_states(reset_states), *weights), module.proj_size)
+    spec, states = MODES[module.mode], (*_states(hx), *_states(reset_states))
+    route = functional.route(x, (*states, *weights), module.proj_size)
+    route, dtype = _computed_in(spec, route, x, states, weights, onednn=sizes is None)
     if lengths is not None:
         lengths = segments.as_lengths(lengths, batch if batched else None)
     if resets is None and lengths_stay(module, x, lengths, (*_states(hx), *weights)):
@@ -209,8 +229,7 @@ def _explain_layers(
             "directions": directions,
             "uniform": uniform,
         }
-        spec = MODES[module.mode]
-        layer = _explain_layer(f"layer {i}", spec, spec.name, route, x, problem)
+        layer = _explain_layer(f"layer {i}", spec, spec.name, route, x.device, dtype, problem)
         count = len(weights) // module.num_layers
         if layer.plan and _is_frozen(weights[i * count : (i + 1) * count]):
             layer.plan.update(kernel="packed", weights="frozen")
@@ -246,6 +265,22 @@ def _with_options(module: nn.RNNBase, route: functional.Route) -> functional.Rou
     return route
 
 
+def _computed_in(
+    spec: CellSpec,
+    route: functional.Route,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    onednn: bool,
+) -> tuple[functional.Route, torch.dtype]:
+    """The dtype that our kernels are given; under autocast the route says what they give back."""
+    if route is not AUTOCAST or not casts((x, *states, *weights)):
+        return route, x.dtype
+    back = autocast_dtype(spec, x, states, onednn)
+    given, name = autocast_products(x, back), str(back).removeprefix("torch.")
+    return route._replace(reason=f"{route.reason}; {name} comes back, as from torch.nn"), given
+
+
 def _is_frozen(weights: Sequence[Tensor]) -> bool:
     """Whether all matrices among the weights of a layer are."""
     return all(ops.is_frozen(w) for w in weights if w.dim() > 1)
@@ -262,25 +297,27 @@ def _explain_layer(
     spec: CellSpec,
     operator: str,
     route: functional.Route,
-    x: Tensor,
+    device: torch.device,
+    given: torch.dtype,
     problem: dict[str, Any],
 ) -> LayerExplanation:
     if route.kind == "torch":
         return LayerExplanation(name, route.kind, f"torch.{operator}", route.reason)
     if route.kind == "reference":
         return LayerExplanation(name, route.kind, "torch's operations step by step", route.reason)
-    dtype = str(x.dtype).removeprefix("torch.")
-    if x.device.type == "cuda":
-        facts = cuda_plan(spec.name, dtype, x.device, problem)
+    dtype = str(given).removeprefix("torch.")
+    facts: dict[str, Any] = {"dtype": dtype}
+    if device.type == "cuda":
+        facts |= cuda_plan(spec.name, dtype, device, problem)
         return LayerExplanation(name, route.kind, "cuda", route.reason, facts)
-    if x.device.type != "cpu":
-        return LayerExplanation(name, route.kind, x.device.type, route.reason)
+    if device.type != "cpu":
+        return LayerExplanation(name, route.kind, device.type, route.reason)
     threads = torch.get_num_threads()
     backend: Any = torch.backends.mkldnn
-    if x.dtype == torch.float32 and backend.rnn.fp32_precision == "bf16":
+    if given == torch.float32 and backend.rnn.fp32_precision == "bf16":
         dtype = "bfloat16"  # where there are tiles for it, which the plan looks at
-    plan = _C.plan(spec.name, dtype, threads=threads, tiles=HAS_TILES, **_C.caches(), **problem)
-    return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, dict(plan))
+    facts |= _C.plan(spec.name, dtype, threads=threads, tiles=HAS_TILES, **_C.caches(), **problem)
+    return LayerExplanation(name, route.kind, f"cpu/{INSTRUCTION_SET}", route.reason, facts)
 
 
 def describe() -> dict[str, str]:

@@ -55,7 +55,7 @@ _OTHER_SIZES = Route("torch", "weights of other sizes: torch's to judge")
 _SEVERAL_LAUNCHES = Route("torch", "one step on a GPU, of sizes that no single launch serves")
 _TRACED = Route("torch", "torch.jit.trace or ONNX export: torch's own operator is recorded")
 TRANSFORMED = Route("fused", "torch.func: one call of the kernels for all, or one for each")
-AUTOCAST = Route("fused", "autocast: the kernels run in the dtype that torch.nn would give back")
+AUTOCAST = Route("fused", "autocast: inputs and weights are cast for the kernels at every call")
 
 
 def transformed(tensors: Sequence[Tensor]) -> str | None:

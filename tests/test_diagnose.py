@@ -6,6 +6,7 @@ Catches an explanation of another route than the call takes, and a self-check th
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
 from rnnfast import __main__, diagnose, routes
-from rnnfast._library import INSTRUCTION_SET
+from rnnfast._library import HAS_BFLOAT16, INSTRUCTION_SET
 
 
 def test_explain_names_route_kernel_plan_and_reason() -> None:
@@ -42,9 +43,17 @@ def test_explain_follows_the_call() -> None:
     assert (mixed.route, mixed.kernel) == ("torch", "torch.rnn_tanh")
     (meta,) = rnnfast.explain(rnnfast.GRU(4, 5, device="meta"), x.to("meta")).layers
     assert (meta.route, meta.kernel) == ("fused", "meta")
-    with torch.autocast("cpu"):
-        (low,) = rnnfast.explain(rnnfast.GRU(4, 5), x).layers
-    assert "autocast" in low.reason
+    assert ragged.plan["dtype"] == "float32"
+    (half,) = rnnfast.explain(rnnfast.GRU(4, 5).bfloat16(), x.bfloat16()).layers
+    assert half.plan["dtype"] == "bfloat16"
+    for name, back in (("GRU", "float32"), ("RNN", "bfloat16")):
+        with torch.autocast("cpu"):
+            layer = getattr(rnnfast, name)(4, 5)
+            (low,) = rnnfast.explain(layer, x).layers
+            assert str(layer(x)[0].dtype) == f"torch.{back}"
+        assert low.reason.startswith("autocast")
+        assert low.reason.endswith(f"; {back} comes back, as from torch.nn")
+        assert low.plan["dtype"] == ("bfloat16" if HAS_BFLOAT16 else back)
     seen = []
     gru = rnnfast.GRU(4, 5)
 
@@ -94,8 +103,15 @@ def test_explain_counts_the_stretches_between_resets() -> None:
 
 
 def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
-    (layer,) = rnnfast.explain(nn.GRU(4, 5), torch.ones(3, 2, 4)).layers
-    assert layer.route == "fused"
+    for theirs, x in ((nn.GRU(4, 5), torch.ones(3, 2, 4)), (nn.GRUCell(4, 5), torch.ones(2, 4))):
+        explained = rnnfast.explain(theirs, x)
+        assert explained.layers[0].route == "fused"
+        assert explained.module == f"{theirs} of torch.nn, as if it were converted"
+        with rnnfast.patched():
+            made = type(theirs)(4, 5)
+        assert rnnfast.explain(made, x).module == str(made)
+        ours = rnnfast.convert(theirs)
+        assert rnnfast.explain(ours, x) == replace(explained, module=str(ours))
     with pytest.raises(TypeError, match=r"explain: module must be .*, got Linear"):
         rnnfast.explain(nn.Linear(2, 2), torch.ones(2))
     with pytest.raises(TypeError, match=r"explain: the input .* is missing"):

@@ -177,6 +177,16 @@ def test_the_gates_are_not_kept(name: str, states_kept: int) -> None:
     assert bytes_kept[1] <= inputs + 2 * states_kept * one + slack
 
 
+def test_a_subclass_may_choose_it() -> None:
+    class Mine(rnnfast.GRU):
+        recompute = True
+
+    x = torch.randn(50, B, 32)
+    layers = (rnnfast.GRU(32, 32), rnnfast.GRU(32, 32, recompute=True), Mine(32, 32))
+    plain, asked, mine = (kept(lambda layer=layer: layer(x)) for layer in layers)
+    assert mine == asked < plain
+
+
 def test_the_memory_of_a_rebuilt_pass_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some thousand rows at a time, however long the sequence."""
     sizes: list[torch.Size] = []

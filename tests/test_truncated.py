@@ -147,6 +147,15 @@ def test_without_gradients_it_is_one_call(monkeypatch: pytest.MonkeyPatch) -> No
         assert layer(torch.randn(T, B, I))[0].shape == (T, B, H)
 
 
+def test_a_subclass_may_choose_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(rnnfast.GRU):
+        detach_every = 2
+
+    monkeypatch.delattr(rnnfast.truncated, "run")
+    with pytest.raises(AttributeError, match="has no attribute 'run'"):
+        Mine(I, H)(torch.randn(T, B, I))
+
+
 def test_it_stays_with_the_layer() -> None:
     layer = rnnfast.GRU(I, H, detach_every=3)
     assert "detach_every=3" in repr(layer)
