@@ -135,10 +135,10 @@ def measure(
     return measurements
 
 
-def run(options: argparse.Namespace, dtype: torch.dtype) -> None:
+def run(
+    options: argparse.Namespace, dtype: torch.dtype, library: ModuleType, facts: dict[str, Any]
+) -> None:
     """Measures in one dtype; writes and prints what it found."""
-    candidate, library = candidate_library(options.noise)
-    facts = quiet_environment(dtype, candidate, options.busy)
     with busy(options.busy):
         measurements = measure(options, dtype, library, QUICK if options.quick else FULL)
     record = results.Record(facts, tuple(measurements))
@@ -153,8 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     freeze_heap()
-    for name in options.dtype:
-        run(options, getattr(torch, name))
+    candidate, library = candidate_library(options.noise)
+    dtypes = [getattr(torch, name) for name in options.dtype]
+    # Before anything is measured or written: what is done here is no load of others, no change.
+    facts = [quiet_environment(dtype, candidate, options.busy) for dtype in dtypes]
+    for dtype, environment in zip(dtypes, facts, strict=True):
+        run(options, dtype, library, environment)
     return 0
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import gpu_report
 from benchmarks.problems import Problem
@@ -274,31 +274,40 @@ def replace_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> 
 def figures_block(records: Sequence[tuple[str, Record]]) -> str:
     """The measured part of docs/figures.md: for each (name, record) its plot and its tables."""
     parts = []
-    for name, record in records:
+    for name, record in in_order(records):
         image = (IMAGES / f"{name}.png").relative_to("docs").as_posix()
         parts.append(f"![Speed of rnnfast over torch.nn]({image})\n\n{markdown(record)}")
     return "\n\n".join(parts)
 
 
+def in_order(records: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
+    """By machine, its float32 first."""
+    return sorted(records, key=lambda r: (machine(r[1]), r[1].environment["dtype"] != "float32"))
+
+
 def summary_block(records: Sequence[tuple[str, Record]], gpus: Sequence[Record]) -> str:
-    """That of README.md: the plots, and geometric means over all problems, for each machine a table
-    of them, with a row for each pass.
+    """That of README.md: for each machine the plot of its first precision, and a table of geometric
+    means over all problems, with a row for each precision and pass.
     """
-    lines = [
-        f"![Speed over torch.nn]({(IMAGES / f'{name}.png').as_posix()})" for name, _ in records
-    ]
+    found: dict[str, dict[str, Any]] = {}
+    lines = []
+    ordered = in_order(records)
+    for name, record in ordered:
+        if machine(record) not in found:
+            lines.append(f"![Speed over torch.nn]({(IMAGES / f'{name}.png').as_posix()})")
+        of_machine = found.setdefault(machine(record), {})
+        of_machine[record.environment["dtype"]] = record.ratios()
     lines += ["", "Times as fast as torch.nn: geometric mean (range)."]
-    found = [(machine(r), {r.environment["dtype"]: r.ratios()}) for _, r in records]
     for gpu in gpus:
-        found += [(f"{machine(gpu)}, CUDA graphs", gpu_report.ratios_of_graphs(gpu))]
-    for where, by_precision in found:
+        found[f"{machine(gpu)}, CUDA graphs"] = gpu_report.ratios_of_graphs(gpu)
+    for where, by_precision in found.items():
         lines += ["", f"{where}:", "", "| | RNN | GRU | LSTM |", "|---|---:|---:|---:|"]
         for precision, ratios in by_precision.items():
             for name in PASSES:
                 cells = (_mean_and_range(ratios[cell, name]) for cell in SUMMARISED)
                 lines.append(f"| {name}, {precision} | {' | '.join(cells)} |")
-    runs = (r.environment for r in (*(record for _, record in records), *gpus))
-    named = (f"{facts['commit']} with torch {facts['torch']}" for facts in runs)
+    runs = (record.environment for record in (*(record for _, record in ordered), *gpus))
+    named = dict.fromkeys(f"{facts['commit']} with torch {facts['torch']}" for facts in runs)
     return "\n".join([*lines, "", filled(f"The runs: commit {', '.join(named)}.")])
 
 

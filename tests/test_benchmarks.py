@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,6 +296,26 @@ def test_the_command_measures_writes_and_prints(
     printed = capsys.readouterr().out
     assert f"{read.measurements[0].speed_up:.2f}x" in printed
     assert str(path) in printed.replace("\n", "")
+
+
+def test_each_dtype_has_the_machine_as_it_was_before_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[tuple[str, ...]] = []
+
+    def look(dtype: torch.dtype, *_: Any) -> str:
+        order.append(("look", str(dtype)))
+        return f"facts of {dtype}"
+
+    command, threads = sys.modules[main.__module__], torch.get_num_threads()
+    monkeypatch.setattr(command, "quiet_environment", look)
+    monkeypatch.setattr(
+        command, "run", lambda _, dtype, __, facts: order.append((str(dtype), facts))
+    )
+    try:
+        assert main(["--dtype", "float32", "bfloat16"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    names = ["torch.float32", "torch.bfloat16"]
+    assert order == [*(("look", n) for n in names), *((n, f"facts of {n}") for n in names)]
 
 
 @pytest.mark.xdist_group("timing")
