@@ -136,13 +136,14 @@ struct Call : Arguments {
   bool fits() const;
 };
 
-// Whether a layer is more than torch.nn's, here and now; see rnnfast/base.py.
+// Whether a layer may be more than torch.nn's, here and now; see rnnfast/base.py.
 bool has_own_options(Attributes& attributes) {
   const Names& names = Names::get();
   if (attributes.has(names.heads) || attributes.has(names.regularisation)) return true;
   if (!at::GradMode::is_enabled()) return false;
-  PyObject* every = attributes.of_class_too(names.detach_every);
-  return attributes.of_class_too(names.recompute) == Py_True || (every && every != Py_None);
+  PyObject *every = attributes.of_class_too(names.detach_every),
+           *again = attributes.of_class_too(names.recompute);
+  return (every && every != Py_None) || (again && again != Py_False);
 }
 
 bool Call::read_options(PyObject* module) {
