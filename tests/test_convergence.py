@@ -199,7 +199,11 @@ def test_a_shift_at_one_point_is_found() -> None:
     assert comparison.sign_flips(differences) == (pytest.approx(0.3, abs=0.1), 2 / 1024)
 
 
-def test_p_is_uniform_where_there_is_no_difference() -> None:
+@pytest.mark.parametrize("exact", [16, 6], ids=["all exchanges", "random ones"])
+def test_p_is_uniform_where_there_is_no_difference(
+    exact: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "EXACT", exact)
     random = np.random.default_rng(0)
     # Points that depend on each other, as those of a curve do, and are not normal.
     draws = (random.standard_t(3, (8, 6)).cumsum(1) for _ in range(400))
@@ -264,6 +268,29 @@ def test_a_quick_run_is_what_tables_and_figures_show(
     assert axes.get_yscale() == "log"
 
 
+def test_other_seeds_of_a_part_of_the_arms(tmp_path: Path) -> None:
+    path, threads = tmp_path / "part.json", torch.get_num_threads()
+    options = ["--quick", "--processes", "1", "--tasks", "lines", "--output", str(path)]
+    try:
+        assert main([*options, "--bfloat16", "--seeds", "7:40"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    read = record.read(path)
+    keys = [(row["seed"], row["arm"]) for row in read.rows]
+    assert keys == [(seed, arm) for seed in (7, 8) for arm in (TORCH_BF16, OURS_BF16)]
+    (one,) = report.comparisons(read)
+    assert (one.arm, one.other) == (OURS_BF16, TORCH_BF16)
+    page = report.PAGE.read_text("utf-8")
+    changed = report.written(page, read)
+    begin, end = report.BLOCKS[False]
+    assert changed.partition(begin)[0] == page.partition(begin)[0]
+    assert changed.partition(end)[2] == page.partition(end)[2]
+    assert report.verdicts(read)[0][:40] in changed.partition(begin)[2].partition(end)[0]
+    for seeds in ("1", "9:10", "9:8"):
+        with pytest.raises(SystemExit):
+            main(["--quick", "--seeds", seeds])
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     path.write_text('{"format": 1}')
@@ -275,8 +302,9 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 def test_the_document_shows_what_was_measured(path: Path) -> None:
     read = record.read(path)
     text = report.PAGE.read_text("utf-8")
-    assert report.replace_block(text, report.markdown(read), report.BEGIN, report.END) == text
-    assert f"```{{convergence}} {path.relative_to(report.REPOSITORY)}\n" in text
+    assert report.written(text, read) == text
+    drawn = f"```{{convergence}} {path.relative_to(report.REPOSITORY)}\n" in text
+    assert drawn == (report.arms(read) == list(ARMS))
     for name, task in read.tasks.items():
         made = tasks.TASKS[name]()
         assert record.described(made) == task
@@ -288,5 +316,10 @@ def test_the_document_shows_what_was_measured(path: Path) -> None:
     }
 
 
-def test_there_is_a_result() -> None:
-    assert len(RESULTS) == 1
+def test_there_are_results_of_all_arms_and_of_fresh_seeds() -> None:
+    every, part = sorted(map(record.read, RESULTS), key=lambda read: -len(report.arms(read)))
+    assert report.arms(every) == list(ARMS)
+    assert report.arms(part) == [TORCH_BF16, OURS_BF16]
+    seeds = [{row["seed"] for row in read.rows} for read in (every, part)]
+    assert not seeds[0] & seeds[1]
+    assert len(seeds[1]) > len(seeds[0])

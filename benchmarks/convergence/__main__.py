@@ -2,6 +2,7 @@
 
     python -m benchmarks.convergence             10 to 20 minutes on two cores; JSON and tables
     python -m benchmarks.convergence --quick     a few steps of two seeds: does it run?
+    python -m benchmarks.convergence --seeds 100:140 --bfloat16   other seeds, two arms
 
 docs/convergence.md says what is trained, what is compared, and what came out.
 """
@@ -27,11 +28,27 @@ from benchmarks.convergence.record import FOLDER, Record, described, write
 from benchmarks.convergence.tasks import SEEDS, TASKS, Task
 
 
+def seeds_of(text: str) -> range:
+    """Of `N` the first N, of `FIRST:END` those from FIRST on, without END."""
+    first, _, end = text.rpartition(":")
+    seeds = range(int(first or 0), int(end))
+    if len(seeds) < 2:
+        raise argparse.ArgumentTypeError(f"two seeds at least have a spread, got {text}")
+    return seeds
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convergence", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="default: %(default)s")
+    parser.add_argument(
+        "--seeds",
+        type=seeds_of,
+        default=range(SEEDS),
+        metavar="N",
+        help=f"so many, or FIRST:END; default: {SEEDS}",
+    )
+    parser.add_argument("--bfloat16", action="store_true", help="the arms in bfloat16 alone")
     parser.add_argument(
         "--processes", type=int, default=2, help="of one thread each; default: %(default)s"
     )
@@ -41,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def finished(
-    jobs: Sequence[tuple[str, int, bool]], processes: int
+    jobs: Sequence[tuple[str, int, bool, Sequence[str]]], processes: int
 ) -> Iterable[tuple[str, list[dict[str, Any]]]]:
     """The rows of each job as it ends, with its task."""
     if processes == 1:
@@ -54,9 +71,10 @@ def finished(
 
 def measure(options: argparse.Namespace, tasks: dict[str, Task]) -> list[dict[str, Any]]:
     """All runs, the longest first, so that no process is left alone with one."""
-    seeds = range(min(options.seeds, 2) if options.quick else options.seeds)
+    seeds = options.seeds[:2] if options.quick else options.seeds
+    arms = [arm for arm in training.ARMS if arm in training.BFLOAT16 or not options.bfloat16]
     order = sorted(tasks, key=lambda name: -tasks[name].steps)
-    jobs = [(name, seed, options.quick) for name in order for seed in seeds]
+    jobs = [(name, seed, options.quick, arms) for name in order for seed in seeds]
     rows = []
     columns = (
         BarColumn(),
@@ -85,7 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = measure(options, tasks)
     facts["minutes"] = round((time.monotonic() - before) / 60, 1)
     record = Record(facts, {name: described(task) for name, task in tasks.items()}, rows)
-    path = options.output or FOLDER / results.default_name(facts, options.quick)
+    name = results.default_name(facts, options.quick)
+    if options.bfloat16:
+        name = name.replace(".json", "-bfloat16.json")
+    path = options.output or FOLDER / name
     write(record, path)
     report.show(record)
     print(f"written to {path}")

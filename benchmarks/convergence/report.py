@@ -44,8 +44,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAGE = REPOSITORY / "docs" / "convergence.md"
-BEGIN = "<!-- measured: written by python -m benchmarks.convergence.report --write -->"
-END = "<!-- end of measured -->"
+BLOCKS = {
+    True: (
+        "<!-- measured: written by python -m benchmarks.convergence.report --write -->",
+        "<!-- end of measured -->",
+    ),
+    False: ("<!-- measured in a part of the arms -->", "<!-- end of the part -->"),
+}
+"""Where a record of all arms stands in the page, and one of some."""
 
 STYLES = {
     TORCH: ("-", 4.0, "#999999"),
@@ -68,20 +74,31 @@ def headline(record: Record) -> str:
     )
 
 
+def arms(record: Record) -> list[str]:
+    """Those that were trained."""
+    found = {row["arm"] for row in record.rows}
+    return [arm for arm in ARMS if arm in found]
+
+
+def pairs(record: Record, wanted: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of the pairs whose arms were trained."""
+    return [pair for pair in wanted if set(pair) <= set(arms(record))]
+
+
 def scores(record: Record) -> tuple[list[str], Rows]:
     """Mean and standard deviation over the seeds."""
     body = []
     for name, task in record.tasks.items():
-        found = [curves(record.rows, name, arm, "score") for arm in ARMS]
+        found = [curves(record.rows, name, arm, "score") for arm in arms(record)]
         digits = task["digits"]
         texts = [f"{x.mean():.{digits}f} ± {spread(x)[0]:.{digits}f}" for x in found]
         body.append([f"{name}: {task['score'].partition(',')[0]}", *texts])
-    return ["final score on test data", *ARMS], body
+    return ["final score on test data", *arms(record)], body
 
 
 def comparisons(record: Record) -> list[Compared]:
-    pairs = (*TESTED, *CONTROLS)
-    return [compare(record.rows, name, *pair) for pair in pairs for name in record.tasks]
+    found = pairs(record, (*TESTED, *CONTROLS))
+    return [compare(record.rows, name, *pair) for pair in found for name in record.tasks]
 
 
 def differences(record: Record) -> tuple[list[str], Rows]:
@@ -123,7 +140,7 @@ def partings(record: Record) -> tuple[list[str], Rows]:
     """How far losses differ in the first steps, and the step at which by more than `PARTED`: of how
     many seeds there is one, the first and the last.
     """
-    compared = [arm for arm, other in ARMS.items() if other]
+    compared = [arm for arm in arms(record) if ARMS[arm]]
     body = []
     for name, task in record.tasks.items():
         line = [f"{name}, {task['steps']} steps"]
@@ -144,7 +161,7 @@ def verdicts(record: Record) -> list[str]:
     """The criterion's answer for each precision, in a sentence."""
     p = adjusted(comparisons(record))
     answers = []
-    for arm, other in TESTED:
+    for arm, other in pairs(record, TESTED):
         found = [one for one in p if one.arm == arm]
         differ = [one.task for one in found if min(p[one]) < LEVEL]
         answers.append(
@@ -172,6 +189,11 @@ def markdown(record: Record) -> str:
     parts = [answers, textwrap.fill(f"{headline(record)}.", 120)]
     parts += [f"### {title}\n\n{table.markdown(*made(record))}" for title, made in TABLES.items()]
     return "\n\n".join(parts)
+
+
+def written(page: str, record: Record) -> str:
+    """The page with what was measured."""
+    return replace_block(page, markdown(record), *BLOCKS[len(arms(record)) == len(ARMS)])
 
 
 def figures(record: Record) -> Iterator[str]:
@@ -238,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = read(options.result)
     show(record)
     if options.write:
-        PAGE.write_text(replace_block(PAGE.read_text("utf-8"), markdown(record), BEGIN, END))
+        PAGE.write_text(written(PAGE.read_text("utf-8"), record))
 
 
 if __name__ == "__main__":

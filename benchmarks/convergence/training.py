@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -22,6 +23,7 @@ PARTED = 1e-3
 
 TORCH, OURS, NUDGED = "torch.nn", "rnnfast", "torch.nn, nudged"
 TORCH_BF16, OURS_BF16 = "torch.nn, bfloat16", "rnnfast, bfloat16"
+BFLOAT16 = (TORCH_BF16, OURS_BF16)
 ARMS = {TORCH: "", NUDGED: TORCH, OURS: TORCH, TORCH_BF16: "", OURS_BF16: TORCH_BF16}
 """Each with the arm that its losses are compared to."""
 
@@ -76,33 +78,33 @@ def nudge(model: nn.Module) -> nn.Module:
     return model
 
 
-def learners(task: Task, seed: int) -> dict[str, Learner]:
-    """One for each arm, from the weights of the seed."""
+def learners(task: Task, seed: int, arms: Sequence[str] = tuple(ARMS)) -> dict[str, Learner]:
+    """One for each of the arms, from the weights of the seed."""
     torch.manual_seed(seed)
     first = task.model()
     made = {}
-    for arm in ARMS:
+    for arm in arms:
         model = copy.deepcopy(first)
         if arm in (OURS, OURS_BF16):
             rnnfast.convert(model)
         elif arm == NUDGED:
             nudge(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate, fused=True)
-        made[arm] = Learner(model, arm in (TORCH_BF16, OURS_BF16), optimizer)
+        made[arm] = Learner(model, arm in BFLOAT16, optimizer)
     return made
 
 
-def train(task: Task, seed: int) -> list[dict[str, Any]]:
-    """Trains all arms with one seed; a row for each."""
-    arms = learners(task, seed)
+def train(task: Task, seed: int, arms: Sequence[str] = tuple(ARMS)) -> list[dict[str, Any]]:
+    """Trains the arms with one seed; a row for each."""
+    all_learners = learners(task, seed, arms)
     batches = task.batches(Generator().manual_seed(seed))
     for step, batch in enumerate(islice(batches, task.steps), 1):
-        for learner in arms.values():
+        for learner in all_learners.values():
             torch.manual_seed(seed * task.steps + step)  # the same dropout in all
             learner.step(task, batch)
             if step % (task.steps // POINTS) == 0:
                 learner.evaluate(task)
-    return [row(task, seed, arm, arms) for arm in ARMS]
+    return [row(task, seed, arm, all_learners) for arm in arms]
 
 
 def row(task: Task, seed: int, arm: str, arms: dict[str, Learner]) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def prepared(name: str, quick: bool) -> Task:
     return replace(task, steps=POINTS) if quick else task
 
 
-def job(name: str, seed: int, quick: bool) -> list[dict[str, Any]]:
+def job(name: str, seed: int, quick: bool, arms: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of one seed of one task, in this process or in one that was started for it."""
     torch.set_num_threads(1)
-    return train(prepared(name, quick), seed)
+    return train(prepared(name, quick), seed, arms)
