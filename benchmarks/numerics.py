@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import rnnfast
+from benchmarks.documents import replace_block
 from benchmarks.problems import MAIN, Problem
-from benchmarks.report import replace_block
 from benchmarks.results import REPOSITORY, environment
 from benchmarks.workloads import CELLS, make_workload, relative_error, values
 

@@ -2,7 +2,7 @@
 
 python -m benchmarks.report benchmarks/results/MACHINE.json             the table
 python -m benchmarks.report benchmarks/results/*.json --markdown        the same for a document
-python -m benchmarks.report benchmarks/results/*.json --readme          README.md, docs/figures.md
+python -m benchmarks.report benchmarks/results/*.json --readme          the numbers of README, docs
 python -m benchmarks.report --html                                      all results, as one page
 """
 
@@ -10,33 +10,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import gpu_report
+from benchmarks.documents import filled
 from benchmarks.problems import Problem
-from benchmarks.results import REPOSITORY, Measurement, Record, geometric_mean, read
+from benchmarks.results import REPOSITORY, Measurement, Record, read
 from benchmarks.workloads import PASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
-BEGIN = "<!-- numbers: written by python -m benchmarks.report --readme -->"
-END = "<!-- end of numbers -->"
-GPU_BEGIN = "<!-- GPU numbers: written by python -m benchmarks.report --readme -->"
-GPU_END = "<!-- end of GPU numbers -->"
-SUMMARY_BEGIN = "<!-- summary: written by python -m benchmarks.report --readme -->"
-SUMMARY_END = "<!-- end of summary -->"
-
 CELL_LABELS = {"rnn_tanh": "RNN (tanh)", "rnn_relu": "RNN (relu)", "gru": "GRU", "lstm": "LSTM"}
-SUMMARISED = ("rnn_tanh", "gru", "lstm")
 COLOURS = {"rnn_tanh": "#0072B2", "rnn_relu": "#56B4E9", "gru": "#E69F00", "lstm": "#009E73"}
 IMAGES = Path("docs/images")
-WIDTH = 120
-"""Columns of a page's lines, tables included: `tests/test_docs.py` holds them to it."""
 
 
 def milliseconds(seconds: float) -> str:
@@ -157,13 +146,6 @@ def markdown(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-def filled(text: str, indent: str = "") -> str:
-    """A paragraph of a page, or with `indent` what is to stand in a list there."""
-    return textwrap.fill(
-        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
 def _markdown_entry(measurement: Measurement | None) -> str:
     if measurement is None:
         return " | "
@@ -259,63 +241,6 @@ def _dress(axes: Axes, record: Record, name: str) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def replace_block(text: str, block: str, begin: str = BEGIN, end: str = END) -> str:
-    """`text` with everything between its two marker lines replaced by `block`.
-
-    Raises ValueError unless each marker occurs once and they are in order.
-    """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"wanted the markers {begin!r} and {end!r}, once each, in this order")
-    head, rest = text.split(begin)
-    tail = rest.split(end)[1]
-    return f"{head}{begin}\n\n{block.strip()}\n\n{end}{tail}"
-
-
-def figures_block(records: Sequence[tuple[str, Record]]) -> str:
-    """The measured part of docs/figures.md: for each (name, record) its plot and its tables."""
-    parts = []
-    for name, record in in_order(records):
-        image = (IMAGES / f"{name}.png").relative_to("docs").as_posix()
-        parts.append(f"![Speed of rnnfast over torch.nn]({image})\n\n{markdown(record)}")
-    return "\n\n".join(parts)
-
-
-def in_order(records: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
-    """By machine, its float32 first."""
-    return sorted(records, key=lambda r: (machine(r[1]), r[1].environment["dtype"] != "float32"))
-
-
-def summary_block(records: Sequence[tuple[str, Record]], gpus: Sequence[Record]) -> str:
-    """That of README.md: for each machine the plot of its first precision, and a table of geometric
-    means over all problems, with a row for each precision and pass.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    lines = []
-    ordered = in_order(records)
-    for name, record in ordered:
-        if machine(record) not in found:
-            lines.append(f"![Speed over torch.nn]({(IMAGES / f'{name}.png').as_posix()})")
-        of_machine = found.setdefault(machine(record), {})
-        of_machine[record.environment["dtype"]] = record.ratios()
-    lines += ["", "Times as fast as torch.nn: geometric mean (range)."]
-    for gpu in gpus:
-        found[f"{machine(gpu)}, CUDA graphs"] = gpu_report.ratios_of_graphs(gpu)
-    for where, by_precision in found.items():
-        lines += ["", f"{where}:", "", "| | RNN | GRU | LSTM |", "|---|---:|---:|---:|"]
-        for precision, ratios in by_precision.items():
-            for name in PASSES:
-                cells = (_mean_and_range(ratios[cell, name]) for cell in SUMMARISED)
-                lines.append(f"| {name}, {precision} | {' | '.join(cells)} |")
-    runs = (record.environment for record in (*(record for _, record in ordered), *gpus))
-    named = dict.fromkeys(f"{facts['commit']} with torch {facts['torch']}" for facts in runs)
-    return "\n".join([*lines, "", filled(f"The runs: commit {', '.join(named)}.")])
-
-
-def _mean_and_range(ratios: Sequence[float]) -> str:
-    low, high = min(ratios), max(ratios)
-    return f"{geometric_mean(list(ratios)):.2f} ({low:.2f} to {high:.3g})"
-
-
 def load(path: Path) -> list[tuple[str, Record]]:
     """The parts of a result, each with the name of its plot."""
     parts = read(path).parts()
@@ -323,42 +248,6 @@ def load(path: Path) -> list[tuple[str, Record]]:
         return [(path.stem, parts[0])]
     words = (part.environment["dtype"].replace(",", "").replace(" ", "-").lower() for part in parts)
     return [(f"{path.stem}-{word}", part) for word, part in zip(words, parts, strict=True)]
-
-
-def write_readme(paths: Sequence[Path]) -> None:
-    """The numbers of README.md and docs/figures.md, their plots, and beside the JSON of a GPU all
-    its tables.
-    """
-    gpus = [path for path in paths if "gpu" in read(path).environment]
-    records = [part for path in paths if path not in gpus for part in load(path)]
-    for name, record in records:
-        plot(record, REPOSITORY / IMAGES / f"{name}.png")
-    blocks = "\n\n".join(gpu_block(path) for path in gpus)
-    summary = summary_block(records, [read(path) for path in gpus])
-    _rewrite("README.md", summary, SUMMARY_BEGIN, SUMMARY_END)
-    if records:
-        _rewrite("docs/figures.md", figures_block(records), BEGIN, END)
-    if gpus:
-        _rewrite("docs/figures.md", blocks, GPU_BEGIN, GPU_END)
-
-
-def _rewrite(page: str, block: str, begin: str, end: str) -> None:
-    path = REPOSITORY / page
-    path.write_text(replace_block(path.read_text(), block, begin, end))
-
-
-def gpu_block(path: Path) -> str:
-    """Writes the plot and the tables of a GPU's record; what docs/figures.md says of them."""
-    record, image = read(path), IMAGES / f"{path.stem}.png"
-    record.environment["dtype"] = "every precision"
-    gpu_report.plot(record, REPOSITORY / image)
-    title = filled(f"{headline(record)}. {record.environment.get('note', '')}".strip())
-    tables = path.with_suffix(".md")
-    tables.write_text(f"# {record.environment['gpu']}\n\n{title}\n\n{gpu_report.tables(record)}\n")
-    link = tables.resolve().relative_to(REPOSITORY).as_posix()
-    every = filled(f"Every layer, in microseconds a step: [{link}](../{link}).")
-    picture = f"![Speed of rnnfast over cuDNN]({image.relative_to('docs').as_posix()})"
-    return "\n\n".join([picture, title, gpu_report.summary(record), every])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -370,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--readme",
         action="store_true",
-        help=f"rewrite the numbers of README.md and docs/figures.md, plots in {IMAGES}",
+        help=f"rewrite the numbers of README.md, docs/index.md, figures.md, plots in {IMAGES}",
     )
     parser.add_argument(
         "--html",
@@ -399,7 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plot:
         plot(records[0][1], options.plot)
     if options.readme:
-        write_readme(options.results)
+        from benchmarks import readme
+
+        readme.write(options.results)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,9 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
 
     Args:
         module: a layer or cell of rnnfast, or of torch.nn, which is explained as if converted, and
-            said to be; or a model that holds some, which runs once, eagerly, as in
-            ``module(*args, **kwargs)``, while each call of a layer in it is explained: those of
+            said to be (one of a subclass of torch.nn's, which `convert` leaves alone, as if its
+            ``super().forward`` ran ours); or a model that holds some, which runs once, eagerly, as
+            in ``module(*args, **kwargs)``, while each call of a layer in it is explained: those of
             torch.nn as they are.
         *args: what `module` would be called with: of a layer its input, packed or not, and ``hx``.
         **kwargs: likewise: of a layer ``hx``, ``resets``, ``reset_states`` and ``lengths``.
@@ -90,14 +91,22 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         return _explain_model(module, args, kwargs)
     of_one: Any = _explain_cell if isinstance(module, _CELLS) else _explain_layers
     found: Explanation = of_one(module, *args, **kwargs)
-    if not _is_ours(module):
-        return replace(found, module=f"{found.module} of torch.nn, as if it were converted")
-    return found
+    if _is_ours(module):
+        return found
+    how = "of torch.nn, as if it were converted"
+    if _is_of_users(module):
+        how = "of a subclass of torch.nn's, as under rnnfast.patch(): convert leaves it alone"
+    return replace(found, module=f"{found.module} {how}")
 
 
 def _is_ours(module: nn.Module) -> bool:
     """Whether a call of this layer or cell comes to our code."""
     return isinstance(module, Interop) or is_patched(module)
+
+
+def _is_of_users(module: nn.Module) -> bool:
+    """Whether this layer or cell of torch.nn's has a class of its own: `convert` leaves those."""
+    return type(module).__module__ != nn.RNNBase.__module__
 
 
 def _explain_model(model: nn.Module, args: Any, kwargs: Any) -> Explanation:
@@ -138,7 +147,7 @@ def _explain_held(module: nn.Module, args: Any, kwargs: Any) -> tuple[LayerExpla
         return explain(module, *args, **kwargs).layers
     name = type(module).__name__
     reason = f"it is torch's {name}: rnnfast.convert(model) makes it rnnfast's"
-    if type(module).__module__ != nn.RNNBase.__module__:
+    if _is_of_users(module):
         reason = f"{name} is a subclass of torch's, which convert leaves alone: rnnfast.patch()"
     which = "cell" if isinstance(module, _CELLS) else "all layers"
     return (LayerExplanation(which, "torch", f"{name}.forward", reason),)

@@ -7,6 +7,8 @@ reports show what was measured.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -21,7 +23,17 @@ from torch import Tensor, nn
 # The repository's root, last: an installed rnnfast must win over the source folder beside this one.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import numerics, problems, report, results, steps, timing, workloads
+from benchmarks import (
+    documents,
+    numerics,
+    problems,
+    readme,
+    report,
+    results,
+    steps,
+    timing,
+    workloads,
+)
 from benchmarks.__main__ import main
 from benchmarks.problems import Problem
 
@@ -241,23 +253,48 @@ def test_milliseconds_keep_three_digits(seconds: float, text: str) -> None:
 
 
 def test_only_the_marked_block_is_replaced() -> None:
-    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    once = report.replace_block(text, "new\n")
-    assert once == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
-    assert report.replace_block(once, "new") == once
+    markers = (readme.BEGIN, readme.END)
+    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+    once = documents.replace_block(text, "new\n", *markers)
+    assert once == f"before\n{readme.BEGIN}\n\nnew\n\n{readme.END}\nafter\n"
+    assert documents.replace_block(once, "new", *markers) == once
     with pytest.raises(ValueError, match="wanted the markers"):
-        report.replace_block("no markers", "new")
+        documents.replace_block("no markers", "new", *markers)
 
 
 def test_the_pages_have_what_the_committed_results_say() -> None:
-    folder, pages = results.REPOSITORY / "benchmarks/results", results.REPOSITORY
+    folder = results.REPOSITORY / "benchmarks/results"
     records = [part for path in folder.glob("*.json") for part in report.load(path)]
     cpus = [(name, record) for name, record in records if "gpu" not in record.environment]
-    gpus = [results.read(path) for path in folder.glob("nvidia*.json")]
-    readme, figures = (pages / "README.md").read_text(), (pages / "docs/figures.md").read_text()
-    summary = report.summary_block(cpus, gpus)
-    assert readme == report.replace_block(readme, summary, report.SUMMARY_BEGIN, report.SUMMARY_END)
-    assert figures == report.replace_block(figures, report.figures_block(cpus))
+    gpus = {path.stem: results.read(path) for path in folder.glob("nvidia*.json")}
+    for name in readme.SUMMARIES:
+        page = (results.REPOSITORY / name).read_text()
+        summary = readme.summary_block(name, cpus, list(gpus.values()))
+        assert page == documents.replace_block(
+            page, summary, readme.SUMMARY_BEGIN, readme.SUMMARY_END
+        )
+    page = (results.REPOSITORY / "docs/figures.md").read_text()
+    assert page == documents.replace_block(
+        page, readme.figures_block(cpus), readme.BEGIN, readme.END
+    )
+    assert page == documents.replace_block(
+        page, readme.gpu_block(gpus), readme.GPU_BEGIN, readme.GPU_END
+    )
+    for name, record in gpus.items():
+        assert (folder / f"{name}.md").read_text() == readme.gpu_page(record)
+
+
+def test_each_machine_has_its_float32_first(record: results.Record) -> None:
+    def ran(cpu: str, dtype: str) -> tuple[str, results.Record]:
+        facts = {**record.environment, "cpu": cpu, "dtype": dtype}
+        return f"{cpu}-{dtype}", dataclasses.replace(record, environment=facts)
+
+    runs = [
+        ran(*run) for run in itertools.product(("zen", "arm"), ("bfloat16", "float32", "float16"))
+    ]
+    drawn = re.findall(r"images/(\S+)\.png", readme.figures_block(runs))
+    assert drawn[0::3] == ["arm-float32", "zen-float32"]
+    assert [name.split("-")[0] for name in drawn] == 3 * ["arm"] + 3 * ["zen"]
 
 
 def test_the_plot_is_a_picture(record: results.Record, tmp_path: Path) -> None:
@@ -396,4 +433,4 @@ def test_the_precision_tables_hold_every_dtype_cell_and_side() -> None:
 
 def test_the_page_on_precision_has_a_block_for_the_tables() -> None:
     text = (results.REPOSITORY / "docs" / "numerics.md").read_text()
-    assert "| 9.9e-9 |" in report.replace_block(text, "| 9.9e-9 |", numerics.BEGIN, numerics.END)
+    assert "| 9.9e-9 |" in documents.replace_block(text, "| 9.9e-9 |", numerics.BEGIN, numerics.END)

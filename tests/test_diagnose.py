@@ -112,6 +112,14 @@ def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
         assert rnnfast.explain(made, x).module == str(made)
         ours = rnnfast.convert(theirs)
         assert rnnfast.explain(ours, x) == replace(explained, module=str(ours))
+    own, x = Own(4, 5), torch.ones(3, 2, 4)
+    how = "of a subclass of torch.nn's, as under rnnfast.patch(): convert leaves it alone"
+    assert rnnfast.explain(own, x).module == f"{own} {how}"
+    rnnfast.patch()
+    try:
+        assert rnnfast.explain(own, x).module == str(own)
+    finally:
+        rnnfast.unpatch()
     with pytest.raises(TypeError, match=r"explain: module must be .*, got Linear"):
         rnnfast.explain(nn.Linear(2, 2), torch.ones(2))
     with pytest.raises(TypeError, match=r"explain: the input .* is missing"):

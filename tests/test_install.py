@@ -235,7 +235,7 @@ SETUPTOOLS = metadata.version("setuptools")
     [
         ({}, "setuptools is missing: pip install 'setuptools>=77'"),
         ({"setuptools": "65.5.0"}, "setuptools 65.5.0 is too old: pip install 'setuptools>=77'"),
-        ({"setuptools": SETUPTOOLS}, "torch is not found: install torch 2.11 or newer first"),
+        ({"setuptools": SETUPTOOLS}, "torch is not found. Where it is installed, pip hides it"),
     ],
 )
 @pytest.mark.parametrize("by", ["pip", "setup.py"])

@@ -22,6 +22,7 @@ from torch import nn
 sys.path.append(str(Path(__file__).parents[1]))
 
 import rnnfast
+from benchmarks import documents
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import bound, machine, record, report, torch_peers
 from benchmarks.peers.side import Side, Unavailable, reorder_gates
@@ -298,7 +299,7 @@ def test_the_plot_is_a_picture(made: record.Record, tmp_path: Path) -> None:
 
 def test_the_page_has_a_block_for_the_numbers() -> None:
     text = report.PAGE.read_text()
-    assert "9.99" in report.replace_block(text, "9.99", report.BEGIN, report.END)
+    assert "9.99" in documents.replace_block(text, "9.99", report.BEGIN, report.END)
 
 
 @pytest.mark.xdist_group("timing")

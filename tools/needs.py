@@ -19,8 +19,8 @@ from importlib import metadata
 SETUPTOOLS, TORCH = (77,), (2, 11)
 NEWER_PYTHON = (3, 10)
 ISOLATED = (
-    "torch is not found: install torch 2.11 or newer first; if it is installed, pip hides it from"
-    " builds, so type: pip install --no-build-isolation ."
+    "torch is not found. Where it is installed, pip hides it from builds, so type:"
+    " pip install --no-build-isolation . ; elsewhere install torch 2.11 or newer first"
 )
 PROBE = "#include <omp.h>\n#include <bit>\nint main() { return omp_get_max_threads() > 0; }\n"
 

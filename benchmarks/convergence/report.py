@@ -36,7 +36,7 @@ from benchmarks.convergence.training import (
     TORCH,
     TORCH_BF16,
 )
-from benchmarks.report import filled, replace_block
+from benchmarks.documents import filled, replace_block
 from benchmarks.results import REPOSITORY
 
 if TYPE_CHECKING:

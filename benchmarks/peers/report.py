@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import table
+from benchmarks.documents import filled, replace_block
 from benchmarks.peers.record import BASELINE, OURS, Entry, Record, mean_lead, read
-from benchmarks.report import CELL_LABELS, IMAGES, filled, milliseconds, replace_block
+from benchmarks.report import CELL_LABELS, IMAGES, milliseconds
 from benchmarks.results import REPOSITORY
 from benchmarks.timing import geometric_mean
 from benchmarks.workloads import PASSES
