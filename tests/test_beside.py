@@ -13,7 +13,7 @@ from torch import nn
 # The repository's root, last: an installed rnnfast must win over the source folder beside this one.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import beside, cells, heads, recompute, segments
+from benchmarks import autocast, beside, cells, heads, recompute, segments
 from benchmarks.timing import Budget
 
 ONCE = Budget(total=0, block=0, rounds=(1, 1), warm_up=0, lead_in=0)
@@ -52,6 +52,16 @@ def test_recompute() -> None:
     rows = recompute.rows("LSTM", (200, 3, 4, 5, 2), ONCE)
     assert [row[0] for row in rows] == [f"LSTM: {way}" for way in recompute.WAYS]
     assert all(int(row[2]) >= 0 for row in rows)
+
+
+@pytest.mark.parametrize("cell", autocast.CELLS)
+def test_autocast(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = autocast.rows(cell, (5, 2, 3, 4), ONCE)
+    assert [row[0] for row in rows] == [f"{cell}, {way}" for way in autocast.WAYS]
+    assert all(text.endswith(" (1.00)") for text in rows[0][1:])
+    monkeypatch.setattr(autocast, "CLOSE", 1e-9)
+    with pytest.raises(AssertionError, match="not close"):
+        autocast.rows(cell, (5, 2, 3, 4), ONCE)
 
 
 @pytest.mark.parametrize("cell", cells.CELLS)
