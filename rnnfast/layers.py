@@ -39,43 +39,44 @@ def has_checks_of(cls: type, torch_class: type) -> bool:
 def run(module: nn.RNNBase, input: Any, hx: Any, *, plain: bool) -> Any:
     """Run the layers of `module` on a tensor or a PackedSequence, with `hx` in torch.nn's form.
 
-    `plain`: its checks are torch.nn's, and may be made in C++.
+    `plain`: its checks are torch.nn's, and may be made in C++, in one step where nothing about the
+    call is special or wrong.
     """
+    x, batch_sizes, batched = input, None, True
     if type(input) is not Tensor and isinstance(input, PackedSequence):
-        return _run_packed(module, input, hx, plain)
-    dim = input.dim()
-    if dim == 3:
-        return _run(module, input, None, hx, plain)
-    check_dim(module, dim)
-    batch_dim = 0 if module.batch_first else 1
-    if hx is not None:
-        hx = batched_states(module, hx, dim)
-    output, hidden = _run(module, input.unsqueeze(batch_dim), None, hx, plain)
-    spec = MODES[module.mode]
-    states = [s.squeeze(1) for s in spec.states_of(hidden)]
-    return output.squeeze(batch_dim), spec.hx_of(states)
+        x, batch_sizes = input.data, input.batch_sizes
+        if hx is not None:
+            hx = module.permute_hidden(hx, input.sorted_indices)
+    elif (dim := input.dim()) != 3:
+        check_dim(module, dim)
+        batched = False
+        if hx is not None:
+            hx = batched_states(module, hx, dim)
+        x = input.unsqueeze(0 if module.batch_first else 1)
+    result = _C.layers(module, x, batch_sizes, hx) if plain and not _is_compiling() else None
+    if result is None:
+        result = _run(module, x, batch_sizes, hx)
+    if batch_sizes is not None:
+        return _packed_as(module, input, result)
+    return result if batched else _without_batch(module, result)
 
 
-def _run_packed(module: nn.RNNBase, packed: PackedSequence, hx: Any, plain: bool) -> Any:
-    input, batch_sizes, sorted_indices, unsorted_indices = packed
-    if hx is not None:
-        hx = module.permute_hidden(hx, sorted_indices)
-    output, hidden = _run(module, input, batch_sizes, hx, plain)
+def _packed_as(module: nn.RNNBase, input: PackedSequence, result: Any) -> Any:
+    _, batch_sizes, sorted_indices, unsorted_indices = input
+    output, hidden = result
     hidden = module.permute_hidden(hidden, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
 
 
-def _run(
-    module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any, plain: bool
-) -> Any:
-    """``(output, hidden)``: in one step of C++ where nothing about the call is special or wrong.
+def _without_batch(module: nn.RNNBase, result: Any) -> Any:
+    output, hidden = result
+    spec = MODES[module.mode]
+    states = [s.squeeze(1) for s in spec.states_of(hidden)]
+    return output.squeeze(0 if module.batch_first else 1), spec.hx_of(states)
 
-    `input` and `hx` have a batch. `hx` None counts as zeros.
-    """
-    if plain and not _is_compiling():
-        result = _C.layers(module, input, batch_sizes, hx)
-        if result is not None:
-            return result
+
+def _run(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> Any:
+    """``(output, hidden)``. `input` and `hx` have a batch; `hx` None counts as zeros."""
     if hx is not None and batch_sizes is None:
         hx = batched_states(module, hx, 3)
     weights = current_weights(module)
