@@ -111,7 +111,6 @@ class RNN(Layers, nn.RNN):
         self,
         input: Any,
         hx: Tensor | None = None,
-        *,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: Tensor | None = None,
         lengths: Any = None,
@@ -176,7 +175,6 @@ class GRU(Layers, nn.GRU):
         self,
         input: Any,
         hx: Tensor | None = None,
-        *,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: Tensor | None = None,
         lengths: Any = None,
@@ -265,7 +263,6 @@ class LSTM(Layers, nn.LSTM):
         self,
         input: Any,
         hx: tuple[Tensor, Tensor] | None = None,
-        *,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: tuple[Tensor, Tensor] | None = None,
         lengths: Any = None,

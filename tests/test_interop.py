@@ -7,6 +7,7 @@ name the call which helps.
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from typing import Any
 
@@ -83,18 +84,28 @@ def test_jit_trace_records_torchs_operator(name: str) -> None:
 @layers
 def test_onnx_graph_is_that_of_torchs_module(name: str) -> None:
     onnx = pytest.importorskip("onnx")
-    graphs = []
-    for library in (nn, rnnfast):
-        buffer = io.BytesIO()
-        model = model_of(name, library=library).eval()
-        axes = {"x": {0: "time", 1: "batch"}}
+
+    def nodes(model: nn.Module, x: Tensor) -> list[str]:
+        buffer, axes = io.BytesIO(), {"x": {0: "time", 1: "batch"}}
         torch.onnx.export(
-            model, (batch(name),), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes
+            model.eval(), (x,), buffer, dynamo=False, input_names=["x"], dynamic_axes=axes
         )
-        graph = onnx.load_from_string(buffer.getvalue()).graph
-        graphs.append([node.op_type for node in graph.node])
-    assert name in graphs[0]
-    assert graphs[1] == graphs[0]
+        return [node.op_type for node in onnx.load_from_string(buffer.getvalue()).graph.node]
+
+    theirs, ours = (nodes(model_of(name, library=m), batch(name)) for m in (nn, rnnfast))
+    assert name in theirs
+    assert ours == theirs
+    theirs, ours = (nodes(getattr(m, name)(3, 4), torch.randn(5, 2, 3)) for m in (nn, rnnfast))
+    assert ours == theirs
+
+
+@layers
+def test_arguments_left_out_may_be_given_by_position(name: str) -> None:
+    """As torch.onnx gives them to a layer that is exported by itself."""
+    layer, x = getattr(rnnfast, name)(3, 4), torch.randn(5, 2, 3)
+    defaults = [p.default for p in inspect.signature(layer.forward).parameters.values()][1:]
+    assert len(defaults) == 4
+    assert_same(layer(x, *defaults), layer(x))
 
 
 @every_class
