@@ -54,9 +54,9 @@ KERNELS = {
     SINGLE: ("single",),
     ROWS: ("rows",),
 }
-# A statement that synchronises, with the condition before it on its line.
+# A statement that synchronises, with the condition or the loop before it on its line.
 STATEMENT = re.compile(
-    r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
+    r"^\s*(?:if \(dev::tid\(\) == 0\) |for \(int g = 0; g < kGates; \+\+g\) )?"
     r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<\w+>|cp_commit"
     r"|store_release|wait_until|fence_words|poll_until)|group_barrier|ring\.wait"
     r"|self\.exchange\.clear)\(.*;(?:\s*//.*)?$"
