@@ -24,7 +24,9 @@ def build_and_run(source: str, program: Path, *flags: str) -> str:
 
 
 @pytest.mark.parametrize("switch", ["assembly", "ucontext"])
-@pytest.mark.parametrize("source", ["emulator_test.cpp", "numbers_test.cpp", "detector_test.cpp"])
+@pytest.mark.parametrize(
+    "source", ["emulator_test.cpp", "numbers_test.cpp", "detector_test.cpp", "words_test.cpp"]
+)
 def test_emulator(source: str, switch: str, tmp_path: Path) -> None:
     flags = ["-DRNNFAST_SIMT_UCONTEXT"] if switch == "ucontext" else []
     assert build_and_run(source, tmp_path / "test", *flags) == ""

@@ -4,19 +4,19 @@
 // Modelled: CTA, named, warp and cluster barriers; warp collectives; mbarriers with transaction
 // counts; asynchronous stores to other CTAs, which land late and in random order; stores by
 // store_l2, which other CTAs see only after a store_release by a thread that is ordered behind
-// them, or when the CTA ends; words by store_word, which others see at any time later; cp.async,
-// which lands at once or when its thread waits for it; CTAs that run at the same time: all of a
-// cooperative grid, else some clusters at a time, in random order.
+// them, or when the CTA ends; words, of which a load finds any old value that no fence rules out
+// (words.h); cp.async, which lands at once or when its thread waits for it; CTAs that run at the
+// same time: all of a cooperative grid, else some clusters at a time, in random order.
 //
 // Found, and thrown as Error: deadlocks, warp collectives that not all lanes reach, wrong uses of
 // barriers, accesses beyond shared memory and guarded global memory (memory.h), copies into a CTA
 // that has ended, bytes that no mbarrier expected, reads of memory that nobody has written (as
 // NaN).
 //
-// Not modelled: plain global stores (others see them at once), loads without an acquire, scopes,
-// the L1 cache, fences between proxies, `.aligned` instructions in a diverged warp, bank conflicts,
-// time. PTX text is not looked at. Plain accesses never interleave inside the stretch between two
-// primitives.
+// Not modelled: plain global stores (others see them at once), loads without an acquire but those
+// of words, scopes, the L1 cache, fences between proxies, `.aligned` instructions in a diverged
+// warp, bank conflicts, time. PTX text is not looked at. Plain accesses never interleave inside the
+// stretch between two primitives.
 #pragma once
 
 #include <cxxabi.h>
@@ -39,6 +39,7 @@
 
 #include "fiber.h"
 #include "memory.h"
+#include "words.h"
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -83,13 +84,6 @@ struct Store {
   uint4 value;
 };
 
-// One by store_word(), which has not landed.
-struct Word {
-  uint32_t* to;
-  uint32_t value;
-  bool late;  // not before nothing else can go on, or its thread orders its stores
-};
-
 // A copy that a thread has begun and not waited for: `bytes` out of `size`, zeros behind them.
 struct ThreadCopy {
   uint8_t* to;
@@ -111,9 +105,7 @@ struct Fiber {
   const uint64_t* bar = nullptr;  // the mbarrier it waits for, and
   uint32_t parity = 0;
   std::vector<Store> stores;  // not seen by others yet, and ordered before nothing of them
-  std::vector<Word> words;
-  int words_stored = 0;
-  bool keeps_words = false;                        // some of them late
+  WordView words;
   std::vector<std::vector<ThreadCopy>> copies{1};  // by group; the last one is open
 };
 
@@ -232,12 +224,7 @@ class Machine {
 
   void send(const Copy& copy) { copies_.push_back(copy); }
   void store_word(uint32_t* to, uint32_t value);
-  // All of a thread.
-  void land_words(Fiber& f) {
-    for (const Word& w : f.words) *w.to = w.value;
-    if (!f.words.empty()) idle_rounds_ = 0, news_ = true;
-    f.words.clear();
-  }
+  uint4 load_words(const uint4* p);
   void check_phase(Cta& cta, uint64_t* bar);
   bool delays_stores() const { return delays_stores_; }
   static void publish(std::vector<Store>& stores) {
@@ -256,8 +243,6 @@ class Machine {
   void change_mood();
   void release_hold();
   bool deliver(bool search);
-  bool land(bool search, bool late);
-  bool land_late();
   void finish(Fiber& f);
   void check_end();
   [[noreturn]] void report_deadlock();
@@ -275,17 +260,17 @@ class Machine {
   std::vector<Fiber> fibers_;
   std::vector<Fiber*> ready_, held_, paused_;
   std::vector<Copy> copies_;
-  std::vector<Fiber*> word_owners_;  // each as often as it has words to land, or more often
-  Fiber* current_ = nullptr;         // null while the scheduler itself runs
+  Words words_;
+  Fiber* current_ = nullptr;  // null while the scheduler itself runs
   Context scheduler_;
   std::string error_;
   size_t live_ = 0;
   bool delays_stores_ = true;
+  uint32_t stale_odds_ = 2;  // of words: one load in so many finds an old one where it may
 
   // The scheduler's mood, redrawn every so often.
   Hold hold_;
-  bool newest_first_ = false, news_ = false;  // news: words have landed
-  int late_run_ = 1, late_phase_ = 0;  // of a thread that keeps words: so many late, as many not
+  bool newest_first_ = false, news_ = false;  // news: words have been stored
   uint32_t delivery_odds_ = 8;
   size_t picks_left_ = 0;
   int idle_rounds_ = 0;

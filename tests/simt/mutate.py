@@ -54,9 +54,9 @@ KERNELS = {
     SINGLE: ("single",),
     ROWS: ("rows",),
 }
-# A statement that synchronises, with the condition before it on its line.
+# A statement that synchronises, with the condition or the loop before it on its line.
 STATEMENT = re.compile(
-    r"^\s*(?:if \(dev::tid\(\) == 0\) )?"
+    r"^\s*(?:if \(dev::tid\(\) == 0\) |for \(int g = 0; g < kGates; \+\+g\) )?"
     r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<\w+>|cp_commit"
     r"|store_release|wait_until|fence_words|poll_until)|group_barrier|ring\.wait"
     r"|self\.exchange\.clear)\(.*;(?:\s*//.*)?$"
@@ -67,7 +67,8 @@ SHAPES: list[dict[str, Any]] = [
     {"T": 8, "B": 3, "H": 200, "dtype": torch.float16},
     {"T": 8, "B": 3, "H": 120, "dtype": torch.float32},
     {"lengths": (6, 6, 5, 2, 1), "H": 131, "dtype": torch.float16},
-    {"T": 36, "B": 3, "H": 20, "I": 2, "dtype": torch.float16},  # the ring of a grid goes round
+    # The ring of a grid goes round, with the units of two CTAs.
+    {"T": 36, "B": 3, "H": 40, "I": 2, "dtype": torch.float16},
     {"T": 1, "B": 9, "H": 56, "dtype": torch.float16},
 ]
 SEEDS = range(12)

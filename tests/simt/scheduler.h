@@ -91,56 +91,19 @@ inline bool Machine::deliver(bool search) {
   return true;
 }
 
-// A few threads keep some of their words: every run of so many, in turn with as many that are not
-// late.
+// Who waits for words looks again now and then, and when nothing else can go on.
 inline void Machine::store_word(uint32_t* to, uint32_t value) {
-  constexpr size_t kKeepers = 32;  // one thread of so many
-  Fiber& f = *current_;
-  if (f.words_stored == 0) f.keeps_words = random(kKeepers) == 0;
-  const bool late = f.keeps_words && f.words_stored / late_run_ % 2 == late_phase_;
-  ++f.words_stored;
-  f.words.push_back({to, value, late});
-  word_owners_.push_back(&f);
+  words_.store(current_->words, to, value);
+  idle_rounds_ = 0, news_ = true;
+  if (random(std::max<size_t>(256, paused_.size())) == 0) wake(paused_);
 }
 
-// Lands a word of a random thread: with `search`, of any that has one that is not late; with
-// `late`, any word. Who waits for words looks again now and then, and when nothing else can go on.
-inline bool Machine::land(bool search, bool late) {
-  const size_t n = word_owners_.size();
-  size_t at = n > 0 ? random(n) : 0;
-  for (size_t tries = search || late ? n : 1; tries > 0 && !word_owners_.empty(); --tries) {
-    if (at >= word_owners_.size()) at = 0;
-    std::vector<Word>& words = word_owners_[at]->words;
-    auto chosen =
-        std::find_if(words.begin(), words.end(), [late](const Word& w) { return late || !w.late; });
-    if (chosen == words.end()) {
-      if (words.empty()) {
-        word_owners_[at] = word_owners_.back();
-        word_owners_.pop_back();
-      } else {
-        ++at;
-      }
-      continue;
-    }
-    const auto first = std::find_if(words.begin(), words.end(),
-                                    [to = chosen->to](const Word& w) { return w.to == to; });
-    *first->to = first->value;
-    words.erase(first);
-    idle_rounds_ = 0, news_ = true;
-    if (random(std::max<size_t>(256, paused_.size())) == 0) wake(paused_);
-    return true;
-  }
-  return false;
-}
-
-// Lands a random number of words, of those that nothing but late ones is left of. One at a time
-// would be as many rounds of all that wait.
-inline bool Machine::land_late() {
-  const size_t most = word_owners_.size();
-  if (most == 0) return false;
-  bool any = false;
-  for (size_t n = 1 + random(most); n > 0 && land(false, true); --n) any = true;
-  return any;
+// The newest, or now and then any other that the thread may find.
+inline uint4 Machine::load_words(const uint4* p) {
+  uint32_t v[4];
+  words_.load(current_->words, &p->x, v,
+              [this](size_t n) { return random(stale_odds_) == 0 ? 1 + random(n - 1) : 0; });
+  return {v[0], v[1], v[2], v[3]};
 }
 
 inline void Machine::release_hold() {
@@ -186,16 +149,18 @@ inline void Machine::run() {
       if (!error_.empty()) throw Error(error_);
       if (f->done) finish(*f);
       if (!copies_.empty() && random(delivery_odds_) == 0) deliver(false);
-      if (!word_owners_.empty() && random(delivery_odds_) == 0) land(false, false);
       continue;
     }
-    if (deliver(true) || land(true, false)) continue;
+    if (deliver(true)) continue;
+    if (news_ && !paused_.empty()) {
+      news_ = false;
+      wake(paused_);
+      continue;
+    }
     if (hold_.kind != Hold::kNothing) {
       release_hold();
       continue;
     }
-    if (!news_ && land_late()) continue;
-    news_ = false;
     if (paused_.empty() || ++idle_rounds_ > kPatience) report_deadlock();
     wake(paused_);
   }
@@ -205,7 +170,6 @@ inline void Machine::run() {
 inline void Machine::finish(Fiber& f) {
   --live_;
   Cta& cta = *f.cta;
-  land_words(f);
   publish(f.stores);
   if (--cta.running > 0) return;
   for (Warp& w : cta.warps) publish(w.stores);
@@ -278,6 +242,7 @@ inline void Machine::place(std::vector<int> clusters) {
   clusters_.assign(clusters.size(), {});
   fibers_.assign(clusters.size() * size * threads, {});
   ready_.clear(), held_.clear(), paused_.clear();
+  words_.clear();
   live_ = 0;
   while (smem_.size() < clusters.size() * size)
     smem_.push_back(std::make_unique<GuardedBlock>("shared memory", shape_.smem_bytes, 128));
@@ -315,9 +280,8 @@ inline void Machine::run_grid() {
   for (auto next = order.begin(); next != order.end();) {
     const auto left = static_cast<size_t>(order.end() - next);
     const size_t n = shape_.cooperative ? left : std::min<size_t>(left, 1 + random(most));
-    constexpr int kRuns[] = {1, 2, 3, 4, 6, 8};
     delays_stores_ = random(4) != 0;
-    late_run_ = kRuns[random(std::size(kRuns))], late_phase_ = static_cast<int>(random(2));
+    stale_odds_ = 2u << random(6);
     place({next, next + static_cast<std::ptrdiff_t>(n)});
     run();
     next += static_cast<std::ptrdiff_t>(n);

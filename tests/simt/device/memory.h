@@ -123,8 +123,7 @@ DEVICE void store_l2(uint4* p, uint4 v) {
 
 DEVICE bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Words land one by one, at any time, those of one thread at one address in their order; others see
-// them then.
+// What others find of it: words.h.
 DEVICE void store_word(uint32_t* p, uint32_t v) {
   static_cast<void>(*static_cast<volatile uint32_t*>(p));  // a wrong address fails here
   machine->store_word(p, v);
@@ -138,11 +137,10 @@ DEVICE void store_words(uint2* p, uint2 v) {
 DEVICE uint4 load_words(const uint4* p) {
   check_aligned(p);
   machine->maybe_yield();
-  return *p;
+  return machine->load_words(p);
 }
-// The loads of a thread are in order as they are.
 DEVICE void fence_words() {
-  machine->land_words(machine->fiber());
+  emu::Words::fence(machine->fiber().words);
   machine->maybe_yield();
 }
 
