@@ -113,6 +113,11 @@ def cpu_model() -> str:
     return name
 
 
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+
+
 def git_commit() -> str:
     """The commit the benchmark ran from, with a plus sign where tracked files were changed. In a
     folder that `make gpu-pack` made, the one that it was made of.
@@ -121,9 +126,8 @@ def git_commit() -> str:
     if carried.exists():
         return carried.read_text().strip()
     try:
-        run = ("git", "-C", str(REPOSITORY))
-        commit: str = subprocess.check_output([*run, "rev-parse", "--short=12", "HEAD"], text=True)
-        changed = subprocess.check_output([*run, "status", "--porcelain", "-uno"], text=True)
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit.strip() + ("+" if changed.strip() else "")

@@ -56,7 +56,8 @@ def _load(path: Path) -> None:
 def _runs_here(name: str) -> bool:
     """Whether a library may be loaded that fits torch's capability."""
     needs = _NEEDS.get(name)
-    return needs is None or ("ATEN_CPU_CAPABILITY" not in os.environ and getattr(_C, needs)())
+    named = os.environ.get("ATEN_CPU_CAPABILITY") == "avx512"  # torch ignores what is no name
+    return needs is None or (not named and getattr(_C, needs)())
 
 
 def _load_cpu() -> str:

@@ -65,6 +65,8 @@ class Layers(Interop, nn.RNNBase):
         except TypeError as error:
             own = [*options, "heads", "recompute", "detach_every"]
             raise _with_suggestion(error, own) from None
+        if not isinstance(recompute, bool):
+            raise TypeError(f"recompute should be of type bool, got: {type(recompute).__name__}")
         if recompute:
             self.recompute = True
         if detach_every is not None:

@@ -89,29 +89,24 @@ def _change_classes(
         option = torch_lacks(module) if ours else None
         if option is not None:
             _logger.warning(
-                "rnnfast.%s leaves %s: torch.nn has no layers with %s",
+                "rnnfast.%s leaves %s as it is: torch.nn has no layers with %s",
                 function,
-                name or "the model",
+                f"module '{name}'" if name else "the model",
                 option,
             )
         elif original in target:
             module.__class__ = _like(type(module), original, target[original])
         elif issubclass(original, tuple(target)) and original not in target.values():
             base = next(source for source in target if issubclass(original, source))
-            hint = (
-                "; under rnnfast.patch() what it calls of that is fast"
-                if target is _TO_OURS
-                else ""
-            )
             _logger.warning(
-                "rnnfast.%s leaves %s: its class, %s.%s, is derived from %s.%s%s",
+                "rnnfast.%s leaves %s as it is: its class, %s.%s, is derived from %s.%s%s",
                 function,
-                name or "the model",
+                f"module '{name}'" if name else "the model",
                 original.__module__,
                 original.__qualname__,
-                base.__module__.partition(".")[0],
+                "torch.nn" if target is _TO_OURS else "rnnfast",
                 base.__name__,
-                hint,
+                "; rnnfast.patch() makes its super().forward fast" * (target is _TO_OURS),
             )
     return model
 

@@ -1,6 +1,7 @@
 """Which implementation, kernel and plan serve a call; what was built and loaded."""
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import functional, ops, segments
 from rnnfast._interop import Interop
-from rnnfast._library import _C, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
+from rnnfast._library import _C, HAS_BFLOAT16, HAS_CUDA, HAS_TILES, INSTRUCTION_SET
 from rnnfast.cells import check_cell
 from rnnfast.layers import check_sizes, detaches_every, heads_of, recomputes, regularisation_of
 from rnnfast.modules import GRU, LSTM, RNN
@@ -30,6 +31,8 @@ from rnnfast.segmented import lengths_stay
 from rnnfast.spec import CELLS, MODES, CellSpec
 
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+_WIDENED = {torch.float16} if HAS_BFLOAT16 else {torch.float16, torch.bfloat16}
+"""Dtypes that the CPU kernels do not multiply as they are."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         **kwargs: likewise: of a layer ``hx``, ``resets``, ``reset_states`` and ``lengths``.
 
     Raises:
-        TypeError: `module` neither is nor holds a recurrent layer or cell, or no input is given.
+        TypeError: `module` neither is nor holds a recurrent layer or cell, no input is given, or an
+            argument that `module` does not take.
         ValueError, RuntimeError: sizes that `module` would refuse, in its words.
     """
     recurrent = isinstance(module, (nn.RNNBase, *_CELLS))
@@ -90,6 +94,10 @@ def explain(module: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     if not recurrent:
         return _explain_model(module, args, kwargs)
     of_one: Any = _explain_cell if isinstance(module, _CELLS) else _explain_layers
+    try:
+        inspect.signature(of_one).bind(module, *args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"explain: {error}") from None
     found: Explanation = of_one(module, *args, **kwargs)
     if _is_ours(module):
         return found
@@ -148,7 +156,9 @@ def _explain_held(module: nn.Module, args: Any, kwargs: Any) -> tuple[LayerExpla
     name = type(module).__name__
     reason = f"it is torch's {name}: rnnfast.convert(model) makes it rnnfast's"
     if _is_of_users(module):
-        reason = f"{name} is a subclass of torch's, which convert leaves alone: rnnfast.patch()"
+        reason = (
+            f"{name} is a subclass of torch's, left alone by convert; rnnfast.patch() is for it"
+        )
     which = "cell" if isinstance(module, _CELLS) else "all layers"
     return (LayerExplanation(which, "torch", f"{name}.forward", reason),)
 
@@ -284,10 +294,15 @@ def _computed_in(
 ) -> tuple[functional.Route, torch.dtype]:
     """The dtype that our kernels are given; under autocast the route says what they give back."""
     if route is not AUTOCAST or not casts((x, *states, *weights)):
+        if route.kind == "fused" and x.is_cpu and x.dtype in _WIDENED:
+            route = route._replace(reason=f"{route.reason}; calculated in float32")
         return route, x.dtype
     back = autocast_dtype(spec, x, states, onednn)
     given, name = autocast_products(x, back), str(back).removeprefix("torch.")
-    return route._replace(reason=f"{route.reason}; {name} comes back, as from torch.nn"), given
+    reason = route.reason
+    if all(t.dtype == given for t in (x, *states, *weights)):
+        reason = "autocast, for which nothing is cast here"
+    return route._replace(reason=f"{reason}; {name} comes back, as from torch.nn"), given
 
 
 def _is_frozen(weights: Sequence[Tensor]) -> bool:

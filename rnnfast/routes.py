@@ -113,6 +113,11 @@ def export_fused() -> Iterator[None]:
         _fused_exports -= 1
 
 
+def exports_torchs() -> bool:
+    """Whether torch.export records torch's operators in the place of ours."""
+    return _fused_exports == 0 and exporting()
+
+
 def needs_gradients(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd is to record a call with these tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -137,7 +142,7 @@ def route(input: Tensor, others: Sequence[Tensor], proj_size: int = 0) -> Route:
             return _TRACED
     elif torch.onnx.is_in_onnx_export():
         return _TRACED
-    elif _fused_exports == 0 and exporting():
+    elif exports_torchs():
         return _EXPORTED
     return _kernels_route(input, tensors, proj_size)
 

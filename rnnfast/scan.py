@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import segments
@@ -59,6 +59,13 @@ def scan(
         raise ValueError("reset_states: there are no resets to begin anew with them")
     if not callable(step):
         raise TypeError(f"step: expected a function of (x, states), got {type(step).__name__}")
+    if isinstance(step, (nn.RNNCell, nn.GRUCell, nn.LSTMCell)):
+        layer = type(step).__name__.removesuffix("Cell")
+        raise TypeError(
+            f"step: a {type(step).__name__} takes and gives its states alone, not (x, states) and"
+            f" (output, states): take the layer rnnfast.{layer}, faster by far, or a function that"
+            " calls the cell"
+        )
     states, others = _check(x, states, reset_states, batch_first)
     step = _checked(step, len(states))
     if not isinstance(x, PackedSequence):

@@ -19,7 +19,7 @@ from rnnfast.layers import (
     run_stack,
     torch_lacks,
 )
-from rnnfast.routes import TRANSFORMED, route
+from rnnfast.routes import TRANSFORMED, exports_torchs, route
 from rnnfast.spec import MODES
 
 _is_compiling = torch.compiler.is_compiling
@@ -42,6 +42,11 @@ def run_in_segments(
     """
     if resets is None and reset_states is not None:
         raise ValueError("reset_states: there are no resets to begin anew with them")
+    if exports_torchs():
+        raise RuntimeError(
+            "resets and lengths: torch's operators do not know them; export the model in a block of"
+            " rnnfast.export_fused(), or pack the sequences"
+        )
     packed = isinstance(input, PackedSequence)
     data = input.data if packed else input
     if not packed:

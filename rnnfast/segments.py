@@ -34,7 +34,9 @@ def flat_resets(resets: Any, input: Any, leading: int) -> Tensor:
             f"resets: expected a tensor in the form of input, got {type(resets).__name__}"
         )
     if resets.dtype != torch.bool:
-        raise TypeError(f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}")
+        raise TypeError(
+            f"resets: expected a tensor of dtype torch.bool, got {resets.dtype}: resets.bool()"
+        )
     _check_shared("resets", resets)
     if resets.shape != data.shape[:leading]:
         raise RuntimeError(

@@ -165,6 +165,25 @@ def test_export_fused_holds_our_operator(name: str, strict: bool) -> None:
     assert LAYER not in operators(program)
 
 
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = rnnfast.GRU(4, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        output: Tensor = self.gru(x, lengths=lengths)[0]
+        return output
+
+
+def test_lengths_are_exported_by_our_operators_or_not_at_all() -> None:
+    model, example = Padded().eval(), (torch.randn(5, 3, 4), torch.tensor([5, 2, 3]))
+    with pytest.raises(RuntimeError, match=r"lengths: .* a block of rnnfast.export_fused\(\)"):
+        torch.export.export(model, example)
+    with rnnfast.export_fused():
+        program = torch.export.export(model, example)
+    assert_close([program.module()(*example)], [model(*example)], 1e-6)
+
+
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_our_operator_in_a_program_decomposes(name: str) -> None:
     model, x = inference_model(name), torch.randn(5, 3, 4)

@@ -144,12 +144,12 @@ def test_subclasses_are_left_alone_and_named(caplog: pytest.LogCaptureFixture) -
     assert [type(m) for m in model] == [OwnForward, rnnfast.GRU]
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"rnnfast.convert leaves 0: its class, {__name__}.OwnForward, is derived from torch.GRU;"
-        " under rnnfast.patch() what it calls of that is fast"
+        f"rnnfast.convert leaves module '0' as it is: its class, {__name__}.OwnForward, is derived"
+        " from torch.nn.GRU; rnnfast.patch() makes its super().forward fast"
     )
     caplog.clear()
     rnnfast.revert(nn.Sequential(OursDerived(5, 6)))
-    assert "rnnfast.revert leaves 0: " in caplog.text
+    assert "rnnfast.revert leaves module '0' as it is: " in caplog.text
     assert caplog.text.rstrip().endswith("OursDerived, is derived from rnnfast.GRU")
 
 

@@ -54,6 +54,11 @@ def test_explain_follows_the_call() -> None:
         assert low.reason.startswith("autocast")
         assert low.reason.endswith(f"; {back} comes back, as from torch.nn")
         assert low.plan["dtype"] == ("bfloat16" if HAS_BFLOAT16 else back)
+    with torch.autocast("cpu", torch.float16):
+        (same,) = rnnfast.explain(rnnfast.GRU(4, 5), x).layers
+    assert same.reason.startswith("autocast, for which nothing is cast here; float32 comes back")
+    (wide,) = rnnfast.explain(rnnfast.GRU(4, 5).half(), x.half()).layers
+    assert wide.reason.endswith("; calculated in float32")
     seen = []
     gru = rnnfast.GRU(4, 5)
 
@@ -122,6 +127,8 @@ def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
         rnnfast.unpatch()
     with pytest.raises(TypeError, match=r"explain: module must be .*, got Linear"):
         rnnfast.explain(nn.Linear(2, 2), torch.ones(2))
+    with pytest.raises(TypeError, match="explain: got an unexpected keyword argument 'legnths'"):
+        rnnfast.explain(rnnfast.GRU(4, 5), x, legnths=[3, 3])
     with pytest.raises(TypeError, match=r"explain: the input .* is missing"):
         rnnfast.explain(rnnfast.GRU(4, 5))
 

@@ -43,6 +43,24 @@ def test_library_follows_torch() -> None:
     assert expected == _library.INSTRUCTION_SET
 
 
+@pytest.mark.parametrize("named", ["", "best"])
+def test_what_names_no_capability_leaves_the_best(named: str) -> None:
+    program = "from rnnfast import _library; print(_library.INSTRUCTION_SET)"
+    found = []
+    for extra in ({}, {"ATEN_CPU_CAPABILITY": named}):
+        environment = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+        found.append(
+            subprocess.check_output(
+                [sys.executable, "-W", "ignore", "-c", program],
+                env=environment | extra,
+                cwd=Path(__file__).parents[1],
+                text=True,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+    assert found[0] == found[1] != ""
+
+
 @pytest.mark.parametrize("capability", ORDER)
 def test_core_on(capability: str) -> None:
     if capability not in BELOW:

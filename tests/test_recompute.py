@@ -227,6 +227,11 @@ def test_explain_says_so() -> None:
         assert said[1] == said[0] + "; backward computes the gates again" * (name != "RNN")
 
 
+def test_it_is_a_bool() -> None:
+    with pytest.raises(TypeError, match="recompute should be of type bool, got: str"):
+        rnnfast.GRU(I, H, recompute="yes")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [torch.tensor([1, 1]), "no", 1], ids=str)
 def test_what_others_call_recompute_is_theirs(value: Any) -> None:
     model = nn.GRU(I, H)

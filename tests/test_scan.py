@@ -221,6 +221,9 @@ def test_no_rows(arguments: dict[str, Any]) -> None:
 
 def test_a_step_is_a_function() -> None:
     step: Any = None
+    for cell in (nn.LSTMCell(2, 2), rnnfast.GRUCell(2, 2)):
+        with pytest.raises(TypeError, match=f"{type(cell).__name__} takes .* layer rnnfast"):
+            rnnfast.scan(cell, torch.ones(3, 1, 2), [torch.ones(1, 2)])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="step: expected a function"):
         rnnfast.scan(step, torch.randn(T, B, I), [torch.zeros(B, H)])
 

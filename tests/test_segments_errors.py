@@ -18,7 +18,11 @@ import rnnfast
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"resets": torch.zeros(T, B)}, TypeError, "resets: expected a tensor of dtype torch.bool"),
+        (
+            {"resets": torch.zeros(T, B)},
+            TypeError,
+            r"resets: expected a tensor of dtype torch.bool, got torch.float32: resets.bool\(\)",
+        ),
         ({"resets": torch.zeros(B, T, dtype=torch.bool)}, RuntimeError, "a value for each step"),
         ({"reset_states": torch.zeros(1, B, H)}, ValueError, "there are no resets"),
         ({"lengths": [0, 1, 2, 3]}, RuntimeError, "lengths must be from 1 to the number of steps"),
