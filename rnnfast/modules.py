@@ -190,8 +190,9 @@ class GRU(Layers, nn.GRU):
                 its features
             reset_states: what it begins anew with, as `hx`, or ``[L*D, 1, H]`` for all alike;
                 None: zeros. `hx` is what the rows of the batch begin with
-            lengths: of the sequences in a tensor with a batch, from 1 to T, in any order: int64
-                ``[B]``. Outputs past the end of one are zeros, the final state is that at its end
+            lengths: of the sequences in a tensor, from 1 to T, in any order: int64 ``[B]``, or
+                one number without a batch. Outputs past the end of one are zeros, the final state
+                is that at its end
 
         Returns:
             ``(output, h_n)``: the states of the last layer at every step, in the form of `input`

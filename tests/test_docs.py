@@ -18,8 +18,14 @@ WIDTH = 120
 WITH_CODE = sorted(name for name, page in PAGES.items() if "```python" in page.read_text("utf-8"))
 
 
+@pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export")
+@pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning:torch.*")
 @pytest.mark.parametrize("name", WITH_CODE)
-def test_the_code_of_a_document_runs(name: str) -> None:
+def test_the_code_of_a_document_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGES[name].read_text("utf-8"), re.DOTALL)
     assert blocks
     torch.manual_seed(0)
