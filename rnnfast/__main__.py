@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from rnnfast.diagnose import describe, self_check
+from rnnfast.installation import describe, self_check
 
 TOLERANCE = 1e-10
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
-from rnnfast import __main__, diagnose, routes
+from rnnfast import __main__, installation, routes
 from rnnfast._library import HAS_BFLOAT16, INSTRUCTION_SET
 
 
@@ -297,10 +297,10 @@ def test_self_check_finds_a_difference(
         return output + 1e-6, states_n, reserve
 
     before = torch.get_rng_state()
-    assert max(diagnose.self_check().values()) < __main__.TOLERANCE
+    assert max(installation.self_check().values()) < __main__.TOLERANCE
     assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(rnnfast.ops, "layer", wrong)
-    assert min(diagnose.self_check().values()) > __main__.TOLERANCE
+    assert min(installation.self_check().values()) > __main__.TOLERANCE
     assert __main__.main() == 1
     assert capsys.readouterr().out.count("DIFFERS") == 4
 

@@ -23,7 +23,7 @@ from problems import MODES, Problem, cotangents
 from torch import Tensor, nn
 
 import rnnfast
-from rnnfast import _C, _library
+from rnnfast import _C, _library, installation
 
 TESTS = Path(__file__).parent
 AMX = ["avx512f", "avx512dq", "avx512vl", "avx512bw", "avx512bf16", "fma", "amx-tile", "amx-bf16"]
@@ -102,7 +102,7 @@ def test_explain_says_so() -> None:
     assert kernel(30, 8) == kernel(3, 100) == "tiles"
     assert kernel(30, 7) == kernel(30, 8, torch.float32) == "packed"
     assert kernel(1, 16) == "rows"
-    assert rnnfast.diagnose.describe()["CPU kernels"].startswith("avx512amx (")
+    assert installation.describe()["CPU kernels"].startswith("avx512amx (")
 
 
 @needs_tiles

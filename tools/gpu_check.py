@@ -114,7 +114,7 @@ def pytest(*arguments: str) -> list[str]:
 
 
 def loads() -> Stage:
-    code = "import rnnfast; print(rnnfast.diagnose.describe())"
+    code = "from rnnfast import installation; print(installation.describe())"
     return Stage("load", [sys.executable, "-c", code], 60, keep="CUDA kernels")
 
 
