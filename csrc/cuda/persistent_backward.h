@@ -142,6 +142,17 @@ struct BackwardWorker {
       });
   }
 
+  // A row that begins anew with step n in time has zeros for its states before it.
+  DEVICE void begin_with_zeros(int n) {
+    if constexpr (Cell::kReadsBefore) {
+      if (!self.has_border(a.begins, n)) return;
+      const Border<S> border = self.border(a.begins, n);
+      UNROLL
+      for (int e = 0; e < kElements; ++e)
+        if (border.is_at(e)) in[e].before = narrow<E>(0.f);
+    }
+  }
+
   // The gate gradients of a step: kept for the results, and the hidden-side ones to be sent.
   DEVICE void update(const Place& at, int e, float (&sent)[kGates][kElements]) {
     const bool alive = self.alive(e, at.living);
@@ -156,6 +167,19 @@ struct BackwardWorker {
           sent[g][e] = alive ? plain(dh) : 0.f;
           to_h[e][g] = narrow<E>(plain(dh));
         });
+  }
+
+  // Between this step and the next nothing goes back in rows that begin anew there.
+  DEVICE void forget(int n, float (&sent)[kGates][kElements]) {
+    const Border<S> border = self.border(a.begins, n);
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      const bool anew = border.is_at(e);
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) grads[k][e] = anew ? 0.f : grads[k][e];
+      UNROLL
+      for (int g = 0; g < kGates; ++g) sent[g][e] = anew ? 0.f : sent[g][e];
+    }
   }
 
   DEVICE void store(const Place& at) const {
@@ -192,18 +216,21 @@ struct BackwardWorker {
     Place at = self.first_place();
     ask_first();
     load_inputs(0, at);
+    begin_with_zeros(0);
     for (int n = 0;; ++n) {
       if (n > 0) add_product(n);
       if (n == self.count) break;
       float sent[kGates][kElements];
       UNROLL
       for (int e = 0; e < kElements; ++e) update(at, e, sent);
+      if (self.has_border(a.begins, n)) forget(n, sent);
       const bool last = n + 1 == self.count;
       if (!last || to_start) self.send(n + 1, sent);
       store(at);
       if (last && !to_start) break;
       at = self.next_place(at, n + 1);
       load_inputs(n + 1, at);
+      begin_with_zeros(n + 1);
     }
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {
