@@ -162,9 +162,7 @@ def _run_where_they_are(
     batch_first: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     if resets is not None:
-        return segments.run_where_resets_are(
-            layers, input, resets, states, directions, batch_first
-        )
+        return segments.run_where_resets_are(layers, input, resets, states, directions, batch_first)
     assert lengths is not None
     return segments.run_where_lengths_are(layers, input, lengths, states, batch_first)
 

@@ -266,9 +266,11 @@ def run_where_resets_are(
     """
     resets = resets.view(input.shape[:2])
     x, begins = (t.transpose(0, 1) if batch_first else t for t in (input, resets))
-    lost = torch.stack([begins[0], torch.zeros_like(begins[0])][:directions]).unsqueeze(2)
-    initial = [s.unflatten(0, (-1, directions)).masked_fill(lost, 0).flatten(0, 1) for s in states]
-    output, states_n = layers(x, begins, initial)
+    if states:
+        lost = torch.stack([begins[0], torch.zeros_like(begins[0])][:directions])
+        lost = lost.repeat(len(states[0]) // directions, 1).unsqueeze(2)
+        states = [s.masked_fill(lost, 0) for s in states]
+    output, states_n = layers(x, begins, states)
     if batch_first:
         output = output.transpose(0, 1)
     return output, tuple(states_n)

@@ -105,12 +105,24 @@ struct BackwardWorker {
     }
   }
 
+  // A row that begins anew with step n in time has zeros for its states before it.
+  DEVICE void begin_with_zeros(int n) {
+    if constexpr (Cell::kReadsBefore) {
+      if (!self.has_border(a.begins, n)) return;
+      const Border<S> border = self.border(a.begins, n);
+      UNROLL
+      for (int e = 0; e < kElements; ++e)
+        if (border.is_at(e)) in[e].before = narrow<E>(0.f);
+    }
+  }
+
   DEVICE void load_inputs(int n, const Place& at) {
     if constexpr (Ring::kExists) {
       if (staged) {
         const uint8_t* slot = ring.template wait<Ring::kSlots - 2>(n);
         ask(n + Ring::kSlots - 1);  // over what the step before has read
-        return take(slot);
+        take(slot);
+        return begin_with_zeros(n);
       }
     }
     const Place then = self.next_place(at, n + 1);  // the step that this one followed
@@ -136,21 +148,11 @@ struct BackwardWorker {
                                   Accumulator::batch(e) * self.hidden + Accumulator::unit(e)];
       }
     }
+    begin_with_zeros(n);
     if (a.grad_output != nullptr)
       self.walk_output(a.grad_output + self.in_output(at.position), [&](const E* p, int e) {
         if (self.alive(e, at.living)) in[e].grad = *p;
       });
-  }
-
-  // A row that begins anew with step n in time has zeros for its states before it.
-  DEVICE void begin_with_zeros(int n) {
-    if constexpr (Cell::kReadsBefore) {
-      if (!self.has_border(a.begins, n)) return;
-      const Border<S> border = self.border(a.begins, n);
-      UNROLL
-      for (int e = 0; e < kElements; ++e)
-        if (border.is_at(e)) in[e].before = narrow<E>(0.f);
-    }
   }
 
   // The gate gradients of a step: kept for the results, and the hidden-side ones to be sent.
@@ -216,7 +218,6 @@ struct BackwardWorker {
     Place at = self.first_place();
     ask_first();
     load_inputs(0, at);
-    begin_with_zeros(0);
     for (int n = 0;; ++n) {
       if (n > 0) add_product(n);
       if (n == self.count) break;
@@ -230,7 +231,6 @@ struct BackwardWorker {
       if (last && !to_start) break;
       at = self.next_place(at, n + 1);
       load_inputs(n + 1, at);
-      begin_with_zeros(n + 1);
     }
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) {

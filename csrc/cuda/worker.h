@@ -171,9 +171,10 @@ struct Worker {
   }
   // And which of the thread's do. To be found where it is needed: to keep it takes registers.
   DEVICE Border<S> border(const bool* begins, int n) const {
-    const int time = backward_in_time() ? count - 1 - n : n + 1;
-    const int first = dev::opaque(seat[0]);  // or the compiler keeps addresses of every row
-    const bool* of_rows = begins + (time * steps.largest + first_row + first);
+    // Opaque, or the compiler keeps addresses from step to step.
+    const int time = dev::opaque(backward_in_time() ? count - 1 - n : n + 1);
+    const int first = dev::opaque(seat[0]);
+    const bool* of_rows = begins + (time * steps.largest + (first_row + first));
     Border<S> result;
     UNROLL
     for (int r = 0; r < Border<S>::kRows; ++r) {

@@ -60,8 +60,9 @@ def run(
     output, states_n, reserve = simt.layer(cell, x, begins, states, weights, both, True)
     again, again_n, nothing = simt.layer(cell, x, begins, states, weights, both, False)
     assert nothing == []
-    assert_close([again, *again_n], [output, *states_n], 0)
     values = [output, *states_n]
+    pairs = zip([again, *again_n], values, strict=True)
+    assert all(torch.equal(a.nan_to_num(7), v.nan_to_num(7)) for a, v in pairs)
     grad, *grads = cotangents(values)
     needs = [True] * (1 + len(states_n) + len(weights))
     found = simt.layer_backward(cell, grad, grads, x, begins, weights, both, reserve, needs)
@@ -151,7 +152,6 @@ def test_what_is_no_number_stays_behind_a_border(mode: str, kernel: str) -> None
         torch.zeros(3, dtype=torch.bool),
         torch.zeros(2, 3, dtype=torch.bool),
         torch.zeros(3, 3, 1, dtype=torch.bool),
-        torch.zeros(3, 3, dtype=torch.bool).to_sparse(),
         torch.zeros(3, 3, dtype=torch.uint8),
         torch.zeros(3, 3).long(),
     ],
@@ -170,8 +170,6 @@ def test_refuses_a_mask_of_packed_rows_and_one_for_the_cpu() -> None:
         Simt("auto").layer(cell, x.flatten(0, 1), mask, states, weights, both, True)
     with pytest.raises(RuntimeError, match=r"rnnfast::layer: x must be \[T, B, I\], or"):
         rnnfast.ops.layer(cell, x, mask, states, weights, both, True)
-    with pytest.raises(RuntimeError, match=r"rnnfast::layer: x must be \[T, B, I\], or"):
-        Simt("auto").layer(cell, x, mask.to("meta"), states, weights, both, True)
 
 
 def test_takes_any_strides_and_empty_batches() -> None:
@@ -242,7 +240,6 @@ def test_layers(
         x, resets = x.transpose(0, 1), resets.t()
     if form == "alone":
         x, resets, h = x[:, 0], resets[:, 0], h[:, 0]
-    assert resets.flatten()[0] != resets.flatten()[1] or form == "alone"
     x.requires_grad_()
     hx: Any = None
     if given:
@@ -278,7 +275,8 @@ def test_the_first_states_of_a_row_that_begins_with_a_reset(
         output, _ = layer(torch.randn(T, 2, 3), h, resets=resets)
         (grad,) = torch.autograd.grad(output.sum(), h)
     assert not grad[0, 0].any()
-    assert grad[0, 1].all() and grad[1].all()
+    assert grad[0, 1].all()
+    assert grad[1].all()
 
 
 WAITS: dict[str, Any] = {
@@ -343,9 +341,9 @@ def test_second_derivatives(cls: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_autocast_and_dropout_between_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = rnnfast.LSTM(5, 7, num_layers=2, dropout=0.5)
     x, resets = torch.randn(5, 3, 5), mask_of("random", 5, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.manual_seed(0)
-        with as_on_a_gpu(monkeypatch):
+    with as_on_a_gpu(monkeypatch):
+        with torch.autocast("cpu", torch.bfloat16):
             output, _ = layer(x, resets=resets)
         output.float().sum().backward()
+    assert output.dtype == torch.bfloat16
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
