@@ -62,7 +62,7 @@ struct ForwardUnit {
     const E x_gate = layer.x_gates[((d * layer.steps.rows + row) * Cell::kGates + g) * H + j];
     return V(widen(x_gate) + bias(layer.b_ih[d], g));
   }
-  // Of a row that begins anew the product and the running states are those of the row before it.
+  // Then the product and the running states are those of what stood in the row before.
   DEVICE bool begins() const { return names(a.begins[d], b); }
   DEVICE V h(int g) const {
     const C product = begins() ? C(0) : a.h_gates[((d * B + b) * Cell::kGates + g) * H + j];
