@@ -27,6 +27,10 @@ struct Layer {
   // [T], on the device, where it alone knows how many of the B rows of a step are alive, the first
   // ones: then `batch` and `offset` are those of all rows.
   at::Tensor alive;
+  // Bool [T, B], on the device: whether a row begins anew with a step, with zeros for its states.
+  // Backward in time it does so between that step and the one before. Of the first step nothing is
+  // said.
+  at::Tensor begins;
 
   Problem problem() const { return {cell.gates, T, B, I, H, static_cast<int>(D)}; }
   Walk walk(int64_t direction) const {

@@ -169,7 +169,7 @@ std::vector<std::string> cuda_kernels() {
 py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T, int64_t B,
                    int64_t H, int directions, bool backward, bool tf32, int arch, int processors,
                    int shared_bytes, int max_cluster, const std::string& kernel,
-                   std::optional<int64_t> I) {
+                   std::optional<int64_t> I, bool resets) {
   if (T < 1 || B < 1 || H < 1 || I.value_or(0) < 0 || directions < 1 || directions > 2)
     throw py::value_error("cuda_plan: sizes must be positive, directions 1 or 2");
   const auto wanted = cuda::find_wish(kernel);
@@ -182,7 +182,8 @@ py::list cuda_plan(const std::string& cell, const std::string& dtype, int64_t T,
                               backward,
                               tf32,
                               {arch, processors, shared_bytes, max_cluster},
-                              wanted};
+                              wanted,
+                              resets};
   py::list result;
   for (const cuda::Plan& plan : cuda::plans(request)) {
     py::dict facts;
@@ -218,8 +219,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_plan", &rnnfast::cuda_plan, py::arg("cell"), py::arg("dtype"), py::arg("T"),
         py::arg("B"), py::arg("H"), py::arg("directions"), py::arg("backward"), py::arg("tf32"),
         py::arg("arch"), py::arg("processors"), py::arg("shared_bytes"), py::arg("max_cluster"),
-        py::arg("kernel") = "auto", py::arg("I") = py::none(),
-        "The CUDA kernels to try for a layer, the best first. I is H unless it is given.");
+        py::arg("kernel") = "auto", py::arg("I") = py::none(), py::arg("resets") = false,
+        "The CUDA kernels to try for a layer, the best first. I is H unless it is given; resets: "
+        "rows begin anew where a mask on the device says so.");
   if (PyModule_AddFunctions(m.ptr(), rnnfast::kEagerMethods) != 0) throw py::error_already_set();
   // Looked up here and not in the first call: a fork in the middle of that would leave the child
   // waiting for it.

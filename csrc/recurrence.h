@@ -47,6 +47,8 @@ struct Walk {
     return steps.offset_at(t) + b + (reverse ? 0 : batch_size());
   }
   RNNFAST_FN int64_t initial(int64_t b) const { return b + (reverse ? steps.rows : 0); }
+  // Of the border between step i and the step before it: that of both which comes later in time.
+  RNNFAST_FN int64_t border(int64_t i) const { return time(i) + (reverse ? 1 : 0); }
   // Rows of time t that were alive in the step before; the others begin.
   RNNFAST_FN int64_t continued(int64_t t) const {
     const int64_t previous = reverse ? t + 1 : t - 1;

@@ -74,6 +74,7 @@ def cuda_plan(
     max_cluster: int,
     kernel: str = "auto",
     I: int | None = None,
+    resets: bool = False,
 ) -> list[CudaPlan]: ...
 def cell(
     module: nn.RNNCellBase, name: str, input: Any, hx: Any, /

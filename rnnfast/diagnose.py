@@ -27,7 +27,7 @@ from rnnfast.routes import (
     casts,
     cuda_plan,
 )
-from rnnfast.segmented import lengths_stay
+from rnnfast.segmented import stay
 from rnnfast.spec import CELLS, MODES, CellSpec
 
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
@@ -225,8 +225,11 @@ def _explain_layers(
     route, dtype = _computed_in(spec, route, x, states, weights, onednn=sizes is None)
     if lengths is not None:
         lengths = segments.as_lengths(lengths, batch if batched else None)
-    if resets is None and lengths_stay(module, x, lengths, (*_states(hx), *weights)):
-        route = route._replace(reason=f"{route.reason}; lengths that nobody waits for")
+    given, others = (resets, _states(reset_states), lengths), (*_states(hx), *weights)
+    stays = stay(module, x, *given, others)
+    if stays:
+        what = "lengths" if resets is None else "resets"
+        route = route._replace(reason=f"{route.reason}; {what} that nobody waits for")
     elif resets is not None or lengths is not None:
         flat = None if resets is None else resets.reshape(-1)
         form = ((steps, batch), module.batch_first and sizes is None)
@@ -248,7 +251,10 @@ def _explain_layers(
             "directions": directions,
             "uniform": uniform,
         }
-        layer = _explain_layer(f"layer {i}", spec, spec.name, route, x.device, dtype, problem)
+        layer = _explain_layer(
+            *(f"layer {i}", spec, spec.name, route, x.device, dtype, problem),
+            resets=stays and resets is not None,
+        )
         count = len(weights) // module.num_layers
         if layer.plan and _is_frozen(weights[i * count : (i + 1) * count]):
             layer.plan.update(kernel="packed", weights="frozen")
@@ -324,6 +330,7 @@ def _explain_layer(
     device: torch.device,
     given: torch.dtype,
     problem: dict[str, Any],
+    resets: bool = False,
 ) -> LayerExplanation:
     if route.kind == "torch":
         return LayerExplanation(name, route.kind, f"torch.{operator}", route.reason)
@@ -332,7 +339,7 @@ def _explain_layer(
     dtype = str(given).removeprefix("torch.")
     facts: dict[str, Any] = {"dtype": dtype}
     if device.type == "cuda":
-        facts |= cuda_plan(spec.name, dtype, device, problem)
+        facts |= cuda_plan(spec.name, dtype, device, problem, resets)
         return LayerExplanation(name, route.kind, "cuda", route.reason, facts)
     if device.type != "cpu":
         return LayerExplanation(name, route.kind, device.type, route.reason)

@@ -42,7 +42,9 @@ def layer(
         batch_sizes: None, or int64 ``[T]`` on the CPU: positive, never increasing, of sum ``rows``.
             On a GPU ``x`` may be ``[T, B, I]`` with ``batch_sizes`` beside it there: so many of the
             first rows of each step are alive, none is waited for, and others come out as zeros.
-            All count as alive at the first step, and none comes alive later.
+            All count as alive at the first step, and none comes alive later. Or they are a bool
+            mask ``[T, B]`` there: where it is true, the states before that step are zeros, in
+            either direction. Of the first step it says nothing: that one's are ``states``.
         states: empty for zeros, or per state of the cell ``[D, B, H]``: h_0, for ``lstm`` also c_0.
         weights: per direction ``w_ih [G*H, I]``, ``w_hh [G*H, H]`` and, all or none,
             ``b_ih [G*H]``, ``b_hh [G*H]``.

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rnnfast import segments
 from rnnfast.ops import compute_dtype
 from rnnfast.routes import without_autocast
 from rnnfast.spec import CELLS, CellSpec, States, Step
@@ -305,14 +306,16 @@ def any_layer(
     weights: Sequence[Tensor],
     bidirectional: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """:func:`layer` for all that ``rnnfast::layer`` takes: `batch_sizes` may come with an ``x`` of
-    three dimensions, of which so many of the first rows of each step are alive then: all of them at
-    the first step, and none comes alive later.
+    """:func:`layer` for all that ``rnnfast::layer`` takes: with an ``x`` of three dimensions
+    `batch_sizes` may say where rows begin anew, or how many of the first rows of each step are
+    alive: all of them at the first step, and none comes alive later.
     """
     if batch_sizes is not None and x.dim() == 2:
         return layer(cell, x, batch_sizes.tolist(), states, weights, bidirectional)
     if batch_sizes is None or x.shape[0] <= 1:
         return layer(cell, x, None, states, weights, bidirectional)
+    if batch_sizes.dtype == torch.bool:
+        return segments.run_by_steps(layer, cell, x, batch_sizes, states, weights, bidirectional)
     T, B = x.shape[:2]
     counts = batch_sizes.cummin(0).values.clamp(0, B).index_fill(0, batch_sizes.new_zeros(1), B)
     alive = torch.arange(B, device=x.device) < counts.unsqueeze(1)

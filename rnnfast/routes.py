@@ -269,9 +269,12 @@ def _best_for_one_step(
 
 
 def cuda_plan(
-    cell: str, dtype: str, device: torch.device, problem: Mapping[str, Any]
+    cell: str, dtype: str, device: torch.device, problem: Mapping[str, Any], resets: bool = False
 ) -> dict[str, Any]:
-    """The first kernel that a layer's forward pass would try on that GPU."""
+    """The first kernel that a layer's forward pass would try on that GPU.
+
+    resets: rows begin anew where a mask that stays there says so.
+    """
     gpu: Any = torch.cuda.get_device_properties(device)
     first, *_ = _C.cuda_plan(
         cell,
@@ -284,6 +287,7 @@ def cuda_plan(
         shared_bytes=gpu.shared_memory_per_block_optin,
         max_cluster=16 if gpu.major >= 9 else 1,
         kernel=os.environ.get("RNNFAST_CUDA_KERNEL", "auto"),
+        resets=resets,
     )
     return dict(first)
 

@@ -25,7 +25,7 @@ from rnnfast.spec import MODES
 _is_compiling = torch.compiler.is_compiling
 
 DEVICE = "cuda"
-"""Whose kernels take lengths that lie there: what they are, a call need not know."""
+"""Whose kernels take lengths and resets that lie there: what they are, a call need not know."""
 
 
 def run_in_segments(
@@ -130,11 +130,11 @@ def _run_in_segments(
         for state, other in zip(states, others, strict=False):
             if state.dtype != other.dtype:
                 raise RuntimeError(f"reset_states: expected {state.dtype} as hx, got {other.dtype}")
-    on_device = resets is None and lengths_stay(module, input, lengths, (*states, *weights))
-    if lengths is not None and on_device:
-        output, states_n = segments.run_where_lengths_are(
+    directions = 1 + bool(module.bidirectional)
+    if stay(module, input, resets, others, lengths, (*states, *weights)):
+        output, states_n = _run_where_they_are(
             lambda x, sizes, initial: run_stack(module, x, sizes, initial, weights),
-            *(input, lengths, states, batch_first),
+            *(input, resets, lengths, states, directions, batch_first),
         )
         return output, spec.hx_of(states_n)
     found = segments.find(resets, lengths, batch_sizes, (T, B), batch_first, input.device)
@@ -151,22 +151,40 @@ def _run_in_segments(
         found,
         states,
         others,
-        1 + bool(module.bidirectional),
+        directions,
         input.dim() - 1,
     )
     return output, spec.hx_of(states_n)
 
 
-def lengths_stay(
+def _run_where_they_are(
+    layers: segments.Layers,
+    input: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    states: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if resets is not None:
+        return segments.run_where_resets_are(layers, input, resets, states, directions, batch_first)
+    assert lengths is not None
+    return segments.run_where_lengths_are(layers, input, lengths, states, batch_first)
+
+
+def stay(
     module: nn.RNNBase,
     input: Tensor,
+    resets: Tensor | None,
+    reset_states: Sequence[Tensor],
     lengths: Tensor | None,
     others: Sequence[Tensor],
 ) -> bool:
-    """Whether the kernels of the device find the ends for themselves."""
-    if lengths is None or input.device.type != DEVICE or lengths.device != input.device:
+    """Whether the kernels of the device find for themselves where rows begin anew, or end."""
+    given = [t for t in (resets, lengths) if t is not None]
+    if len(given) != 1 or reset_states or input.dim() != 3 or _is_compiling():
         return False
-    if _is_compiling():
+    if input.device.type != DEVICE or given[0].device != input.device:
         return False
     if recomputes(module) or torch_lacks(module):
         return False

@@ -219,3 +219,60 @@ def run_where_lengths_are(
     if batch_first:
         output = output.transpose(0, 1)
     return output, tuple(s.index_select(1, back) for s in states_n)
+
+
+def run_by_steps(
+    layer: Any,
+    cell: str,
+    x: Tensor,
+    begins: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bidirectional: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One layer over rows of ``[T, B, *]`` that begin anew, with zeros, where `begins` says so.
+
+    Of the first step it says nothing. `layer`, :func:`rnnfast.reference.layer`, runs each step of
+    a direction on its own.
+    """
+    T, per_direction = x.shape[0], len(weights) // (1 + bidirectional)
+    outputs, finals = [], []
+    for d in range(1 + bidirectional):
+        own = weights[d * per_direction : (d + 1) * per_direction]
+        current: Sequence[Tensor] = [s[d : d + 1] for s in states]
+        steps: list[Tensor] = []
+        for t in reversed(range(T)) if d else range(T):
+            if steps:  # the border lies before the later one of two steps
+                border = begins[t + d].unsqueeze(1)
+                current = [s.masked_fill(border, 0) for s in current]
+            output, current = layer(cell, x[t : t + 1], None, current, own)
+            steps.append(output)
+        outputs.append(torch.cat(steps[::-1] if d else steps))
+        finals.append(current)
+    states_n = (torch.cat(parts) for parts in zip(*finals, strict=True))
+    return torch.cat(outputs, -1), tuple(states_n)
+
+
+def run_where_resets_are(
+    layers: Layers,
+    input: Tensor,
+    resets: Tensor,
+    states: Sequence[Tensor],
+    directions: int,
+    batch_first: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As :func:`run`, of ``[T, B, *]`` by `resets` alone, without a look at them on the CPU.
+
+    The layers begin anew by themselves after the first step. What stands before that one, the
+    states of the direction forward in time, is seen to here.
+    """
+    resets = resets.view(input.shape[:2])
+    x, begins = (t.transpose(0, 1) if batch_first else t for t in (input, resets))
+    if states:
+        lost = torch.stack([begins[0], torch.zeros_like(begins[0])][:directions])
+        lost = lost.repeat(len(states[0]) // directions, 1).unsqueeze(2)
+        states = [s.masked_fill(lost, 0) for s in states]
+    output, states_n = layers(x, begins, states)
+    if batch_first:
+        output = output.transpose(0, 1)
+    return output, tuple(states_n)

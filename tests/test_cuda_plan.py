@@ -114,6 +114,29 @@ def test_small_float32_layers_are_exact_where_tf32_is_allowed(
         assert kernels == {"fma", "step"}
 
 
+@pytest.mark.parametrize("cell", [facts["name"] for facts in _C.cells()])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", ["auto", *KERNELS])
+@pytest.mark.parametrize("backward", [False, True])
+def test_rows_that_begin_anew_are_for_kernels_that_know_it(
+    cell: str, dtype: str, kernel: str, backward: bool
+) -> None:
+    know = {"step", "cta", "cluster", "grid"}
+    for H in (16, 64, 256, 512):
+        options = {"kernel": kernel, "backward": backward, "tf32": False}
+        choices = plan(cell, dtype, 100, 8, H, resets=True, **options)
+        assert {choice["kernel"] for choice in choices} <= know
+        assert choices[-1]["kernel"] == "step"
+        others = plan(cell, dtype, 100, 8, H, **options)
+        persistent = [c for c in choices if c["kernel"] in ("cta", "cluster")]
+        assert persistent == [c for c in others if c["kernel"] in ("cta", "cluster")], "as ever"
+        if kernel == "grid":  # those of the grid family take parts of other sizes
+            assert all(choice["part"] == 8 for choice in choices[:-1])
+    if dtype != "float64":
+        best = plan(cell, dtype, 100, 8, 64, resets=True, tf32=False)[0]
+        assert best["kernel"] in ("cta", "cluster")
+
+
 def test_what_no_gpu_has_measured_is_not_chosen() -> None:
     """An instance in parts of 16 rows; once there is a figure, another one takes its place here."""
     exact = {"tf32": False}

@@ -319,6 +319,9 @@ def test_explain_plans_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: hopper)
     plan = routes.cuda_plan(*arguments)
     assert (plan["kernel"], plan["hidden"], plan["tiles"]) == ("cluster", 256, 4)
+    small = ("gru", "bfloat16", torch.device("cuda"), {**problem, "H": 64})
+    assert routes.cuda_plan(*small)["kernel"] == "small"
+    assert routes.cuda_plan(*small, True)["kernel"] in ("cta", "cluster")
     monkeypatch.setenv("RNNFAST_CUDA_KERNEL", "step")
     assert routes.cuda_plan(*arguments)["kernel"] == "step"
     monkeypatch.delenv("RNNFAST_CUDA_KERNEL")

@@ -10,6 +10,7 @@ namespace rnnfast {
 template <class E>
 struct ForwardArgs {
   Steps steps;           // batch and offset in device memory
+  const bool* begins;    // [T, B], see Layer; then the steps are dense. Null: nothing begins anew
   int64_t hidden;        // H
   const E* w_hh[2];      // per direction [G*H, H]
   const void* packed;    // w_hh packed for the kernel [D, packed_bytes]; null: it packs nothing
@@ -28,6 +29,7 @@ struct ForwardArgs {
 template <class E>
 struct BackwardArgs {
   Steps steps;
+  const bool* begins;
   int64_t hidden;
   const E* w_hh[2];  // these three as in ForwardArgs
   const void* packed;

@@ -117,6 +117,7 @@ class LayerBackward {
   BackwardArgs<void> arguments() const {
     BackwardArgs<void> a{};
     a.steps = {layer_.T, layer_.rows, layer_.B, nullptr, nullptr}, a.hidden = layer_.H;
+    a.begins = begins_of(layer_);
     if (grad_output_.defined()) a.grad_output = grad_output_.const_data_ptr();
     for (int k = 0; k < layer_.cell.states; ++k) {
       if (grad_states_n_[k].defined()) a.grad_states_n[k] = grad_states_n_[k].const_data_ptr();
@@ -167,7 +168,7 @@ class LayerBackward {
     Tensor one;
     if (!same_ && !own_h_gates() && multiplies)
       one = at::empty({layer_.D, layer_.B, columns()}, grad_x_gates_.options());
-    StepBackward<void, void> step{arguments, {}, {}, {}};
+    StepBackward<void, void> step{arguments, {}, {}, {}, {}, {}};
     Product product = multiplies ? product_with(w_hh, running[0]) : Product{};
     PreparedProducts products;
     for (int k = 0; k < layer_.cell.states; ++k)
@@ -176,6 +177,8 @@ class LayerBackward {
       for (int64_t d = 0; d < layer_.D; ++d) {
         const Walk walk = layer.walk(d);
         step.rows[d] = StepRows::of(walk, walk.time(i));
+        step.begins[d] = begins_before(layer, walk, i);
+        step.ends[d] = begins_before(layer, walk, i + 1);
       }
       const StepGates gates = step_gates(one, step.rows);
       for (int64_t d = 0; d < layer_.D && (own_h_gates() || one.defined()); ++d)
@@ -213,12 +216,12 @@ class LayerBackward {
   }
 
   // The h that every row found [rows, H]: in the timeline it lies B rows before the row's own,
-  // unless the batch shrinks. Then it is put together in `memory`.
+  // unless the batch shrinks or rows begin anew. Then it is put together in `memory`.
   Matrix h_before(int64_t d, Tensor& memory) {
     const Tensor& timelines = reserve_[0];
     const int64_t timeline = d * (layer_.rows + layer_.B) * layer_.H;
     Matrix result{nullptr, layer_.rows, layer_.H, layer_.dtype};
-    if (layer_.uniform) {
+    if (layer_.uniform && !layer_.begins.defined()) {
       result.data = const_address(timelines, timeline + (d ? layer_.B : 0) * layer_.H);
       return result;
     }
@@ -227,7 +230,8 @@ class LayerBackward {
                                {{steps_.get(memory.options()), d == 1},
                                 layer_.H,
                                 const_address(timelines, timeline),
-                                memory.mutable_data_ptr()},
+                                memory.mutable_data_ptr(),
+                                begins_of(layer_)},
                                context_.stream));
     result.data = memory.const_data_ptr();
     return result;

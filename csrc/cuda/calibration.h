@@ -81,7 +81,7 @@ double correction(const Plan& plan, const Request& p, const Expect& expect) {
   if (at < 0) return 1;
   Request measured = p;
   measured.T = 100, measured.B = kMeasuredRows[at], measured.H = m->hidden;
-  measured.directions = 1;
+  measured.directions = 1, measured.resets = false;
   const double expected = expect(*m, measured);
   return expected > 0 ? m->microseconds[at] / expected : 1;
 }

@@ -36,8 +36,9 @@ inline void check(const Status& status) {
 }
 
 // The layer of a call. Where batch_sizes come with an x of three dimensions, and on its device, so
-// many of the first rows of each step are alive. Nobody waits to look at them: whatever they are,
-// all rows are alive at the first step, and none comes alive later.
+// many of the first rows of each step are alive; or, where they are a mask [T, B], rows begin anew
+// where it is true. Nobody waits to look at them: whatever they are, all rows are alive at the
+// first step, and none comes alive later.
 inline Layer layer_of(const char* op, std::string_view cell, const Tensor& x,
                       const std::optional<Tensor>& batch_sizes, at::TensorList weights,
                       bool bidirectional) {
@@ -46,8 +47,16 @@ inline Layer layer_of(const char* op, std::string_view cell, const Tensor& x,
   Layer layer =
       check_layer(op, cell, x, on_device ? std::nullopt : batch_sizes, weights, bidirectional);
   if (!on_device) return layer;
-  check_tensor(op, "batch_sizes", *batch_sizes, x, at::kLong, {layer.T});
+  const bool is_mask = batch_sizes->scalar_type() == at::kBool;
+  if (is_mask)
+    check_tensor(op, "batch_sizes", *batch_sizes, x, at::kBool, {layer.T, layer.B});
+  else
+    check_tensor(op, "batch_sizes", *batch_sizes, x, at::kLong, {layer.T});
   if (layer.rows == 0 || layer.T == 1) return layer;
+  if (is_mask) {
+    layer.begins = batch_sizes->contiguous();
+    return layer;
+  }
   layer.alive = std::get<0>(at::cummin(*batch_sizes, 0)).clamp(0, layer.B);
   layer.alive.select(0, 0).fill_(layer.B);
   layer.uniform = false;
@@ -63,6 +72,17 @@ inline Layer known_here(const Layer& layer) {
   return result;
 }
 
+// [T, B], or null where no row begins anew.
+inline const bool* begins_of(const Layer& layer) {
+  return layer.begins.defined() ? layer.begins.const_data_ptr<bool>() : nullptr;
+}
+
+// [B]: whether the rows begin anew between step i of a walk and the step before it; or null.
+inline const bool* begins_before(const Layer& layer, const Walk& walk, int64_t i) {
+  const bool* begins = begins_of(layer);
+  return begins && i > 0 && i < layer.T ? begins + walk.border(i) * layer.B : nullptr;
+}
+
 // Memory for the rows of all steps; zeros in those of which some are written by nobody.
 inline Tensor memory_of_rows(const Layer& layer, at::IntArrayRef sizes,
                              const at::TensorOptions& options) {
@@ -73,7 +93,7 @@ inline Request request_of(const Layer& layer, bool backward, const Context& cont
   return {layer.problem(),      layer.cell.whole_sequence,
           type_of(layer.dtype), backward,
           tf32_allowed(),       context.device,
-          context.wanted};
+          context.wanted,       layer.begins.defined()};
 }
 
 // The w_hh of all directions, one behind the other.

@@ -72,6 +72,7 @@ class LayerForward {
   ForwardArgs<void> arguments() const {
     ForwardArgs<void> a{};
     a.steps = {layer_.T, layer_.rows, layer_.B, nullptr, nullptr}, a.hidden = layer_.H;
+    a.begins = begins_of(layer_);
     a.output = output.mutable_data_ptr();
     if (x_gates_.defined()) a.x_gates = x_gates_.const_data_ptr();
     for (int64_t d = 0; layer_.has_biases && d < layer_.D; ++d)
@@ -130,7 +131,7 @@ class LayerForward {
     const Tensor w_hh = stacked(layer_, weights_);
     // Zero states need no product at their first step.
     const Tensor h_gates = at::zeros({layer_.D, layer_.B, columns()}, x_.options().dtype(type));
-    StepForward<void, void> step{arguments(), {}, h_gates.const_data_ptr(), {}, nullptr, false};
+    StepForward<void, void> step{arguments(), {}, h_gates.const_data_ptr(), {}, nullptr, false, {}};
     for (int k = 0; k < layer_.cell.states; ++k)
       if (running[k].defined()) step.states[k] = running[k].mutable_data_ptr();
     if (!running[0].is_same(states_n[0])) step.h = states_n[0].mutable_data_ptr();
@@ -144,6 +145,7 @@ class LayerForward {
       for (int64_t d = 0; d < layer_.D; ++d) {
         const Walk walk = layer.walk(d);
         step.rows[d] = StepRows::of(walk, walk.time(i));
+        step.begins[d] = begins_before(layer, walk, i);
       }
       if (i > 0 || !states_.empty()) multiply_directions(products, product, layer_.D, step.rows);
       check(launch_step_forward(layer_.cell.name, request_.type, step, static_cast<int>(layer_.D),

@@ -22,6 +22,7 @@ struct StepForward {
   C* states[2];      // per state [D, B, H] the running states; h only where the cell reads it
   E* h;              // [D, B, H] h as it is stored, for the next product; null: states[0] is that
   bool last_h;       // that of a row's last step only: products find others in the output
+  const bool* begins[2];  // per direction [B], whether a row begins anew with this step; or null
 };
 
 template <class E, class C>
@@ -30,6 +31,8 @@ struct StepBackward {
   StepRows rows[2];
   C* grad_states[2];   // per state [D, B, H] gradients of the running states; null: not to be kept
   E* grad_h_gates[2];  // per direction [rows of the step, G*H]; null where they equal those of x
+  const bool* begins[2];  // as in StepForward
+  const bool* ends[2];    // the same of the step after this one
 };
 
 // Sums of the columns of some matrices, in two stages: of `part_rows` rows each, then of those
@@ -66,8 +69,9 @@ template <class E>
 struct StatesBefore {
   Walk walk;  // steps in device memory
   int64_t hidden;
-  const E* timeline;  // [rows + B, H]
-  E* result;          // [rows, H]
+  const E* timeline;   // [rows + B, H]
+  E* result;           // [rows, H]
+  const bool* begins;  // as in ForwardArgs
 };
 
 using dev::Status;

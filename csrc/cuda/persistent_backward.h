@@ -105,12 +105,24 @@ struct BackwardWorker {
     }
   }
 
+  // A row that begins anew with step n in time has zeros for its states before it.
+  DEVICE void begin_with_zeros(int n) {
+    if constexpr (Cell::kReadsBefore) {
+      if (!self.has_border(a.begins, n)) return;
+      const Border<S> border = self.border(a.begins, n);
+      UNROLL
+      for (int e = 0; e < kElements; ++e)
+        if (border.is_at(e)) in[e].before = narrow<E>(0.f);
+    }
+  }
+
   DEVICE void load_inputs(int n, const Place& at) {
     if constexpr (Ring::kExists) {
       if (staged) {
         const uint8_t* slot = ring.template wait<Ring::kSlots - 2>(n);
         ask(n + Ring::kSlots - 1);  // over what the step before has read
-        return take(slot);
+        take(slot);
+        return begin_with_zeros(n);
       }
     }
     const Place then = self.next_place(at, n + 1);  // the step that this one followed
@@ -136,6 +148,7 @@ struct BackwardWorker {
                                   Accumulator::batch(e) * self.hidden + Accumulator::unit(e)];
       }
     }
+    begin_with_zeros(n);
     if (a.grad_output != nullptr)
       self.walk_output(a.grad_output + self.in_output(at.position), [&](const E* p, int e) {
         if (self.alive(e, at.living)) in[e].grad = *p;
@@ -156,6 +169,19 @@ struct BackwardWorker {
           sent[g][e] = alive ? plain(dh) : 0.f;
           to_h[e][g] = narrow<E>(plain(dh));
         });
+  }
+
+  // Between this step and the next nothing goes back in rows that begin anew there.
+  DEVICE void forget(int n, float (&sent)[kGates][kElements]) {
+    const Border<S> border = self.border(a.begins, n);
+    UNROLL
+    for (int e = 0; e < kElements; ++e) {
+      const bool anew = border.is_at(e);
+      UNROLL
+      for (int k = 0; k < Cell::kStates; ++k) grads[k][e] = anew ? 0.f : grads[k][e];
+      UNROLL
+      for (int g = 0; g < kGates; ++g) sent[g][e] = anew ? 0.f : sent[g][e];
+    }
   }
 
   DEVICE void store(const Place& at) const {
@@ -198,6 +224,7 @@ struct BackwardWorker {
       float sent[kGates][kElements];
       UNROLL
       for (int e = 0; e < kElements; ++e) update(at, e, sent);
+      if (self.has_border(a.begins, n)) forget(n, sent);
       const bool last = n + 1 == self.count;
       if (!last || to_start) self.send(n + 1, sent);
       store(at);

@@ -152,6 +152,15 @@ struct ForwardWorker {
     }
   }
 
+  // Rows that begin anew after this step leave nothing for the next one.
+  DEVICE void forget(const Border<S>& border) {
+    UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) {
+      UNROLL
+      for (int e = 0; e < kElements; ++e) states[k][e] = border.is_at(e) ? 0.f : states[k][e];
+    }
+  }
+
   // First what the peers wait for, then what the next step needs, then the results.
   DEVICE void run() {
     load_bias();
@@ -167,13 +176,19 @@ struct ForwardWorker {
       self.product(n, bias, sum);
       UNROLL
       for (int e = 0; e < kElements; ++e) update(at, e, sum[e]);
-      if (n + 1 < self.count) {
+      const bool last = n + 1 == self.count, forgets = self.has_border(a.begins, n);
+      if (forgets) {  // what is sent and kept is not what is stored
+        const Border<S> border = self.border(a.begins, n);
+        store(at);
+        forget(border);
+      }
+      if (!last) {
         float sent[1][kElements];
         UNROLL
         for (int e = 0; e < kElements; ++e) sent[0][e] = states[0][e];
         self.send(n + 1, sent);
       }
-      store(at);
+      if (!forgets) store(at);
       at = self.next_place(at, n + 1);
       load_inputs(n + 1, at);
     }

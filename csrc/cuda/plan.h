@@ -77,7 +77,9 @@ inline void add_persistent_plans(const Request& p, Plans& plans) {
 // All that serve a problem, `step` last, with what the formulas expect of each.
 inline Plans modelled_plans(const Request& p) {
   Plans all;
-  if (p.whole_sequence) {
+  if (p.whole_sequence && p.resets) {
+    add_persistent_plans(p, all);
+  } else if (p.whole_sequence) {
     add_fma_plans(p, all);
     add_single_plans(p, all);
     add_persistent_plans(p, all);

@@ -23,7 +23,7 @@ class PlanCache {
   }
 
  private:
-  using Key = std::array<int64_t, 16>;
+  using Key = std::array<int64_t, 17>;
   static constexpr size_t kMost = 1024;
   std::mutex mutex_;
   std::map<Key, std::shared_ptr<const Plans>> known_;
@@ -45,7 +45,8 @@ class PlanCache {
             d.shared_bytes,
             d.max_cluster,
             p.wanted ? static_cast<int64_t>(p.wanted->kernel) : -1,
-            p.wanted ? p.wanted->entry : -1};
+            p.wanted ? p.wanted->entry : -1,
+            p.resets};
   }
 };
 

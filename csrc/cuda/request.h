@@ -66,6 +66,7 @@ struct Request : Problem {
   bool tf32;  // float32 products may round their operands to TF32
   Device device;
   std::optional<Wish> wanted;  // no other than this; what it cannot run goes to `step`
+  bool resets = false;         // rows begin anew inside the sequence, which few kernels know
 };
 
 struct Plan {

@@ -37,6 +37,9 @@ DEVICE Place place(const StepShape& shape) {
           int64_t{block_row} * rows_per_block + dev::tid() / shape.width};
 }
 
+// Whether a mask names row b; null names none.
+DEVICE bool names(const bool* mask, int64_t b) { return mask != nullptr && mask[b]; }
+
 template <class E>
 struct StepForwardArgs {
   StepForward<E, Compute<E>> step;
@@ -59,11 +62,14 @@ struct ForwardUnit {
     const E x_gate = layer.x_gates[((d * layer.steps.rows + row) * Cell::kGates + g) * H + j];
     return V(widen(x_gate) + bias(layer.b_ih[d], g));
   }
+  // Then the product and the running states are those of what stood in the row before.
+  DEVICE bool begins() const { return names(a.begins[d], b); }
   DEVICE V h(int g) const {
-    return V(a.h_gates[((d * B + b) * Cell::kGates + g) * H + j] + bias(a.layer.b_hh[d], g));
+    const C product = begins() ? C(0) : a.h_gates[((d * B + b) * Cell::kGates + g) * H + j];
+    return V(product + bias(a.layer.b_hh[d], g));
   }
   DEVICE C bias(const E* of, int g) const { return of ? widen(of[g * H + j]) : C(0); }
-  DEVICE V state(int k) const { return k >= kFirst ? V(a.states[k][own()]) : V(C(0)); }
+  DEVICE V state(int k) const { return k >= kFirst && !begins() ? V(a.states[k][own()]) : V(C(0)); }
 
   DEVICE void put_state(int k, V s) const {
     const ForwardArgs<E>& layer = a.layer;
@@ -118,14 +124,16 @@ struct BackwardUnit {
     return V(widen(layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j]));
   }
   DEVICE V before(int k) const {
+    if (names(a.begins[d], b)) return V(C(0));
     return in_timeline(k, b < rows.continued ? rows.before : rows.initial);
   }
   DEVICE V after(int k) const { return in_timeline(k, rows.after); }
   DEVICE V grad(int k) const {
     const E* of_last = a.layer.grad_states_n[k];
-    const V ds = b < rows.staying ? V(a.grad_states[k][own()])
-                 : of_last        ? V(widen(of_last[own()]))
-                                  : V(C(0));
+    const V ds = names(a.ends[d], b) ? V(C(0))
+                 : b < rows.staying  ? V(a.grad_states[k][own()])
+                 : of_last           ? V(widen(of_last[own()]))
+                                     : V(C(0));
     if (k > 0 || !a.layer.grad_output) return ds;
     return ds + V(widen(a.layer.grad_output[(row * D + d) * H + j]));
   }
@@ -219,8 +227,12 @@ KERNEL states_before(StatesBefore<E> a) {
     const E *before = a.timeline + rows.before * a.hidden,
             *initial = a.timeline + rows.initial * a.hidden;
     E* result = a.result + rows.row * a.hidden;
-    for (int64_t i = dev::tid(); i < rows.count * a.hidden; i += kThreads)
-      result[i] = i < rows.continued * a.hidden ? before[i] : initial[i];
+    const bool* begins = a.begins ? a.begins + (t + a.walk.reverse) * rows.count : nullptr;
+    for (int64_t i = dev::tid(); i < rows.count * a.hidden; i += kThreads) {
+      const bool continues = i < rows.continued * a.hidden;
+      const bool anew = continues && begins && begins[i / a.hidden];
+      result[i] = anew ? narrow<E>(0) : continues ? before[i] : initial[i];
+    }
   }
 }
 

@@ -73,6 +73,16 @@ struct Place {
   int64_t position;
 };
 
+// Which batch rows of a thread begin anew between two steps, so that these pass nothing on.
+template <class S>
+struct Border {
+  static constexpr int kRows = S::kElements < 4 ? S::kElements : S::kElements / 2;
+  bool anew[kRows];
+
+  static constexpr DEVICE int element(int r) { return r % 2 + r / 2 * 4; }  // the first of the row
+  DEVICE bool is_at(int e) const { return anew[kRows == 1 ? 0 : e % 2 + e / 4 * 2]; }
+};
+
 // ---- one thread's place ----
 // What forward and backward share. An element is out of bounds if its unit or its batch row does
 // not exist: it computes zeros and stores nothing.
@@ -153,6 +163,25 @@ struct Worker {
   // Of a row's state before a step that follows on the step at `then`, in a timeline.
   DEVICE int64_t before(int row_seat, const Place& then) const {
     return steps.batch == nullptr || row_seat < then.living ? then.position : initial;
+  }
+
+  // Whether rows may begin anew between step n and the next one, in either direction of time.
+  DEVICE bool has_border(const bool* begins, int n) const {
+    return begins != nullptr && n + 1 < count;
+  }
+  // And which of the thread's do. To be found where it is needed: to keep it takes registers.
+  DEVICE Border<S> border(const bool* begins, int n) const {
+    // Opaque, or the compiler keeps addresses from step to step.
+    const int time = dev::opaque(backward_in_time() ? count - 1 - n : n + 1);
+    const int first = dev::opaque(seat[0]);
+    const bool* of_rows = begins + (time * steps.largest + (first_row + first));
+    Border<S> result;
+    UNROLL
+    for (int r = 0; r < Border<S>::kRows; ++r) {
+      const int batch = Accumulator::batch(Border<S>::element(r));
+      result.anew[r] = first + batch < all_living && of_rows[batch];
+    }
+    return result;
   }
 
   // Of element e: its unit within the group and row within the tile, and both in the layer.

@@ -207,9 +207,47 @@ def test_a_graph_holds_lengths(name: str) -> None:
 
 
 @needs_gpu
-def test_a_graph_cannot_hold_what_depends_on_a_mask() -> None:
-    layer = rnnfast.GRU(I, H, device=DEVICE)
+@LAYERS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_nobody_waits_for_resets_on_the_gpu(name: str, dtype: torch.dtype) -> None:
+    layer = getattr(rnnfast, name)(I, H, 2, bidirectional=True, device=DEVICE, dtype=dtype)
+    x = torch.randn(T, B, I, device=DEVICE, dtype=dtype, requires_grad=True)
+    hx = moved(states(name, 4), dtype)
+    expected = results(layer, x, {"hx": hx, "resets": mask()})  # a mask on the CPU is copied
+    options = {"hx": hx, "resets": mask().to(DEVICE)}
+    results(layer, x, options)  # what waits the first time only
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        found = results(layer, x, options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for values, right in zip(found, expected, strict=True):
+        right = [t.detach().double().cpu() for t in right]
+        assert_alike(values, right, 0.06 if dtype == torch.bfloat16 else 1e-4)
+
+
+@needs_gpu
+@LAYERS
+def test_a_graph_holds_resets(name: str) -> None:
+    layer = getattr(rnnfast, name)(I, H, bidirectional=True, device=DEVICE)
     x, resets = torch.randn(T, B, I, device=DEVICE), mask().to(DEVICE)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        layer(x, resets=resets)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            found = flat(layer(x, resets=resets))
+        resets.copy_(resets.flip(0))
+        graph.replay()
+        expected = flat(layer(x, resets=resets.cpu()))
+    assert_alike(found, [t.double().cpu() for t in expected], 1e-4)
+
+
+@needs_gpu
+def test_a_graph_cannot_hold_stretches() -> None:
+    layer = rnnfast.GRU(I, H, device=DEVICE)
+    x, begin = torch.randn(T, B, I, device=DEVICE), torch.ones(1, 1, H, device=DEVICE)
+    options = {"resets": mask().to(DEVICE), "reset_states": begin}
     graph = torch.cuda.CUDAGraph()
     with (
         pytest.warns(UserWarning, match="Graph is empty"),
@@ -217,9 +255,10 @@ def test_a_graph_cannot_hold_what_depends_on_a_mask() -> None:
         torch.no_grad(),
         torch.cuda.graph(graph),
     ):
-        layer(x, resets=resets)
+        layer(x, **options)
     with torch.no_grad():  # and nothing is left broken
-        assert_alike(flat(layer(x, resets=resets)), flat(layer.cpu()(x.cpu(), resets=mask())), 1e-4)
+        right = layer.cpu()(x.cpu(), resets=mask(), reset_states=begin.cpu())
+        assert_alike(flat(layer.to(DEVICE)(x, **options)), flat(right), 1e-4)
 
 
 @LAYERS

@@ -81,6 +81,10 @@ Tensors guarded(at::TensorList tensors) {
   return result;
 }
 
+std::optional<Tensor> guarded(const std::optional<Tensor>& t) {
+  return t ? std::optional(guarded(*t)) : std::nullopt;
+}
+
 // A Hopper GPU as the emulator's settings make it.
 Context context(std::string_view kernel, int64_t seed) {
   TORCH_CHECK(kernel == "auto" || find_wish(kernel), "unknown kernel ", kernel);
@@ -96,8 +100,8 @@ LayerResult layer_simt(std::string_view cell, const Tensor& x,
                        at::TensorList weights, bool bidirectional, bool train,
                        std::string_view kernel, int64_t seed) {
   const emu::GuardedTensors guard;
-  return layer(cell, guarded(x), batch_sizes, guarded(states), guarded(weights), bidirectional,
-               train, [&] { return context(kernel, seed); });
+  return layer(cell, guarded(x), guarded(batch_sizes), guarded(states), guarded(weights),
+               bidirectional, train, [&] { return context(kernel, seed); });
 }
 
 Tensors layer_backward_simt(std::string_view cell, const std::optional<Tensor>& grad_output,
@@ -106,13 +110,9 @@ Tensors layer_backward_simt(std::string_view cell, const std::optional<Tensor>& 
                             bool bidirectional, at::TensorList reserve,
                             const c10::List<bool>& needs, std::string_view kernel, int64_t seed) {
   const emu::GuardedTensors guard;
-  return layer_backward(cell, grad_output, grad_states_n, guarded(x), batch_sizes, guarded(weights),
-                        bidirectional, guarded(reserve), needs,
+  return layer_backward(cell, grad_output, grad_states_n, guarded(x), guarded(batch_sizes),
+                        guarded(weights), bidirectional, guarded(reserve), needs,
                         [&] { return context(kernel, seed); });
-}
-
-std::optional<Tensor> guarded(const std::optional<Tensor>& t) {
-  return t ? std::optional(guarded(*t)) : std::nullopt;
 }
 
 LayerResult recurrence_simt(std::string_view cell, const Tensor& x_gates,
