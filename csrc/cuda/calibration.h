@@ -82,6 +82,7 @@ double correction(const Plan& plan, const Request& p, const Expect& expect) {
   Request measured = p;
   measured.T = 100, measured.B = kMeasuredRows[at], measured.H = m->hidden;
   measured.directions = 1, measured.resets = false;
+  measured.tf32 = precision(p) == Precision::kTf32;
   const double expected = expect(*m, measured);
   return expected > 0 ? m->microseconds[at] / expected : 1;
 }

@@ -171,7 +171,7 @@ constexpr int register_fragments(const Layout& l) {
   if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 28 : 16;
   if (l.element_bytes > 2) step += grid ? 12 : 24;
   if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
-  if (grid) step += 28;
+  if (grid) step += l.gates == (l.backward ? 4 : 1) ? 32 : 28;
   if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
   // Six peers: who sends to whom is no matter of shifts. H = 1024 and one gate: the longest rows.
   const bool longest = l.gates == 1 && l.peers == 16 && l.units == 64;

@@ -112,8 +112,7 @@ inline Plans calibrated_plans(const Request& p) {
 // Whether a kernel is less exact than cuDNN's, which does without TF32 in small layers even where
 // it is allowed.
 inline bool too_coarse(const Plan& plan, const Request& p) {
-  constexpr int64_t kSmallest = 64;  // with so many units cuDNN uses it
-  return p.type == Type::kFloat32 && p.tf32 && p.H < kSmallest && p.T > 1 &&
+  return precision(p) == Precision::kTf32 && p.H < kTf32Units && p.T > 1 &&
          plan.kernel != Kernel::kFma;
 }
 

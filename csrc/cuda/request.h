@@ -81,7 +81,11 @@ struct Plan {
 };
 using Plans = std::vector<Plan>;
 
-// How a whole-sequence kernel multiplies numbers of that type; none does float64.
+// With so many units cuDNN uses TF32 where it is allowed.
+inline constexpr int64_t kTf32Units = 64;
+
+// How a whole-sequence kernel multiplies numbers of that type; none does float64. Of `fma`, which
+// multiplies float32 as it is, smaller layers have no need of TF32; but it knows no resets.
 inline std::optional<Precision> precision(const Request& p) {
   switch (p.type) {
     case Type::kBfloat16:
@@ -89,7 +93,7 @@ inline std::optional<Precision> precision(const Request& p) {
     case Type::kFloat16:
       return Precision::kHalf;
     case Type::kFloat32:
-      return p.tf32 ? Precision::kTf32 : Precision::kFloat;
+      return p.tf32 && !(p.resets && p.H < kTf32Units) ? Precision::kTf32 : Precision::kFloat;
     case Type::kFloat64:
       return std::nullopt;
   }
