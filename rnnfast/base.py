@@ -9,6 +9,7 @@ import inspect
 import re
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from rnnfast import truncated
@@ -160,12 +161,33 @@ class Layers(Interop, nn.RNNBase):
             )
         return super().__prepare_scriptable__()
 
-    def _forward(self, input: Any, hx: Any, resets: Any, reset_states: Any, lengths: Any) -> Any:
+    def _check_are_defaults(self, given: tuple[Any, ...]) -> None:
+        """Of a call's own arguments, given by position: as torch.onnx does to a layer by itself."""
+        if torch.onnx.is_in_onnx_export() and all(value is None for value in given):
+            return
+        raise TypeError(
+            f"{self.torch_class.__name__}.forward() takes from 2 to 3 positional arguments but"
+            f" {3 + len(given)} were given"
+        )
+
+    def _forward(
+        self,
+        input: Any,
+        hx: Any,
+        others: tuple[Any, ...],
+        resets: Any,
+        reset_states: Any,
+        lengths: Any,
+    ) -> Any:
         if resets is None and lengths is None and reset_states is None:
             if type(input) is not Tensor and (leaf := self._call_as_leaf(input, hx)) is not None:
                 return leaf
+            if others:
+                self._check_are_defaults(others)
             return run(self, input, hx, plain=self._checks_are_torchs)
         given = {"resets": resets, "reset_states": reset_states, "lengths": lengths}
         if (leaf := self._call_as_leaf(input, hx, given)) is not None:
             return leaf
+        if others:
+            self._check_are_defaults(others)
         return run_in_segments(self, input, hx, **given)

@@ -111,12 +111,13 @@ class RNN(Layers, nn.RNN):
         self,
         input: Any,
         hx: Tensor | None = None,
+        *others: Any,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: Tensor | None = None,
         lengths: Any = None,
     ) -> Any:
         """Run the layers over a sequence: see :meth:`GRU.forward`."""
-        return self._forward(input, hx, resets, reset_states, lengths)
+        return self._forward(input, hx, others, resets, reset_states, lengths)
 
 
 class GRU(Layers, nn.GRU):
@@ -175,6 +176,7 @@ class GRU(Layers, nn.GRU):
         self,
         input: Any,
         hx: Tensor | None = None,
+        *others: Any,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: Tensor | None = None,
         lengths: Any = None,
@@ -185,6 +187,7 @@ class GRU(Layers, nn.GRU):
             input: ``[T, B, I]`` (``[B, T, I]`` with `batch_first`), ``[T, I]`` for one sequence
                 without a batch, or a PackedSequence; of the dtype and device of the weights
             hx: the initial states ``[L*D, B, H]``, or ``[L*D, H]`` without a batch; None: zeros
+            *others: nothing; torch.onnx gives Nones, one for each of the following
             resets: where true, a sequence begins anew before that step, so that nothing passes
                 from the steps before, in either direction; bool, in the form of `input` without
                 its features
@@ -202,7 +205,7 @@ class GRU(Layers, nn.GRU):
             ValueError, RuntimeError, TypeError: an argument of another shape or dtype; in
                 torch.nn's words where it has the argument
         """
-        return self._forward(input, hx, resets, reset_states, lengths)
+        return self._forward(input, hx, others, resets, reset_states, lengths)
 
 
 class LSTM(Layers, nn.LSTM):
@@ -264,6 +267,7 @@ class LSTM(Layers, nn.LSTM):
         self,
         input: Any,
         hx: tuple[Tensor, Tensor] | None = None,
+        *others: Any,  # TorchScript compiles torch.nn's layers only: give it rnnfast.revert(module)
         resets: Any = None,
         reset_states: tuple[Tensor, Tensor] | None = None,
         lengths: Any = None,
@@ -273,4 +277,4 @@ class LSTM(Layers, nn.LSTM):
         `hx` and `reset_states` are pairs ``(h_0, c_0)``, of ``[L*D, B, P or H]`` and ``[L*D, B,
         H]``; the result is ``(output, (h_n, c_n))``, and `output` has ``D*P`` or ``D*H`` features.
         """
-        return self._forward(input, hx, resets, reset_states, lengths)
+        return self._forward(input, hx, others, resets, reset_states, lengths)

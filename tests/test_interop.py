@@ -7,7 +7,6 @@ name the call which helps.
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 from typing import Any
 
@@ -100,12 +99,17 @@ def test_onnx_graph_is_that_of_torchs_module(name: str) -> None:
 
 
 @layers
-def test_arguments_left_out_may_be_given_by_position(name: str) -> None:
-    """As torch.onnx gives them to a layer that is exported by itself."""
+def test_own_arguments_have_no_place_but_in_an_export(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.onnx gives a layer by itself the defaults of its signature, by position."""
     layer, x = getattr(rnnfast, name)(3, 4), torch.randn(5, 2, 3)
-    defaults = [p.default for p in inspect.signature(layer.forward).parameters.values()][1:]
-    assert len(defaults) == 4
-    assert_same(layer(x, *defaults), layer(x))
+    with pytest.raises(TypeError, match=f"{name}.* from 2 to 3 positional arguments but 6 were"):
+        layer(x, None, None, None, None)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert_same(layer(x, None, None, None, None), layer(x))
+    with pytest.raises(TypeError, match="positional arguments"):
+        layer(x, None, torch.zeros(5, 2, dtype=torch.bool))
 
 
 @every_class
