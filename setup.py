@@ -52,7 +52,8 @@ def instruction_sets() -> list[str]:
     wanted = os.environ.get("RNNFAST_CPU", " ".join(INSTRUCTION_SETS)).split()
     if unknown := set(wanted) - set(INSTRUCTION_SETS):
         known = " ".join(INSTRUCTION_SETS)
-        raise SystemExit(f"RNNFAST_CPU must be of {known}, got {' '.join(sorted(unknown))!r}")
+        got = " ".join(sorted(unknown))
+        raise SystemExit(f"rnnfast: RNNFAST_CPU must be of {known}, got {got!r}")
     return wanted
 
 

@@ -99,12 +99,12 @@ def builds_cuda(nvcc: str | None, sources: Sequence[str], flags: dict[str, list[
     """
     wanted = os.environ.get("RNNFAST_CUDA", "")
     if wanted not in ("", "0", "1"):
-        raise SystemExit(f"RNNFAST_CUDA must be 0 or 1, got {wanted!r}")
+        raise SystemExit(f"rnnfast: RNNFAST_CUDA must be 0 or 1, got {wanted!r}")
     if wanted == "0":
         return False
     if reason := _against_cuda(nvcc, sources, flags):
         if wanted == "1":
-            raise SystemExit(f"RNNFAST_CUDA=1, but {reason}")
+            raise SystemExit(f"rnnfast: RNNFAST_CUDA=1, but {reason}")
         _say(f"the CUDA kernels are left out: {reason}")
         return False
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
