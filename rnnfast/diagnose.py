@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnfast import functional, ops, segments
@@ -114,7 +115,8 @@ def _is_ours(module: nn.Module) -> bool:
 
 def _is_of_users(module: nn.Module) -> bool:
     """Whether this layer or cell of torch.nn's has a class of its own: `convert` leaves those."""
-    return type(module).__module__ != nn.RNNBase.__module__
+    own = parametrize.type_before_parametrizations(module)
+    return own.__module__ != nn.RNNBase.__module__
 
 
 def _explain_model(model: nn.Module, args: Any, kwargs: Any) -> Explanation:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnfast
@@ -117,7 +118,12 @@ def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
         assert rnnfast.explain(made, x).module == str(made)
         ours = rnnfast.convert(theirs)
         assert rnnfast.explain(ours, x) == replace(explained, module=str(ours))
-    own, x = Own(4, 5), torch.ones(3, 2, 4)
+    x = torch.ones(3, 2, 4)
+    normed = parametrizations.weight_norm(nn.GRU(4, 5), "weight_hh_l0")
+    assert rnnfast.explain(normed, x).module.endswith("of torch.nn, as if it were converted")
+    (held,) = rnnfast.explain(nn.Sequential(normed), x).layers
+    assert held.reason.endswith("rnnfast.convert(model) makes it rnnfast's")
+    own = Own(4, 5)
     how = "of a subclass of torch.nn's, as under rnnfast.patch(): convert leaves it alone"
     assert rnnfast.explain(own, x).module == f"{own} {how}"
     rnnfast.patch()

@@ -84,8 +84,8 @@ using Plans = std::vector<Plan>;
 // With so many units cuDNN uses TF32 where it is allowed.
 inline constexpr int64_t kTf32Units = 64;
 
-// How a whole-sequence kernel multiplies numbers of that type; none does float64. Of `fma`, which
-// multiplies float32 as it is, smaller layers have no need of TF32; but it knows no resets.
+// How a whole-sequence kernel multiplies numbers of that type; none does float64. Smaller layers
+// are as exact as cuDNN's: by `fma`, or with resets, of which that knows nothing, by two parts.
 inline std::optional<Precision> precision(const Request& p) {
   switch (p.type) {
     case Type::kBfloat16:
