@@ -63,15 +63,18 @@ struct Arguments {
 struct Call : Arguments {
   int64_t input_size, hidden_size, num_layers, directions;
   bool has_biases, batch_first;
+  bool batched = true;
 
   bool read(PyObject* module, PyObject* given_input, PyObject* given_sizes, PyObject* hx) {
     return read_options(module) && read_tensors(given_input, given_sizes, hx) && is_plain() &&
-           fits();
+           add_batch() && fits();
   }
+  int64_t batch_dim() const { return batch_first ? 0 : 1; }
 
  private:
   bool read_options(PyObject* module);
   bool read_weights(PyObject* list, PyObject* weight_names, PyObject* parameters);
+  bool add_batch();
   bool fits() const;
 };
 
@@ -159,6 +162,17 @@ bool Arguments::is_plain() const {
          (who_else(keys) == cuda && layer_op().hasKernelForDispatchKey(c10::DispatchKey::CUDA));
 }
 
+// One sequence without a batch is a batch of one.
+bool Call::add_batch() {
+  if (batch_sizes.defined() || input.dim() != 2) return true;
+  if (!std::all_of(states.begin(), states.end(), [](const Tensor& s) { return s.dim() == 2; }))
+    return false;
+  batched = false;
+  input = input.unsqueeze(batch_dim());
+  for (Tensor& state : states) state = state.unsqueeze(1);
+  return true;
+}
+
 // Whether all sizes are as torch.nn wants them. Those of the weights are the operator's to check.
 bool Call::fits() const {
   const bool packed = batch_sizes.defined();
@@ -185,9 +199,21 @@ struct Results {
   Tensors states_n;
 };
 
+// Python's lock, given back for a while. pybind11's does more, for threads that it has begun.
+class WithoutLock {
+ public:
+  WithoutLock() : state_(PyEval_SaveThread()) {}
+  ~WithoutLock() { PyEval_RestoreThread(state_); }
+  WithoutLock(const WithoutLock&) = delete;
+  WithoutLock& operator=(const WithoutLock&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // The layers, one on the output of the other.
 Results run(const Call& call) {
-  const py::gil_scoped_release no_gil;
+  const WithoutLock no_lock;
   const bool transposes = call.batch_first && !call.batch_sizes.defined();
   const std::optional<Tensor> sizes =
       call.batch_sizes.defined() ? std::optional(call.batch_sizes) : std::nullopt;
@@ -212,6 +238,10 @@ Results run(const Call& call) {
   for (int k = 0; k < call.cell->states; ++k)
     results.states_n.push_back(call.num_layers == 1 ? std::move(states_n[k][0])
                                                     : at::cat(states_n[k]));
+  if (!call.batched) {
+    results.output = results.output.squeeze(call.batch_dim());
+    for (Tensor& state : results.states_n) state = state.squeeze(1);
+  }
   return results;
 }
 
@@ -259,7 +289,7 @@ bool CellCall::fits() const {
 }
 
 Tensors CellCall::run() const {
-  const py::gil_scoped_release no_gil;
+  const WithoutLock no_lock;
   const bool batched = input.dim() == 2;
   const auto widened = [&](const Tensor& t) {
     return batched ? t.unsqueeze(0) : t.unsqueeze(0).unsqueeze(0);

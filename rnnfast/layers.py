@@ -22,6 +22,7 @@ from rnnfast.spec import MODES
 
 _is_tracing = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling  # a constant, elsewhere
 _CHECKS = (
     "check_input",
     "check_forward_args",
@@ -42,23 +43,15 @@ def run(module: nn.RNNBase, input: Any, hx: Any, *, plain: bool) -> Any:
     `plain`: its checks are torch.nn's, and may be made in C++, in one step where nothing about the
     call is special or wrong.
     """
-    x, batch_sizes, batched = input, None, True
+    x, batch_sizes = input, None
     if type(input) is not Tensor and isinstance(input, PackedSequence):
         x, batch_sizes = input.data, input.batch_sizes
         if hx is not None:
             hx = module.permute_hidden(hx, input.sorted_indices)
-    elif (dim := input.dim()) != 3:
-        check_dim(module, dim)
-        batched = False
-        if hx is not None:
-            hx = batched_states(module, hx, dim)
-        x = input.unsqueeze(0 if module.batch_first else 1)
-    result = _C.layers(module, x, batch_sizes, hx) if plain and not _is_compiling() else None
+    result = _C.layers(module, x, batch_sizes, hx) if plain and not _is_dynamo_compiling() else None
     if result is None:
         result = _run(module, x, batch_sizes, hx)
-    if batch_sizes is not None:
-        return _packed_as(module, input, result)
-    return result if batched else _without_batch(module, result)
+    return result if batch_sizes is None else _packed_as(module, input, result)
 
 
 def _packed_as(module: nn.RNNBase, input: PackedSequence, result: Any) -> Any:
@@ -68,17 +61,24 @@ def _packed_as(module: nn.RNNBase, input: PackedSequence, result: Any) -> Any:
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), hidden
 
 
-def _without_batch(module: nn.RNNBase, result: Any) -> Any:
-    output, hidden = result
+def _run(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> Any:
+    """``(output, hidden)``, with or without a batch; `hx` None counts as zeros."""
+    if batch_sizes is not None:
+        return _run_batch(module, input, batch_sizes, hx)
+    dim = input.dim()
+    check_dim(module, dim)
+    if hx is not None:
+        hx = batched_states(module, hx, dim)
+    if dim == 3:
+        return _run_batch(module, input, None, hx)
+    batch_dim = 0 if module.batch_first else 1
+    output, hidden = _run_batch(module, input.unsqueeze(batch_dim), None, hx)
     spec = MODES[module.mode]
     states = [s.squeeze(1) for s in spec.states_of(hidden)]
-    return output.squeeze(0 if module.batch_first else 1), spec.hx_of(states)
+    return output.squeeze(batch_dim), spec.hx_of(states)
 
 
-def _run(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> Any:
-    """``(output, hidden)``. `input` and `hx` have a batch; `hx` None counts as zeros."""
-    if hx is not None and batch_sizes is None:
-        hx = batched_states(module, hx, 3)
+def _run_batch(module: nn.RNNBase, input: Tensor, batch_sizes: Tensor | None, hx: Any) -> Any:
     weights = current_weights(module)
     # A compiled program cannot read B from the values of batch_sizes; the operator does.
     if hx is None or (batch_sizes is not None and _is_compiling()):

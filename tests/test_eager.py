@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnfast
 from rnnfast import _C
-from rnnfast import layers as layers_module
 
 I, H, T, B = 4, 5, 3, 2  # noqa: E741
 OPTIONS: list[dict[str, Any]] = [
@@ -104,16 +103,27 @@ def test_steps_that_carry_their_state(name: str, context: Callable[[], Any]) -> 
 
 
 @layers
+@pytest.mark.parametrize("batch_first", [False, True], ids=["T first", "B first"])
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
 def test_a_sequence_without_a_batch_takes_one_step_too(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, batch_first: bool, given: bool
 ) -> None:
-    module, x, hx = make(name, num_layers=2, bidirectional=True)
-    alone = tuple(h[:, 0] for h in tensors(hx))
-    arguments = (x[:, 0], alone if name == "LSTM" else alone[0])
-    expected = long_way(module, *arguments)
-    monkeypatch.setattr(layers_module, "run_stack", None)
-    for one, other in zip(tensors(module(*arguments)), tensors(expected), strict=True):
+    module, x, hx = make(name, num_layers=2, bidirectional=True, batch_first=batch_first)
+    x, states = x.select(0 if batch_first else 1, 0), [h[:, 0] for h in tensors(hx)]
+    alone = (tuple(states) if name == "LSTM" else states[0]) if given else None
+    ours = _C.layers(module, x, None, alone)
+    assert ours is not None
+    expected = long_way(module, x, alone)
+    leaves = [x, *(states if given else ()), *module.parameters()]
+    for one, other in zip(tensors(ours), tensors(expected), strict=True):
         assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+    for one, other in zip(gradients(ours, leaves), gradients(expected, leaves), strict=True):
+        assert torch.equal(one, other)
+    if given:  # the states of a batch do not go with it, nor numbers
+        number = torch.zeros(())
+        assert _C.layers(module, x, None, hx) is None
+        assert _C.layers(module, x, None, (number,) * 2 if name == "LSTM" else number) is None
 
 
 class _Subclass(Tensor):
@@ -165,7 +175,7 @@ INPUTS: dict[str, Callable[[Tensor], Any]] = {
     "subclass": lambda x: x.as_subclass(_Subclass),
     "nested": lambda x: torch.nested.nested_tensor(list(x.detach())),
     "one dimension": lambda x: x[0, 0],
-    "two dimensions": lambda x: x[0],
+    "two dimensions, of another size": lambda x: x[0].mT,
     "four dimensions": lambda x: x[None],
     "no steps": lambda x: x[:0],
     "too many features": lambda x: torch.cat([x, x], -1),

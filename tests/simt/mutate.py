@@ -1,9 +1,9 @@
 """Takes one synchronisation after the other out of the whole-sequence kernels: each time it shows.
 
-``python tests/simt/mutate.py [TEXT]`` builds the kernels of GRU once per mutant (whose header or
-line holds TEXT) and runs them on the emulator under many schedules; a mutant that still gives the
-right numbers under all of them has survived. Exits with the number of survivors. Not a part of the
-test suite: it takes minutes.
+``python tests/simt/mutate.py [TEXT]`` builds the kernels of one cell once per mutant (whose header
+or line holds TEXT) and runs them on the emulator under many schedules; a mutant that still gives
+the right numbers under all of them has survived. Exits with the number of survivors. Not a part of
+the test suite: it takes minutes.
 """
 
 import os
@@ -26,6 +26,8 @@ from problems import TOLERANCE, Problem
 FOLDER = ROOT / "build" / "mutants"
 PERSISTENT, SMALL, GRID = "persistent_gru.cu", "small_gru.cu", "grid_gru.cu"
 FMA, SINGLE, ROWS = "fma_gru.cu", "single_gru.cu", "rows.cu"
+# Four gates at H > 768: the one shape whose partial sums have one buffer.
+ONE_BUFFER = "grid_lstm.cu"
 # The headers with synchronisations, and where they are compiled.
 HEADERS = {
     "exchanger.h": PERSISTENT,
@@ -37,7 +39,7 @@ HEADERS = {
     "small_forward.h": SMALL,
     "small_backward.h": SMALL,
     "grid_exchange.h": GRID,
-    "grid_worker.h": GRID,
+    "grid_worker.h": ONE_BUFFER,
     "grid_forward.h": GRID,
     "grid_backward.h": GRID,
     "fma.h": FMA,
@@ -50,14 +52,16 @@ KERNELS = {
     PERSISTENT: ("cta", "cluster", "grid"),
     SMALL: ("small",),
     GRID: ("grid",),
+    ONE_BUFFER: ("grid",),
     FMA: ("fma",),
     SINGLE: ("single",),
-    ROWS: ("rows",),
+    ROWS: (),  # named by no layer
 }
 # A statement that synchronises, with the condition or the loop before it on its line.
 STATEMENT = re.compile(
-    r"^\s*(?:if \(dev::tid\(\) == 0\) |for \(int g = 0; g < kGates; \+\+g\) )?"
-    r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<\w+>|cp_commit"
+    r"^\s*(?:if \(dev::tid\(\) == 0\) |if constexpr \(.*?\) |for \(int g = 0; g < kGates; \+\+g\) "
+    r")?"
+    r"(?:dev::(?:cta_sync|group_sync|cluster_sync|warp_sync|mbar_\w+|cp_wait<[^>]+>|cp_commit"
     r"|store_release|wait_until|fence_words|poll_until)|group_barrier|ring\.wait"
     r"|self\.exchange\.clear)\(.*;(?:\s*//.*)?$"
 )
@@ -71,6 +75,7 @@ SHAPES: list[dict[str, Any]] = [
     {"T": 36, "B": 3, "H": 40, "I": 2, "dtype": torch.float16},
     {"T": 1, "B": 9, "H": 56, "dtype": torch.float16},
 ]
+SHAPES_OF_ONE_BUFFER: list[dict[str, Any]] = [{"T": 3, "B": 9, "H": 800, "dtype": torch.float16}]
 SEEDS = range(12)
 PROCESSORS = 16  # fewer threads in a grid: two groups of CTAs
 SECONDS = 600  # a kernel that is stuck is an error of the emulator, long before
@@ -116,14 +121,14 @@ def sources(folder: Path) -> None:
 
 
 def build_mutant(mutant: Mutant, objects: Path) -> Path:
-    """The emulated library with the kernels of GRU mutated."""
+    """The emulated library with the kernels of its source mutated."""
     folder = FOLDER / "mutant"
     sources(folder)
     header = folder / "csrc" / "cuda" / mutant.header
     lines = header.read_text(encoding="utf-8").splitlines()
     lines[mutant.line] = ";"
     header.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    compiled, library = folder / "gru.o", folder / "rnnfast_simt.so"
+    compiled, library = folder / "mutated.o", folder / "rnnfast_simt.so"
     run = [str(COMPILER), *FLAGS.split(), f"-I{folder / 'csrc'}", f"-I{ROOT / 'tests'}", "-w"]
     source = folder / "csrc" / "cuda" / HEADERS[mutant.header]
     subprocess.run([*run, "-x", "c++", "-c", str(source), "-o", str(compiled)], check=True)
@@ -154,18 +159,18 @@ def probe_rows() -> None:
         problem.compare_with(values, grads, TOLERANCE[problem.dtype])
 
 
-def probe(library: str, *kernels: str) -> int:
-    """Raises where one of these kernels differs from `step`, is stuck, or breaks a rule."""
+def probe(library: str, source: str) -> int:
+    """Raises where a kernel of this source differs from `step`, is stuck, or breaks a rule."""
     torch.ops.load_library(library)
     torch.backends.cudnn.allow_tf32 = False
     torch.ops.rnnfast_simt.set_processors(PROCESSORS)
-    if kernels == ("rows",):
+    if source == ROWS:
         probe_rows()
         return 0
-    for shape in SHAPES:
-        problem = Problem("GRU", **shape)
+    for shape in SHAPES_OF_ONE_BUFFER if source == ONE_BUFFER else SHAPES:
+        problem = Problem("LSTM" if source == ONE_BUFFER else "GRU", **shape)
         wanted = results(Simt("step"), problem)
-        for kernel in kernels:
+        for kernel in KERNELS[source]:
             for seed in SEEDS:
                 given = results(Simt(kernel, seed), problem)
                 for a, b in zip(given, wanted, strict=True):
@@ -193,7 +198,7 @@ def main(text: str = "") -> int:
 
 def probe_process(library: Path, source: str) -> int | None:
     """The exit code of `probe`, or None if it was too slow for one."""
-    command = [sys.executable, __file__, "--probe", str(library), *KERNELS[source]]
+    command = [sys.executable, __file__, "--probe", str(library), source]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         return subprocess.run(
