@@ -179,15 +179,15 @@ class Layers(Interop, nn.RNNBase):
         reset_states: Any,
         lengths: Any,
     ) -> Any:
-        if resets is None and lengths is None and reset_states is None:
-            if type(input) is not Tensor and (leaf := self._call_as_leaf(input, hx)) is not None:
-                return leaf
-            if others:
-                self._check_are_defaults(others)
-            return run(self, input, hx, plain=self._checks_are_torchs)
-        given = {"resets": resets, "reset_states": reset_states, "lengths": lengths}
-        if (leaf := self._call_as_leaf(input, hx, given)) is not None:
+        plain = resets is None and lengths is None and reset_states is None
+        given: dict[str, Any] = {}
+        if not plain:
+            given = {"resets": resets, "reset_states": reset_states, "lengths": lengths}
+        special = not plain or type(input) is not Tensor
+        if special and (leaf := self._call_as_leaf(input, hx, given)) is not None:
             return leaf
         if others:
             self._check_are_defaults(others)
+        if plain:
+            return run(self, input, hx, plain=self._checks_are_torchs)
         return run_in_segments(self, input, hx, **given)

@@ -255,16 +255,19 @@ def _layer_of_heads(
     gates, directions, size = CELLS[cell].gates, 1 + bidirectional, weights[1].shape[-1]
     per_direction = len(weights) // directions
 
-    def rows_of(w: Tensor, k: int) -> Tensor:
-        """Those of one head: they stand gate by gate, in each gate head by head."""
-        parts = w.reshape(gates, heads, size, *w.shape[1:])
-        return parts[:, k].reshape(gates * size, *w.shape[1:])
+    def rows_of(w: Tensor) -> Sequence[Tensor]:
+        """Those of each head: they stand gate by gate, in each gate head by head."""
+        parts = w.reshape(gates, heads, size, *w.shape[1:]).transpose(0, 1)
+        return parts.reshape(heads, gates * size, *w.shape[1:]).unbind()
 
+    own_weights = [
+        w.unbind() if i % per_direction == 1 else rows_of(w) for i, w in enumerate(weights)
+    ]
+    own_states = [s.chunk(heads, -1) for s in states]
     outputs, finals = [], []
     for k in range(heads):
-        own_states = [s[..., k * size : (k + 1) * size] for s in states]
-        own = [w[k] if i % per_direction == 1 else rows_of(w, k) for i, w in enumerate(weights)]
-        output, states_n = layer(cell, x, batch_sizes, own_states, own, bidirectional)
+        own = ([s[k] for s in own_states], [w[k] for w in own_weights])
+        output, states_n = layer(cell, x, batch_sizes, *own, bidirectional)
         outputs.append(output.reshape(*output.shape[:-1], directions, size))
         finals.append(states_n)
     output = torch.cat(outputs, -1)

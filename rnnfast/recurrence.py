@@ -21,6 +21,8 @@ from rnnfast.reference import Extras
 from rnnfast.routes import needs_gradients
 from rnnfast.spec import CELLS, CellSpec
 
+_is_compiling = torch.compiler.is_compiling
+_without_autograd = torch._C._AutoDispatchBelowAutograd
 _recurrence = torch.ops.rnnfast.recurrence.default
 _recurrence_backward = torch.ops.rnnfast.recurrence_backward.default
 
@@ -41,10 +43,15 @@ def fused(
     """
     norm, keep, drop, clip = extras
     tensors = [x_gates, *states, w_hh, *norm, *([] if b_hh is None else [b_hh])]
-    return _recurrence(  # type: ignore[no-any-return]
+    arguments = (
         cell, x_gates, batch_sizes, batch, states, w_hh, b_hh, norm, keep, drop, reverse, clip,
-        needs_gradients(tensors),
-    )[:2]  # fmt: skip
+    )  # fmt: skip
+    if needs_gradients(tensors):
+        return _recurrence(*arguments, True)[:2]  # type: ignore[no-any-return]
+    if _is_compiling():
+        return _recurrence(*arguments, False)[:2]  # type: ignore[no-any-return]
+    with _without_autograd():  # which is Python's, and takes longer than a step
+        return _recurrence(*arguments, False)[:2]  # type: ignore[no-any-return]
 
 
 def _reserve_shapes(

@@ -161,9 +161,12 @@ def layer(
         output, states_n = _recurrence(by_kernels, *call)
         outputs.append(output)
         finals.append(states_n)
-    output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-    output = output.view(*x.shape[:-1], output.shape[-1])
-    return output, [torch.stack(parts) for parts in zip(*finals, strict=True)]
+    if directions == 1:
+        output, states_n = outputs[0], [s.unsqueeze(0) for s in finals[0]]
+    else:
+        output = torch.cat(outputs, -1)
+        states_n = [torch.stack(parts) for parts in zip(*finals, strict=True)]
+    return output.view(*x.shape[:-1], output.shape[-1]), states_n
 
 
 class _Inputs(NamedTuple):

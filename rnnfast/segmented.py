@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from rnnfast.layers import (
     check_length,
     current_weights,
     recomputes,
+    run,
     run_stack,
     torch_lacks,
 )
@@ -131,6 +132,11 @@ def _run_in_segments(
             if state.dtype != other.dtype:
                 raise RuntimeError(f"reset_states: expected {state.dtype} as hx, got {other.dtype}")
     directions = 1 + bool(module.bidirectional)
+    if resets is not None and lengths is None and is_one_step(T, batch_sizes):
+        begins, ours = resets.to(input.device), cast("Any", module)
+        initial = segments.states_of_first_step(begins, states, others, directions)
+        hx = spec.hx_of(initial) if initial else None
+        return run(module, input, hx, plain=ours._checks_are_torchs)
     if stay(module, input, resets, others, lengths, (*states, *weights)):
         output, states_n = _run_where_they_are(
             lambda x, sizes, initial: run_stack(module, x, sizes, initial, weights),
@@ -170,6 +176,11 @@ def _run_where_they_are(
         return segments.run_where_resets_are(layers, input, resets, states, directions, batch_first)
     assert lengths is not None
     return segments.run_where_lengths_are(layers, input, lengths, states, batch_first)
+
+
+def is_one_step(T: int, batch_sizes: Tensor | None) -> bool:
+    """Whether a layer begins with its only step, so that there are no stretches to be found."""
+    return T == 1 and batch_sizes is None and not _is_compiling()
 
 
 def stay(

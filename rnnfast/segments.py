@@ -253,6 +253,24 @@ def run_by_steps(
     return torch.cat(outputs, -1), tuple(states_n)
 
 
+def states_of_first_step(
+    begins: Tensor, states: Sequence[Tensor], reset_states: Sequence[Tensor], directions: int
+) -> list[Tensor]:
+    """What the rows ``[B]`` of a first step begin with: of `states`, or where `begins` says so of
+    `reset_states`; nothing stands for zeros. The direction backward in time begins elsewhere.
+    """
+    if not states and not reset_states:
+        return []
+    given = states or [torch.zeros_like(r) for r in reset_states]
+    lost = begins.unsqueeze(0)
+    if directions == 2:
+        lost = torch.stack([begins, torch.zeros_like(begins)]).repeat(len(given[0]) // 2, 1)
+    lost = lost.unsqueeze(2)
+    if not reset_states:
+        return [s.masked_fill(lost, 0) for s in given]
+    return [torch.where(lost, r, s) for r, s in zip(reset_states, given, strict=True)]
+
+
 def run_where_resets_are(
     layers: Layers,
     input: Tensor,
@@ -268,10 +286,7 @@ def run_where_resets_are(
     """
     resets = resets.view(input.shape[:2])
     x, begins = (t.transpose(0, 1) if batch_first else t for t in (input, resets))
-    if states:
-        lost = torch.stack([begins[0], torch.zeros_like(begins[0])][:directions])
-        lost = lost.repeat(len(states[0]) // directions, 1).unsqueeze(2)
-        states = [s.masked_fill(lost, 0) for s in states]
+    states = states_of_first_step(begins[0], states, (), directions)
     output, states_n = layers(x, begins, states)
     if batch_first:
         output = output.transpose(0, 1)

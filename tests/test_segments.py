@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnnfast
+from rnnfast import segments
 
 T, B, I, H = 9, 4, 5, 6  # noqa: E741
 OPTIONS: list[dict[str, Any]] = [
@@ -143,6 +144,51 @@ def test_nothing_passes_a_reset(
         for values, module in ((found, ours), (expected, theirs))
     ]
     assert_close(*grads, 1e-11)
+
+
+@modules
+@options
+@pytest.mark.parametrize("given", ["nothing", "hx", "reset_states", "both", "learned"])
+def test_one_step_is_no_stretch(
+    name: str, options: dict[str, Any], given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is looked for on the CPU, and the values are those of stretches."""
+    layer = getattr(rnnfast, name)(I, H, **options, dtype=torch.float64)
+    batch_first = options.get("batch_first", False)
+    count = options.get("num_layers", 1) * (1 + options.get("bidirectional", False))
+    leaf: dict[str, Any] = {"dtype": torch.float64, "requires_grad": True}
+    x = torch.randn((B, 1, I) if batch_first else (1, B, I), **leaf)
+    hx, other = states(name, count, B, H, **leaf), states(name, count, B, H, **leaf)
+    learned = states(name, count, 1, H, **leaf)
+    arguments: dict[str, Any] = {
+        "nothing": {},
+        "hx": {"hx": hx},
+        "reset_states": {"reset_states": other},
+        "both": {"hx": hx, "reset_states": other},
+        "learned": {"hx": hx, "reset_states": learned},
+    }[given]
+    resets = torch.tensor([[True, False, True, False]])
+    mask = resets.t() if batch_first else resets
+    expected = tensors(layer(x, resets=mask, lengths=[1] * B, **arguments))  # by stretches
+    monkeypatch.setattr(segments, "find", None)
+    found = tensors(layer(x, resets=mask, **arguments))
+    assert_close(found, expected, 1e-12)
+    leaves = [x, *layer.parameters(), *tensors(list(arguments.values()))]
+    grads = [torch.autograd.grad(v, leaves, cotangents(v)) for v in (found, expected)]
+    assert_close(*grads, 1e-11)
+
+
+@modules
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both"])
+def test_one_step_forgets_what_is_no_number(name: str, bidirectional: bool) -> None:
+    layer = getattr(rnnfast, name)(I, H, bidirectional=bidirectional)
+    x, hx = torch.randn(1, I), states(name, 1 + bidirectional, B, H)
+    hx = tuple(s[:, 0] for s in hx) if isinstance(hx, tuple) else hx[:, 0]
+    for state in tensors(hx):
+        state[0] = float("nan")
+    anew = torch.tensor([True])
+    assert all(value.isfinite().all() for value in tensors(layer(x, hx, resets=anew)))
+    assert any(value.isnan().any() for value in tensors(layer(x, hx, resets=~anew)))
 
 
 @modules
