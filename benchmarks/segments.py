@@ -33,6 +33,8 @@ from benchmarks.timing import Budget
 
 SHAPES = ((128, 8, 64, 64), (128, 32, 64, 128), (128, 64, 128, 256))
 """T, B, I, H."""
+ONE_STEP = ((1, 1, 64, 64), (1, 32, 64, 128))
+"""A policy that acts: resets, one step a call."""
 MEAN_EPISODE = 25
 CELLS = ("GRU", "LSTM")
 
@@ -133,8 +135,11 @@ def lengths(cell: str, shape: tuple[int, ...], budget: Budget) -> list[list[str]
 
 def main() -> None:
     options, budget = beside.begin("benchmarks.segments", __doc__, CELLS)
-    for what, measure in (("resets", resets), ("lengths", lengths)):
-        for shape in SHAPES:
+    for what, shapes, measure in (
+        ("resets", SHAPES + ONE_STEP, resets),
+        ("lengths", SHAPES, lengths),
+    ):
+        for shape in shapes:
             rows = [row for cell in options.cells for row in measure(cell, shape, budget)]
             title = f"{what}: T, B, I, H = {', '.join(map(str, shape))}"
             table.show(title, ["", "inference", "training"], rows)

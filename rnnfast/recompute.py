@@ -142,7 +142,7 @@ def states_before(timeline: Tensor, batch_sizes: Tensor | None, rows: int, rever
     B = timeline.shape[0] - rows
     if batch_sizes is None:
         return timeline[B:] if reverse else timeline[:rows]
-    T = len(batch_sizes)
+    T = batch_sizes.shape[0]  # which may be a symbol, where len() must be a number
     begins = batch_sizes.cumsum(0) - batch_sizes
     t = torch.arange(T).repeat_interleave(batch_sizes, output_size=rows)
     b = torch.arange(rows) - begins[t]

@@ -78,6 +78,7 @@ SHAPES: list[dict[str, Any]] = [
 SHAPES_OF_ONE_BUFFER: list[dict[str, Any]] = [{"T": 3, "B": 9, "H": 800, "dtype": torch.float16}]
 SEEDS = range(12)
 PROCESSORS = 16  # fewer threads in a grid: two groups of CTAs
+PROCESSORS_OF_ONE_BUFFER = 32
 SECONDS = 600  # a kernel that is stuck is an error of the emulator, long before
 # The instances that they need: others would only take time to compile.
 INSTANCES = (
@@ -142,8 +143,8 @@ def build_mutant(mutant: Mutant, objects: Path) -> Path:
 def results(simt: Simt, problem: Problem) -> list[torch.Tensor]:
     """Values, reserve and gradients."""
     output, states_n, reserve = simt.layer(*problem.layer_arguments(True))
-    cell, x, sizes, _, weights, both, _ = problem.layer_arguments(True)
-    needs = [True] * (2 + len(weights))
+    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(True)
+    needs = [True] * (1 + len(states) + len(weights))
     grads = simt.layer_backward(cell, output, states_n, x, sizes, weights, both, reserve, needs)
     return [output, *states_n, *reserve, *grads]
 
@@ -163,7 +164,8 @@ def probe(library: str, source: str) -> int:
     """Raises where a kernel of this source differs from `step`, is stuck, or breaks a rule."""
     torch.ops.load_library(library)
     torch.backends.cudnn.allow_tf32 = False
-    torch.ops.rnnfast_simt.set_processors(PROCESSORS)
+    processors = PROCESSORS_OF_ONE_BUFFER if source == ONE_BUFFER else PROCESSORS
+    torch.ops.rnnfast_simt.set_processors(processors)
     if source == ROWS:
         probe_rows()
         return 0
