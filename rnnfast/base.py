@@ -73,7 +73,7 @@ class Layers(Interop, nn.RNNBase):
         if detach_every is not None:
             truncated.check(detach_every, self.bidirectional)
             self.detach_every = detach_every
-        if heads != 1:
+        if heads != 1 or isinstance(heads, bool):
             self._divide(heads)
         self._regularise(options)
 
@@ -126,7 +126,7 @@ class Layers(Interop, nn.RNNBase):
     def _divide(self, heads: int) -> None:
         """Gives each of so many parts of the units its own block of ``weight_hh``."""
         H = self.hidden_size
-        if not isinstance(heads, int):
+        if not isinstance(heads, int) or isinstance(heads, bool):
             raise TypeError(f"heads should be of type int, got: {type(heads).__name__}")
         if heads < 1 or H % heads:
             raise ValueError(f"heads must divide hidden_size, {H}, got {heads}")

@@ -78,8 +78,8 @@ def checked(spec: CellSpec, options: dict[str, Any]) -> Regularisation | None:
     if not isinstance(zoneout, (tuple, list)):
         zoneout = [zoneout] * spec.states
     if len(zoneout) != spec.states:
-        states = "a number" if spec.states == 1 else f"a number or {spec.states}"
-        raise ValueError(f"zoneout: expected {states}, got {len(zoneout)}")
+        states = "a number" if spec.states == 1 else f"a number or {spec.states} of them"
+        raise ValueError(f"zoneout: expected {states}, got {len(zoneout)} of them")
     rates = [("zoneout", rate) for rate in zoneout]
     rates += [(name, options[name]) for name in ("state_dropout", "weight_dropout")]
     for name, rate in rates:

@@ -114,6 +114,7 @@ def _run_in_segments(
     batch_first = module.batch_first and batch_sizes is None
     module.check_input(input, batch_sizes)
     check_length(input, batch_sizes, batch_first)
+    _check_have_values(input, resets=resets, lengths=lengths)
     if batch_sizes is not None:
         T, B = len(batch_sizes), int(batch_sizes[0])
     else:
@@ -201,6 +202,15 @@ def stay(
         return False
     chosen = route(input, others, module.proj_size)
     return chosen.kind == "fused" and chosen is not TRANSFORMED
+
+
+def _check_have_values(input: Tensor, **given: Tensor | None) -> None:
+    for name, values in given.items():
+        if values is not None and values.is_meta and not input.is_meta:
+            raise RuntimeError(
+                f"{name}: expected a tensor on {input.device} or on the CPU, got one on meta, which"
+                " has no values"
+            )
 
 
 def _check_states(module: nn.RNNBase, hx: Any, dim: int) -> None:

@@ -56,6 +56,11 @@ def run(
 def _run_packed(
     layers: Layers, input: Tensor, batch_sizes: Tensor, states: Sequence[Tensor], every: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if torch.compiler.is_compiling():  # with fullgraph=True it says so, else it goes on
+        torch._dynamo.graph_break(
+            msg="detach_every: sequences that a mask, lengths or a PackedSequence tell the ends of"
+            " are cut as their values say, which a program that is compiled cannot look at"
+        )
     outputs, ended = [], []
     parts = torch.split(batch_sizes, every)
     rows = torch.split(input, [int(sizes.sum()) for sizes in parts])

@@ -180,7 +180,7 @@ def test_cudnn_gets_no_weights_with_heads(name: str, monkeypatch: pytest.MonkeyP
     assert set(flattened) == {1}
 
 
-@pytest.mark.parametrize("heads", [2.0, "2", None])
+@pytest.mark.parametrize("heads", [2.0, "2", None, True])
 def test_heads_are_an_integer(heads: Any) -> None:
     with pytest.raises(TypeError, match="heads should be of type int, got: "):
         rnnfast.GRU(I, H, heads=heads)

@@ -19,7 +19,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"zoneout": 1.0}, ValueError, r"zoneout should be a number in range \[0, 1\), got 1.0"),
     ({"zoneout": -0.1}, ValueError, "zoneout should be"),
     ({"zoneout": True}, ValueError, "zoneout should be"),
-    ({"zoneout": (0.1, 0.2, 0.3)}, ValueError, "zoneout: expected a number.*, got 3"),
+    ({"zoneout": (0.1, 0.2, 0.3)}, ValueError, "zoneout: expected a number.*, got 3 of them"),
     ({"state_dropout": "a"}, ValueError, "state_dropout should be"),
     ({"weight_dropout": 2}, ValueError, "weight_dropout should be"),
     ({"clip_gradients": 0}, ValueError, "clip_gradients: expected a number above 0 or None"),
@@ -91,6 +91,26 @@ def test_compiled_with_resets_and_lengths(options: dict[str, Any]) -> None:
     for given in ({"resets": resets}, {"lengths": lengths}):
         compiled = torch.compile(lambda x, kw: layer(x, **kw)[0], fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x, given), layer(x, **given)[0])
+
+
+@every_class
+@pytest.mark.parametrize(
+    "options", [{"layer_norm": True}, {"clip_gradients": 0.1}, {"heads": H}], ids=str
+)
+@pytest.mark.parametrize("given", ["resets", "lengths"])
+def test_compiled_training_with_resets_and_lengths(
+    name: str, options: dict[str, Any], given: str
+) -> None:
+    """How many steps the stretches have, no program that is compiled knows."""
+    torch._dynamo.reset()
+    layer = make(name, bidirectional=True, **options)
+    x = torch.randn(T, B, I).double().requires_grad_()
+    values = torch.rand(T, B) < 0.3 if given == "resets" else torch.tensor([7, 3, 5, 1])
+    results = []
+    for call in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        output = call(x, **{given: values})[0]
+        results.append(torch.autograd.grad(output.square().sum(), [x, *layer.parameters()]))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

@@ -28,6 +28,12 @@ import rnnfast
         ({"lengths": [0, 1, 2, 3]}, RuntimeError, "lengths must be from 1 to the number of steps"),
         ({"lengths": [1, 2, 3, T + 1]}, RuntimeError, "lengths must be from 1"),
         ({"lengths": [1, 2, 3]}, RuntimeError, "^lengths: expected a number for each of 4"),
+        ({"lengths": torch.ones(B).long().to("meta")}, RuntimeError, "lengths: .* got one on meta"),
+        (
+            {"resets": random_resets().to("meta")},
+            RuntimeError,
+            "resets: expected a tensor on cpu.*, got one on meta",
+        ),
         ({"lengths": 3}, RuntimeError, "^lengths: expected a number for each of 4"),
         ({"lengths": [1.0, 2.0, 3.0, 4.0]}, RuntimeError, "torch.int64, got torch.float32"),
         (

@@ -177,6 +177,16 @@ def test_compiled_as_one_graph() -> None:
     assert_close(*results, 1e-5)
 
 
+def test_compiled_where_the_values_say_what_is_cut() -> None:
+    layer, lengths = rnnfast.GRU(I, H, detach_every=4), torch.arange(1, B + 1)
+    x = torch.randn(T, B, I)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="detach_every: sequences that"):
+        torch.compile(layer, backend="eager", fullgraph=True)(x, lengths=lengths)
+    torch._dynamo.reset()
+    found = torch.compile(layer, backend="eager")(x, lengths=lengths)
+    assert_close(found, layer(x, lengths=lengths), 1e-6)
+
+
 def test_what_torch_cannot_do_is_not_dropped(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(rnnfast.GRU(I, H, detach_every=4))
     rnnfast.revert(model)
