@@ -28,7 +28,7 @@ from rnnfast.routes import (
     casts,
     cuda_plan,
 )
-from rnnfast.segmented import stay
+from rnnfast.segmented import is_one_step, stay
 from rnnfast.spec import CELLS, MODES, CellSpec
 
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
@@ -228,8 +228,11 @@ def _explain_layers(
     if lengths is not None:
         lengths = segments.as_lengths(lengths, batch if batched else None)
     given, others = (resets, _states(reset_states), lengths), (*_states(hx), *weights)
-    stays = stay(module, x, *given, others)
-    if stays:
+    one_step = resets is not None and lengths is None and is_one_step(steps, sizes)
+    stays = not one_step and stay(module, x, *given, others)
+    if one_step:
+        route = route._replace(reason=f"{route.reason}; one step, whose states are chosen before")
+    elif stays:
         what = "lengths" if resets is None else "resets"
         route = route._replace(reason=f"{route.reason}; {what} that nobody waits for")
     elif resets is not None or lengths is not None:

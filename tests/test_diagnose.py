@@ -104,6 +104,8 @@ def test_explain_counts_the_stretches_between_resets() -> None:
     assert explained.reason.endswith("; 3 stretches, the longest of 5")
     (alone,) = rnnfast.explain(layer, x[:, 0], lengths=4).layers
     assert alone.reason.endswith("; 1 stretches, the longest of 4")
+    (step,) = rnnfast.explain(layer, x[:1], resets=resets[:1]).layers
+    assert step.reason.endswith("; one step, whose states are chosen before")
     with pytest.raises(ValueError, match="a PackedSequence has its own"):
         rnnfast.explain(layer, pack_padded_sequence(x, torch.tensor([6, 5])), lengths=[6, 5])
 
