@@ -50,7 +50,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--dtype", nargs="+", choices=DTYPES, default=("float32",), help="a run and a file for each"
     )
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few samples: a look, not a result; some minutes, fewer with --cells, --problems",
+    )
     parser.add_argument(
         "--noise", action="store_true", help="torch.nn on both sides: how far is 1.00x from 1.00x?"
     )

@@ -1,6 +1,6 @@
 """Trains torch.nn and rnnfast beside each other and asks whether they learn alike.
 
-    python -m benchmarks.convergence             10 to 20 minutes on two cores; JSON and tables
+    python -m benchmarks.convergence             9 minutes on two free cores; JSON and tables
     python -m benchmarks.convergence --quick     a few steps of two seeds: does it run?
     python -m benchmarks.convergence --seeds 100:140 --bfloat16   other seeds, two arms
 
