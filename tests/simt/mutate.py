@@ -75,7 +75,7 @@ SHAPES: list[dict[str, Any]] = [
     {"T": 36, "B": 3, "H": 40, "I": 2, "dtype": torch.float16},
     {"T": 1, "B": 9, "H": 56, "dtype": torch.float16},
 ]
-SHAPES_OF_ONE_BUFFER: list[dict[str, Any]] = [{"T": 3, "B": 9, "H": 800, "dtype": torch.float16}]
+SHAPES_OF_ONE_BUFFER: list[dict[str, Any]] = [{"T": 8, "B": 9, "H": 800, "dtype": torch.float16}]
 SEEDS = range(12)
 PROCESSORS = 16  # fewer threads in a grid: two groups of CTAs
 PROCESSORS_OF_ONE_BUFFER = 32
