@@ -209,6 +209,9 @@ def _explain_layers(
     lengths: Any = None,
 ) -> Explanation:
     uniform, sizes, batched = True, None, True
+    if not isinstance(input, (Tensor, PackedSequence)):
+        got = type(input).__name__
+        raise TypeError(f"explain: expected a tensor or a PackedSequence as input, got {got}")
     if isinstance(input, PackedSequence):
         if lengths is not None:
             raise ValueError("lengths: a PackedSequence has its own")

@@ -8,6 +8,7 @@ a step may do between its own product and the next one: normalise, keep, drop, c
 from __future__ import annotations  # Dynamo runs definitions, and cannot those of types
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -43,15 +44,13 @@ def fused(
     """
     norm, keep, drop, clip = extras
     tensors = [x_gates, *states, w_hh, *norm, *([] if b_hh is None else [b_hh])]
-    arguments = (
-        cell, x_gates, batch_sizes, batch, states, w_hh, b_hh, norm, keep, drop, reverse, clip,
-    )  # fmt: skip
-    if needs_gradients(tensors):
-        return _recurrence(*arguments, True)[:2]  # type: ignore[no-any-return]
-    if _is_compiling():
-        return _recurrence(*arguments, False)[:2]  # type: ignore[no-any-return]
-    with _without_autograd():  # which is Python's, and takes longer than a step
-        return _recurrence(*arguments, False)[:2]  # type: ignore[no-any-return]
+    train = needs_gradients(tensors)
+    # Autograd of this op is Python's, and takes longer than a step.
+    with nullcontext() if train or _is_compiling() else _without_autograd():
+        return _recurrence(  # type: ignore[no-any-return]
+            cell, x_gates, batch_sizes, batch, states, w_hh, b_hh, norm, keep, drop, reverse, clip,
+            train,
+        )[:2]  # fmt: skip
 
 
 def _reserve_shapes(

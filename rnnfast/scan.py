@@ -159,6 +159,22 @@ def _checked(step: Callable[[Tensor, States], Any], count: int) -> Step:
     return run
 
 
+def _keeping_sizes(step: Step) -> Step:
+    """`step` for rows of which some end before others: their states are brought together."""
+
+    def run(x: Tensor, states: States) -> tuple[Tensor, States]:
+        output, after = step(x, states)
+        for i, (one, other) in enumerate(zip(states, after, strict=True)):
+            if one.shape != other.shape:
+                raise RuntimeError(
+                    "scan: where rows end at different steps, states keep their sizes: states"
+                    f"[{i}] was {tuple(one.shape)}, step returned {tuple(other.shape)}"
+                )
+        return output, after
+
+    return run
+
+
 def _scan(
     step: Step,
     x: Tensor,
@@ -171,7 +187,7 @@ def _scan(
 ) -> tuple[Tensor, States]:
     def layers(rows: Tensor, sizes: Tensor, initial: Sequence[Tensor]) -> Any:
         begin = tuple(s[0] for s in initial)
-        outputs, last = loop(step, torch.split(rows, sizes.tolist()), begin)
+        outputs, last = loop(_keeping_sizes(step), torch.split(rows, sizes.tolist()), begin)
         return torch.cat(outputs), [s.unsqueeze(0) for s in last]
 
     B, own = states[0].shape[0], [s.unsqueeze(0) for s in states]

@@ -128,6 +128,16 @@ def test_images_and_a_step_that_is_compiled() -> None:
     assert_close([found[0][0], *found[0][1]], [found[1][0], *found[1][1]], 1e-6)
 
 
+def test_states_may_grow_where_all_rows_end_together() -> None:
+    def step(x: Tensor, states: States) -> tuple[Tensor, States]:
+        return x, (torch.cat([states[0], x], 1),)
+
+    x, state = torch.randn(T, B, I), torch.randn(B, H)
+    assert rnnfast.scan(step, x, [state])[1][0].shape == (B, H + T * I)
+    with pytest.raises(RuntimeError, match=r"states\[0\] was \(4, 6\), step returned \(4, 11\)"):
+        rnnfast.scan(step, x, [state], lengths=[9, 3, 5, 9])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
