@@ -139,7 +139,7 @@ def test_explain_takes_layers_of_torch_and_nothing_else() -> None:
         rnnfast.explain(rnnfast.GRU(4, 5), x, legnths=[3, 3])
     with pytest.raises(TypeError, match=r"explain: the input .* is missing"):
         rnnfast.explain(rnnfast.GRU(4, 5))
-    with pytest.raises(TypeError, match="explain: expected a tensor or .* as input, got str"):
+    with pytest.raises(TypeError, match=r"explain: expected a tensor or .* as input, got str"):
         rnnfast.explain(rnnfast.GRU(4, 5), "x")
 
 

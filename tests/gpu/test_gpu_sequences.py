@@ -244,6 +244,24 @@ def test_a_graph_holds_resets(name: str) -> None:
 
 
 @needs_gpu
+@LAYERS
+def test_a_graph_holds_one_step_whatever_it_begins_with(name: str) -> None:
+    layer = getattr(rnnfast, name)(I, H, heads=2, device=DEVICE)
+    x, resets = torch.randn(1, B, I, device=DEVICE), mask()[1:2].to(DEVICE)
+    options = {key: moved(states(name, 1), torch.float32) for key in ("hx", "reset_states")}
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad():
+        layer(x, resets=resets, **options)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            found = flat(layer(x, resets=resets, **options))
+        resets.logical_not_()
+        graph.replay()
+        expected = flat(layer(x, resets=resets, lengths=[1] * B, **options))
+    assert_alike(found, [t.double().cpu() for t in expected], 1e-4)
+
+
+@needs_gpu
 def test_a_graph_cannot_hold_stretches() -> None:
     layer = rnnfast.GRU(I, H, device=DEVICE)
     x, begin = torch.randn(T, B, I, device=DEVICE), torch.ones(1, 1, H, device=DEVICE)
