@@ -101,6 +101,17 @@ def widened(hx: Any) -> Any:
     return hx.expand(-1, B, -1)
 
 
+def beginnings(given: str, hx: Any, other: Any, learned: Any) -> dict[str, Any]:
+    """The arguments of a call that begins so."""
+    return {
+        "nothing": {},
+        "hx": {"hx": hx},
+        "reset_states": {"reset_states": other},
+        "both": {"hx": hx, "reset_states": other},
+        "learned": {"reset_states": learned},
+    }[given]
+
+
 @modules
 @options
 @pytest.mark.parametrize("given", ["nothing", "hx", "reset_states", "both", "learned"])
@@ -115,13 +126,7 @@ def test_nothing_passes_a_reset(
     x = torch.randn((B, T, I) if batch_first else (T, B, I), **leaf)
     hx, other = states(name, count, B, H, **leaf), states(name, count, B, H, **leaf)
     learned = states(name, count, 1, H, **leaf)
-    arguments: dict[str, Any] = {
-        "nothing": {},
-        "hx": {"hx": hx},
-        "reset_states": {"reset_states": other},
-        "both": {"hx": hx, "reset_states": other},
-        "learned": {"reset_states": learned},
-    }[given]
+    arguments = beginnings(given, hx, other, learned)
     resets, zeros = random_resets(), zeros_like(hx)
     begins_with = widened(learned) if given == "learned" else arguments.get("reset_states", zeros)
     expected = wanted(
@@ -160,13 +165,7 @@ def test_one_step_is_no_stretch(
     x = torch.randn((B, 1, I) if batch_first else (1, B, I), **leaf)
     hx, other = states(name, count, B, H, **leaf), states(name, count, B, H, **leaf)
     learned = states(name, count, 1, H, **leaf)
-    arguments: dict[str, Any] = {
-        "nothing": {},
-        "hx": {"hx": hx},
-        "reset_states": {"reset_states": other},
-        "both": {"hx": hx, "reset_states": other},
-        "learned": {"hx": hx, "reset_states": learned},
-    }[given]
+    arguments = beginnings(given, hx, other, learned)
     resets = torch.tensor([[True, False, True, False]])
     mask = resets.t() if batch_first else resets
     expected = tensors(layer(x, resets=mask, lengths=[1] * B, **arguments))  # by stretches
