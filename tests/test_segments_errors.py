@@ -121,3 +121,9 @@ def test_lengths_of_a_packed_sequence_are_its_own() -> None:
 def test_the_raw_operator_refuses(arguments: Any) -> None:
     with pytest.raises((RuntimeError, NotImplementedError), match="rnnfast::segments"):
         torch.ops.rnnfast.segments(*arguments)
+
+
+def test_the_lengths_of_one_step_are_looked_at() -> None:
+    resets = torch.zeros(1, B, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match="lengths must be from 1 to the number of steps, 1"):
+        rnnfast.GRU(I, H)(torch.randn(1, B, I), resets=resets, lengths=[1, 1, 2, 1])
