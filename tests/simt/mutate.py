@@ -65,11 +65,13 @@ STATEMENT = re.compile(
     r"|store_release|wait_until|fence_words|poll_until)|group_barrier|ring\.wait"
     r"|self\.exchange\.clear)\(.*;(?:\s*//.*)?$"
 )
-# Inputs through the ring and, with the odd H, beside it; vectors of either type of number.
+# Inputs through the ring and, with the odd H, beside it; vectors of either type of number, in
+# float32 also of one CTA.
 SHAPES: list[dict[str, Any]] = [
     {"T": 8, "B": 9, "H": 56, "bidirectional": True, "dtype": torch.float16},
     {"T": 8, "B": 3, "H": 200, "dtype": torch.float16},
     {"T": 8, "B": 3, "H": 120, "dtype": torch.float32},
+    {"T": 8, "B": 3, "H": 56, "dtype": torch.float32},
     {"lengths": (6, 6, 5, 2, 1), "H": 131, "dtype": torch.float16},
     # The ring of a grid goes round, with the units of two CTAs.
     {"T": 36, "B": 3, "H": 40, "I": 2, "dtype": torch.float16},
