@@ -180,11 +180,12 @@ class Layers(Interop, nn.RNNBase):
         lengths: Any,
     ) -> Any:
         plain = resets is None and lengths is None and reset_states is None
+        if plain and type(input) is Tensor and not others:  # most calls
+            return run(self, input, hx, plain=self._checks_are_torchs)
         given: dict[str, Any] = {}
         if not plain:
             given = {"resets": resets, "reset_states": reset_states, "lengths": lengths}
-        special = not plain or type(input) is not Tensor
-        if special and (leaf := self._call_as_leaf(input, hx, given)) is not None:
+        if (leaf := self._call_as_leaf(input, hx, given)) is not None:
             return leaf
         if others:
             self._check_are_defaults(others)
