@@ -6,7 +6,7 @@
 *resets*: rollouts of T steps of B environments whose episodes end at random, after `mean` steps on
 average. Beside ``rnnfast.GRU(x, h, resets=begins)``: a loop over the steps that clears the state
 (torch.nn's layer with T = 1, and its cell), and the split-and-pad of RL libraries: episodes cut on
-the host, padded, run as one batch.
+the host, padded, run as one batch. T = 1 is a policy that acts.
 
 *lengths*: a padded batch. Beside ``rnnfast.GRU(x, lengths=lengths)``: packing by
 ``pack_padded_sequence``, the layer, ``pad_packed_sequence``, with torch.nn's layer and with ours.
@@ -34,7 +34,6 @@ from benchmarks.timing import Budget
 SHAPES = ((128, 8, 64, 64), (128, 32, 64, 128), (128, 64, 128, 256))
 """T, B, I, H."""
 ONE_STEP = ((1, 1, 64, 64), (1, 32, 64, 128))
-"""A policy that acts: resets, one step a call."""
 MEAN_EPISODE = 25
 CELLS = ("GRU", "LSTM")
 

@@ -207,10 +207,7 @@ def stay(
 def _check_have_values(input: Tensor, **given: Tensor | None) -> None:
     for name, values in given.items():
         if values is not None and values.is_meta and not input.is_meta:
-            raise RuntimeError(
-                f"{name}: expected a tensor on {input.device} or on the CPU, got one on meta, which"
-                " has no values"
-            )
+            raise RuntimeError(f"{name}: expected a tensor that has values, got one on meta")
 
 
 def _check_states(module: nn.RNNBase, hx: Any, dim: int) -> None:
