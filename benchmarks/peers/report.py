@@ -169,7 +169,7 @@ def show(record: Record) -> None:
 def markdown(record: Record) -> str:
     """The measured part of docs/peers.md, without the plot."""
     facts = record.environment
-    title = f"### {facts['dtype']}, oneDNN {facts['versions']['oneDNN']}"
+    title = f"### {facts['cpu']}: {facts['dtype']}, oneDNN {facts['versions']['oneDNN']}"
     parts = [title, filled(f"{headline(record)}."), filled(machine_line(record))]
     parts += [table.markdown(MEANS, mean_rows(record))]
     for name in PASSES:
