@@ -278,6 +278,13 @@ def test_tables_show_times_ratios_means_and_who_is_left_out(made: record.Record)
     assert "- JAX: left out of 4 cases: ModuleNotFoundError: No module named 'jax'" in text
 
 
+def test_records_of_two_machines_have_unlike_titles(made: record.Record) -> None:
+    other = replace(made, environment={**made.environment, "cpu": "another"})
+    one, two = (report.markdown(r).partition("\n")[0] for r in (made, other))
+    assert one.startswith("### ")
+    assert one != two
+
+
 def test_the_terminal_shows_the_same(
     made: record.Record, capsys: pytest.CaptureFixture[str]
 ) -> None:
