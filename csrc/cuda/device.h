@@ -27,6 +27,12 @@
 #else
 #define HAS_MMA 1
 #endif
+// For sm_100 and later ptxas takes some registers more for the same kernel.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define TAKES_MORE_REGISTERS 1
+#else
+#define TAKES_MORE_REGISTERS 0
+#endif
 
 #include "cuda/device/memory.h"
 #include "cuda/device/numbers.h"

@@ -28,7 +28,9 @@ struct GridShape {
   static constexpr int kWarps = kGridWarps, kThreads = kGridThreads;
   static constexpr int kActive = kLayout.active();
   static constexpr int kWarpTiles = kLayout.warp_tiles, kFragments = kLayout.fragments;
-  static constexpr int kShared = kLayout.shared_fragments, kChains = kLayout.chains;
+  static constexpr int kShared =
+      kLayout.shared_fragments - (TAKES_MORE_REGISTERS ? 0 : kLayout.spared_fragments);
+  static constexpr int kChains = kLayout.chains;
   static constexpr int kLoads = kLayout.loads, kChunk = kLayout.chunk;
   static constexpr int kPartials = kLayout.partials, kPartialBytes = kLayout.partial_bytes();
   static constexpr int kPartialAt = kLayout.partial_at(), kBiasAt = kLayout.bias_at();

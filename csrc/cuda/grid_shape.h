@@ -75,6 +75,7 @@ struct GridLayout {
   int warp_tiles;        // tiles of 16 of K of a warp
   int fragments;         // operands of a warp
   int shared_fragments;  // of them in shared memory
+  int spared_fragments;  // of those, in registers before sm_100
   int chains;            // independent sums of one output: an mma takes long
   int loads, chunk;      // of 16 bytes per lane and step; so many are on their way together
   int partials;          // buffers of partial sums
@@ -110,9 +111,20 @@ constexpr int grid_held_fragments(const GridLayout& l) {
   if (!l.backward && l.columns == 2) step += l.chunk > 4 ? 8 : 4;
   if (l.element_bytes > 2) step += l.backward ? 12 + 8 * l.gates : 8 + 2 * l.gates;
   if (l.element_bytes > 2 && l.backward && l.columns == 2) step += 12;
-  if (l.element_bytes == 2 && l.backward && l.gates == 4 && l.columns == 2) step += 4;
+  if (l.element_bytes == 2 && l.backward && l.gates == 4 && l.columns == 2 && l.hidden != 1024)
+    step += 4;
   if (l.two_parts) step += 16;
   return (255 - step - sums - 4 * l.chunk) / 4;
+}
+
+// Operands that fit into registers before sm_100 alone, by the same reports.
+constexpr int grid_spared_fragments(const GridLayout& l) {
+  const int sums = l.blocks * l.columns;
+  if (l.gates == 4) return l.element_bytes == 2 && !l.backward && sums == 1;
+  if (l.gates == 1 || l.two_parts) return 0;
+  if (l.element_bytes == 2) return l.backward && sums == 2;
+  if (l.backward) return l.hidden == 1024;
+  return l.columns == 1 ? 3 : 0;
 }
 
 constexpr GridLayout grid_layout(const GridInstance& instance, int gates, Precision how) {
@@ -132,7 +144,8 @@ constexpr GridLayout grid_layout(const GridInstance& instance, int gates, Precis
   for (int n = sums > 12 ? 4 : 8; l.chunk == 0; --n)
     if (l.loads % n == 0) l.chunk = n;
   const int held = grid_held_fragments(l);
-  l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
+  l.spared_fragments = grid_spared_fragments(l);
+  l.shared_fragments = std::max(l.fragments - held, 0) + l.spared_fragments;
   for (l.partials = 2; l.partials > 1 && l.shared_bytes(4) > kMaxGridSharedBytes;) --l.partials;
   return l;
 }

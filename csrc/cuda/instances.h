@@ -96,6 +96,7 @@ struct Layout {
   int warp_tiles;        // K tiles of a warp
   int fragments;         // operands of a warp
   int shared_fragments;  // of them in shared memory
+  int spared_fragments;  // of those, in registers before sm_100
   int ring_slots;        // steps whose inputs are under way or waiting; 0: no room for a ring
 
   constexpr int warps() const { return groups * splits; }
@@ -179,6 +180,14 @@ constexpr int register_fragments(const Layout& l) {
   return (registers - step) / 4;
 }
 
+// Operands that fit into registers before sm_100 alone, by the same reports.
+constexpr int spared_fragments(const Layout& l) {
+  if (l.gates != 3 || l.two_parts) return 0;
+  const bool half = l.element_bytes == 2;
+  return l.backward ? !half && l.exchange == Exchange::kCta && l.units == 128
+                    : half && l.exchange == Exchange::kCluster && l.units == 64 && l.peers == 8;
+}
+
 constexpr Layout layout(const Instance& instance, int gates, Precision precision) {
   Layout l{};
   l.exchange = instance.exchange, l.peers = instance.peers, l.columns = instance.columns;
@@ -202,7 +211,8 @@ constexpr Layout layout(const Instance& instance, int gates, Precision precision
   for (const int slots : {kRingSlots, 0}) {
     l.ring_slots = slots;
     const int held = register_fragments(l);
-    l.shared_fragments = l.fragments > held ? l.fragments - held : 0;
+    l.spared_fragments = spared_fragments(l);
+    l.shared_fragments = (l.fragments > held ? l.fragments - held : 0) + l.spared_fragments;
     if (l.shared_bytes() <= kMaxSharedBytes) break;
   }
   return l;

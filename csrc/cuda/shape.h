@@ -52,7 +52,9 @@ struct Shape {
   static constexpr int kWarps = kLayout.warps(), kThreads = kLayout.threads();
   static constexpr int kTileUnits = kLayout.tile_units, kIn = kLayout.in, kOut = kLayout.out;
   static constexpr int kWarpTiles = kLayout.warp_tiles, kElements = kLayout.elements();
-  static constexpr int kFragments = kLayout.fragments, kShared = kLayout.shared_fragments;
+  static constexpr int kFragments = kLayout.fragments;
+  static constexpr int kShared =
+      kLayout.shared_fragments - (TAKES_MORE_REGISTERS ? 0 : kLayout.spared_fragments);
   static constexpr int kGroupThreads = kSplits * kWarpSize;
   static constexpr int kGroupBytes = kLayout.group_bytes(), kSourceBytes = kLayout.source_bytes();
   static constexpr int kVectorBytes = kLayout.vector_bytes();

@@ -8,6 +8,7 @@
 #define UNROLL
 #define HAS_CLUSTER 1
 #define HAS_MMA 1
+#define TAKES_MORE_REGISTERS 0
 
 #include "simt/device/memory.h"
 #include "simt/device/numbers.h"
