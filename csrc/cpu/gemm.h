@@ -24,10 +24,18 @@ constexpr int tile_rows(int vectors) {
 // How a tile reads its left operand: a [rows, K] row by row, or a [K, rows] column by column.
 enum class Left { kRows, kColumns };
 
+// What a tile of w asks for as it multiplies, if its rows are many enough to leave the time:
+// nothing; what it comes to soon, as the first of those that read w one after the other; or, as the
+// second, which finds w in L1, what comes after this part of w.
+enum class Fetch { kNothing, kSoon, kNext };
+inline constexpr int kRowsForFetch = 4;
+// So many rows of w ahead, into L1 and into L2.
+inline constexpr int kSoonInL1 = 8, kSoonInL2 = 64;
+
 // sums[m][v] = sum over k of a[m, k] * w[k][v], for MR rows of a and NV registers of columns; the
 // rows of w are w_stride apart. go_on: the sums hold blocks of this depth before; then it is a
 // whole number of blocks from there on.
-template <class S, Left left, bool fetch, int MR, int NV>
+template <class S, Left left, Fetch fetch, int MR, int NV>
 void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t depth, bool go_on,
           Compute<S>* sums) {
   using Raw = typename Operands<S>::Raw;
@@ -37,9 +45,6 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
   // multiply-add. No plan makes a single row of one among several, and the chains are as many at
   // every width, so that no result depends on the number of threads.
   constexpr int kChains = left == Left::kRows && MR == 1 ? 2 : 1;
-  // What comes after this part of w, into L2: a tile of many rows leaves the time. Past the last
-  // panel the address means nothing, and does no harm.
-  constexpr bool kFetchAhead = fetch && MR >= 4;
   const int64_t lanes = depth / kPerLane, w_size = lanes * w_stride;
   int64_t k = 0;
   do {
@@ -53,7 +58,11 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
       };
       const auto weights = [&](int v) RNNFAST_INLINE {
         const S* row = w + k * w_stride + v * kWidth * kPerLane;
-        if constexpr (kFetchAhead) __builtin_prefetch(row + w_size, 0, 2);
+        // For L2 one register of a row is best: to ask for more was slower, on an Emerald Rapids.
+        // Past the last panel the address means nothing, and does no harm.
+        if constexpr (fetch == Fetch::kSoon) __builtin_prefetch(row + kSoonInL1 * w_stride, 0, 3);
+        if (fetch == Fetch::kSoon && v == 0) __builtin_prefetch(row + kSoonInL2 * w_stride, 0, 2);
+        if (fetch == Fetch::kNext && v == NV / 2) __builtin_prefetch(row + w_size, 0, 2);
         return Operands<S>::load(row);
       };
       if constexpr (MR < NV) {
@@ -102,18 +111,31 @@ void tile(const S* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t de
 template <class S>
 using TileFunction = void (*)(const S*, int64_t, const S*, int64_t, int64_t, bool, Compute<S>*);
 
-template <class S, Left left, bool fetch, int NV, int... M>
-constexpr std::array<TileFunction<S>, kMaxRows> tiles_of_width(std::integer_sequence<int, M...>) {
-  return {(M < tile_rows(NV) ? tile < S, left, fetch && (M >= 3), (M < tile_rows(NV) ? M + 1 : 1),
-           NV >              : nullptr)...};
+template <class S, Left left, Fetch fetch, int NV, int MR>
+constexpr TileFunction<S> tile_of_size() {
+  if constexpr (MR > tile_rows(NV)) {
+    return nullptr;
+  } else {
+    constexpr Fetch kFetch = MR < kRowsForFetch ? Fetch::kNothing : fetch;
+    return tile<S, left, kFetch, MR, NV>;
+  }
 }
 
-template <class S, Left left, bool fetch>
-TileFunction<S> tile_function(int rows, int vectors) {
+template <class S, Left left, Fetch fetch, int NV, int... M>
+constexpr std::array<TileFunction<S>, kMaxRows> tiles_of_width(std::integer_sequence<int, M...>) {
+  return {tile_of_size<S, left, fetch, NV, M + 1>()...};
+}
+
+template <class S, Left left, Fetch fetch>
+constexpr std::array<std::array<TileFunction<S>, kMaxRows>, kMaxVectors> tiles_that_fetch() {
   using Rows = std::make_integer_sequence<int, kMaxRows>;
-  static constexpr std::array<TileFunction<S>, kMaxRows> kTiles[kMaxVectors] = {
-      tiles_of_width<S, left, fetch, 1>(Rows{}), tiles_of_width<S, left, fetch, 2>(Rows{}),
-      tiles_of_width<S, left, fetch, 3>(Rows{}), tiles_of_width<S, left, fetch, 4>(Rows{})};
+  return {tiles_of_width<S, left, fetch, 1>(Rows{}), tiles_of_width<S, left, fetch, 2>(Rows{}),
+          tiles_of_width<S, left, fetch, 3>(Rows{}), tiles_of_width<S, left, fetch, 4>(Rows{})};
+}
+
+template <class S, Left left, Fetch fetch = Fetch::kNothing>
+TileFunction<S> tile_function(int rows, int vectors) {
+  static constexpr auto kTiles = tiles_that_fetch<S, left, fetch>();
   return kTiles[vectors - 1][rows - 1];
 }
 
@@ -150,14 +172,17 @@ RNNFAST_FN void multiply(const Panels<S>& panels, const S* w, const S* a, int64_
       int64_t k = 0;
       do {
         const int64_t depth = panels.depth - k < step ? panels.depth - k : step;
+        Fetch fetch = Fetch::kSoon;
         for (int64_t row = begin; row < end;) {
           const int size = even_tile(end - row, most);
-          const auto multiply_tile = row == begin
-                                         ? tile_function<S, Left::kRows, true>(size, vectors)
-                                         : tile_function<S, Left::kRows, false>(size, vectors);
+          const auto multiply_tile =
+              fetch == Fetch::kSoon   ? tile_function<S, Left::kRows, Fetch::kSoon>(size, vectors)
+              : fetch == Fetch::kNext ? tile_function<S, Left::kRows, Fetch::kNext>(size, vectors)
+                                      : tile_function<S, Left::kRows>(size, vectors);
           multiply_tile(a + row * a_stride + k, a_stride,
                         w + panels.offset(panel) + k / kPerLane * w_stride, w_stride, depth, k > 0,
                         sums + (row - begin) * stride);
+          fetch = fetch == Fetch::kSoon ? Fetch::kNext : Fetch::kNothing;
           row += size;
         }
         k += step;

@@ -61,7 +61,7 @@ void add_outer(const T* a, int64_t a_stride, Range columns, const T* x, int64_t 
         for (int m = 0; m < count; ++m)  // what the sums are added to, into L2 meanwhile
           for (int v = 0; v < vectors; ++v)
             __builtin_prefetch(dst + (n + m) * K + k + v * kWidth, 0, 2);
-        tile_function<T, Left::kColumns, false>(count, vectors)(
+        tile_function<T, Left::kColumns>(count, vectors)(
             a + row * a_stride + n, a_stride, panel, vectors * kWidth, depth, false, sums.values);
         add_sums(sums.values, count, vectors, width, dst + n * K + k, K, first);
         n += count;

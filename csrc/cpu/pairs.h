@@ -71,9 +71,9 @@ void multiply_pairs(const S* gates, int64_t count, int64_t depth, const S* panel
   constexpr int kRows = tile_rows(vectors);
   static_assert(kOuterGates % kRows == 0 && kRows > 1);
   for (int64_t n = 0; n < count; n += kRows)
-    tile_function<S, Left::kRows, false>(kRows, vectors)(
-        gates + n * kOuterDepth, kOuterDepth, panel, PairPanels<S>::kStride, depth, false,
-        sums + n * vectors * Vec<S>::kWidth);
+    tile_function<S, Left::kRows>(kRows, vectors)(gates + n * kOuterDepth, kOuterDepth, panel,
+                                                  PairPanels<S>::kStride, depth, false,
+                                                  sums + n * vectors * Vec<S>::kWidth);
 }
 
 // The product of `add_outer`; tiles: null where the plan multiplies without.
