@@ -122,10 +122,10 @@ cuda-compile:
 cuda-host: $(VENV)/$(TORCH_NAME)
 	$(BIN)/python -m tools.cuda_host
 
-cuda-build: .venv-cuda/torch
+cuda-build: .venv-cuda/$(TORCH_NAME)
 	bash tools/cuda-build.sh .venv-cuda/bin/python
 
-gpu-pack: .venv-cuda/torch
+gpu-pack: .venv-cuda/$(TORCH_NAME)
 	.venv-cuda/bin/python -m tools.gpu_pack $(if $(ARCH),--arch $(ARCH)) --pythons $(PYTHONS)
 
 gpu-check:
@@ -184,7 +184,7 @@ $(VENV)/$(TORCH_NAME):
 	@touch $@
 
 # The wheel of torch that the package index has for Linux is the one for CUDA.
-.venv-cuda/torch:
+.venv-cuda/$(TORCH_NAME):
 	@echo "creating .venv-cuda with $(TORCH)"
 	@$(PYTHON) -m venv --clear .venv-cuda
 	@.venv-cuda/bin/python -m pip install --quiet 'setuptools>=77' ninja numpy '$(TORCH)'

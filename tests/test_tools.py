@@ -183,6 +183,17 @@ def test_a_pack_is_used_where_it_is_there(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(package.parent), "['correct']"]
 
 
+def test_a_pack_is_not_begun_with_a_torch_without_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.version.cuda", None)
+    earlier = tmp_path / "earlier"
+    earlier.touch()
+    assert gpu_pack.main(["--pack", str(tmp_path)]) == 1
+    assert "built without CUDA: set TORCH" in capsys.readouterr().out
+    assert earlier.exists()
+
+
 def test_a_pack_holds_all_but_results_and_knows_its_commit(tmp_path: Path) -> None:
     package = tmp_path / "rnnfast"
     package.mkdir()

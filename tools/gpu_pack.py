@@ -5,9 +5,10 @@
     python -m tools.gpu_pack --pythons python3.12        more Pythons than the one that runs this
     python -m tools.gpu_pack --python-only               what was compiled stays; all else anew
 
-Needs a Python with the torch of that machine, and nvcc; no GPU. The kernels' libraries know nothing
-of Python; `_C` does, so it is compiled once for each, of which only the headers need be here. The
-folder holds the sources, too: `tools/gpu-check.sh` builds there what does not fit after all.
+Needs a Python with the torch of that machine, one built with CUDA, and nvcc; no GPU. The kernels'
+libraries know nothing of Python; `_C` does, so it is compiled once for each, of which only the
+headers need be here. The folder holds the sources, too: `tools/gpu-check.sh` builds there what does
+not fit after all.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pythons", nargs="*", default=[], metavar="PYTHON")
     parser.add_argument("--python-only", action="store_true")
     options = parser.parse_args(arguments)
+    import torch
+
+    if torch.version.cuda is None and not options.python_only:
+        print(f"torch {torch.__version__} is built without CUDA: set TORCH to one with it")
+        return 1
     pack = options.pack.resolve()
     if options.python_only:
         empty(pack)
