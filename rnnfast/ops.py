@@ -54,8 +54,8 @@ def layer(
     Returns:
         ``(output, states_n, reserve)``: ``[T, B, D*H]`` or ``[rows, D*H]``; per state
         ``[D, B, H]``; and the reserve, of :func:`reserve_dtype`: per state a timeline
-        ``[D, rows + B, H]``, then for gru and lstm the gates ``[D, rows, 4*H]``. ``[]`` without
-        ``train``.
+        ``[D, rows + B, H]``, then for gru and lstm the gates ``[D, rows, 4*H]``: gate by gate, on a
+        GPU unit by unit. ``[]`` without ``train``.
     """
     return _layer(cell, x, batch_sizes, states, weights, bidirectional, train)  # type: ignore[no-any-return]
 

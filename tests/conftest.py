@@ -117,12 +117,12 @@ def _library() -> None:
 def _op_device(request: pytest.FixtureRequest) -> Iterator[OpDevice]:
     where, _, kernel = request.param.partition("-")
     if where != "emulator":
-        yield OpDevice(where)
+        yield OpDevice(where, by_unit=where == "cuda")
         return
     request.getfixturevalue("_library")
     simt = Simt(kernel)
     with simt.in_place_of_the_cpu():
-        yield OpDevice("cpu", simt.dtype, simt.tolerance)
+        yield OpDevice("cpu", simt.dtype, simt.tolerance, by_unit=True)
 
 
 @pytest.fixture(

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +58,24 @@ def build(folder: Path, csrc: Path = ROOT / "csrc") -> Path:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return library
+
+
+def unit_by_unit(reserve: Sequence[Tensor]) -> list[Tensor]:
+    """A reserve of the CPU's kernels as those of a GPU keep it."""
+    return _with_gates(reserve, lambda hidden: (-1, hidden))
+
+
+def gate_by_gate(reserve: Sequence[Tensor]) -> list[Tensor]:
+    """A reserve of a GPU's kernels as those of the CPU keep it."""
+    return _with_gates(reserve, lambda hidden: (hidden, -1))
+
+
+def _with_gates(reserve: Sequence[Tensor], split: Callable[[int], tuple[int, int]]) -> list[Tensor]:
+    *timelines, last = reserve
+    hidden = reserve[0].shape[-1]
+    if last.shape[-1] == hidden:  # the cell keeps none
+        return list(reserve)
+    return [*timelines, last.unflatten(-1, split(hidden)).transpose(-1, -2).flatten(-2)]
 
 
 class Simt(NamedTuple):

@@ -24,11 +24,14 @@ TOLERANCE = {
 
 
 class OpDevice(NamedTuple):
-    """Where tensors are for an op, and the most precise type that its kernels run there."""
+    """Where tensors are for an op, the most precise type that its kernels run there, and whether
+    they are those of a GPU, which keep gates unit by unit.
+    """
 
     name: str
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-12
+    by_unit: bool = False
 
 
 def assert_close(actual: Sequence[Any], expected: Sequence[Any], tolerance: float) -> None:

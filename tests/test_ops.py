@@ -197,10 +197,24 @@ def test_reserve_is_laid_out_as_documented(
     assert_close([h[0, B:], h[1, :rows]], [output[:, 0], output[:, 1]], 0)
     for timeline, initial in zip((h, c), problem.states, strict=True):
         assert_close([timeline[0, :B], timeline[1, rows:]], list(initial.detach()), 0)
-    i, f, g, o = gates[0].chunk(4, -1)
+    shape, dim = ((rows, H, 4), -1) if op_device.by_unit else ((rows, 4, H), 1)
+    i, f, g, o = gates[0].view(shape).unbind(dim)
     assert_close([o * torch.tanh(c[0, B:])], [h[0, B:]], op_device.tolerance)
     first = f[:B] * c[0, :B] + i[:B] * g[:B]
     assert_close([first], [c[0, B : 2 * B]], op_device.tolerance)
+
+
+@pytest.mark.parametrize("mode", ["GRU", "LSTM"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reserve_that_begins_anywhere(mode: str, dtype: torch.dtype, op_device: OpDevice) -> None:
+    """Not where the numbers that a unit keeps can be read at once."""
+    problem = on(op_device, mode, T=4, B=3, H=16, dtype=dtype)
+    *given, reserve, needs = problem.backward_arguments()
+    moved = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view_as(t) for t in reserve]
+    assert all(t.is_contiguous() and t.data_ptr() % 16 for t in moved)
+    assert_close(
+        ops.layer_backward(*given, moved, needs), ops.layer_backward(*given, reserve, needs), 0
+    )
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -22,7 +22,7 @@ struct ForwardArgs {
   E* output;             // [rows, D*H]
   E* states_n[2];        // per state [D, B, H]
   E* timelines[2];       // per state [D, rows + B, H], see Walk; null: inference
-  E* gates;              // [D, rows, reserve*H]; null: inference, or a cell without
+  E* gates;              // [D, rows, H, reserve]; null: inference, or a cell without
   void* exchange;        // global memory of SequenceLauncher::exchange_bytes, filled as it says
 };
 

@@ -32,6 +32,10 @@ class LayerBackward {
         reserve_(reserve.vec()),
         same_(same_gradients(layer.cell)),
         want_states_0_{arguments.needs[1], layer.cell.states > 1 && arguments.needs[2]} {
+    // Kernels read what a unit keeps at once.
+    if (layer.cell.reserve &&
+        reinterpret_cast<uintptr_t>(reserve_.back().const_data_ptr()) % 16 != 0)
+      reserve_.back() = reserve_.back().clone();
     for (const Tensor& w : weights) weights_.push_back(w.contiguous());
     if (arguments.grad_output.defined()) grad_output_ = arguments.grad_output.contiguous();
     for (const std::optional<Tensor> grad : arguments.grad_states_n)
@@ -98,7 +102,7 @@ class LayerBackward {
   const Context& context_;
   const Request request_;
   DeviceSteps steps_;
-  const Tensors reserve_;
+  Tensors reserve_;
   const bool same_;
   const bool want_states_0_[kMaxStates];
   Tensors weights_;

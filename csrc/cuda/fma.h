@@ -358,13 +358,16 @@ class FmaCursor {
 };
 
 // Where this thread's inputs lie on their way: copied kAhead steps before the one that reads them,
-// into a ring in shared memory that no other thread looks at.
+// into a ring in shared memory that no other thread looks at. What is kept of the gates takes the
+// places of the first inputs, together.
 template <class S>
 struct FmaRing {
   static constexpr int kAhead = FmaLayout::kAhead, kInputs = S::kLayout.inputs();
   static constexpr int kInputBytes = S::kLayout.ring_threads() * static_cast<int>(sizeof(float));
+  static constexpr int kKeptBytes = sizeof(KeptOf<typename S::Cell, float>);
   uint8_t* const first =
       dev::opaque_shared(dev::smem() + S::kRingAt + dev::tid() * static_cast<int>(sizeof(float)));
+  uint8_t* const first_kept = dev::smem() + S::kRingAt + dev::tid() * kKeptBytes;
 
   DEVICE float* place(int n, int input) const {
     const int slot = n % FmaLayout::kSlots * kInputs + input;
@@ -373,6 +376,14 @@ struct FmaRing {
   // Nothing where it is not there: then the input is zero.
   DEVICE void copy(int n, int input, const float* from, bool there) const {
     dev::cp_async<4>(place(n, input), from, there ? 4 : 0);
+  }
+  template <class Kept>
+  DEVICE Kept* kept(int n) const {
+    return reinterpret_cast<Kept*>(first_kept + n % FmaLayout::kSlots * kInputs * kInputBytes);
+  }
+  template <class Kept>
+  DEVICE void copy_kept(int n, const Kept* from, bool there) const {
+    dev::cp_async<sizeof(Kept)>(kept<Kept>(n), from, there ? sizeof(Kept) : 0);
   }
 };
 

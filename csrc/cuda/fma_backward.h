@@ -14,6 +14,7 @@ struct FmaBackward {
   using Cell = typename S::Cell;
   using V = typename S::Number;
   using Ring = FmaRing<S>;
+  using Kept = KeptOf<Cell, float>;
   static constexpr int kGates = Cell::kGates, kStates = Cell::kStates, kReserve = Cell::kReserve;
   static constexpr int kLast = kStates - 1;  // the one state that the maths of cells reads
   static constexpr int kBefore = kReserve, kGrad = kReserve + 1;  // in the ring, after the gates
@@ -30,8 +31,10 @@ struct FmaBackward {
   FmaWorker<S, kPacked> self;
   const Ring ring;
   float grads[kStates];  // of the states after the step to come
-  float gates[kReserve > 0 ? kReserve : 1], before, after, grad;  // of the step to come
-  FmaCursor<const float, kPacked> saved, timeline, grad_output;
+  Kept gates;            // of the step to come, as these three
+  float before, after, grad;
+  FmaCursor<const Kept, kPacked> saved;
+  FmaCursor<const float, kPacked> timeline, grad_output;
   FmaCursor<float, kPacked> results;  // the first, and how far apart they lie
   int64_t result_bytes;
   bool has_grad, writes;
@@ -46,7 +49,8 @@ struct FmaBackward {
   DEVICE void place() {
     const int H = self.hidden, D = dev::grid_y();
     if constexpr (kReserve > 0)
-      saved = {self, a.gates + self.rows_before() * kReserve * H + self.unit, kReserve * H, 0};
+      saved = {self, reinterpret_cast<const Kept*>(a.gates) + self.rows_before() * H + self.unit, H,
+               0};
     // A dense sequence has the state before a row B rows before the one after it.
     const float* states = a.timelines[kLast] + self.timeline();
     const int64_t way = kPacked ? 0 : self.direction == 1 ? a.steps.largest : 0;
@@ -79,14 +83,7 @@ struct FmaBackward {
   // one.
   DEVICE void copy(int n) {
     const bool here = self.alive(n), earlier = self.alive(n + 1);
-    if constexpr (kReserve > 0) {
-      const float* from = saved.at(copied_offset);
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) {
-        ring.copy(n, k, from, here);
-        from = dev::advance(from, self.gate_bytes);
-      }
-    }
+    if constexpr (kReserve > 0) ring.copy_kept(n, saved.at(copied_offset), here);
     const int row = earlier ? earlier_offset + self.after() : self.initial();
     ring.copy(n, kBefore, timeline.at(row), here || (kPacked && earlier));
     ring.copy(n, kGrad, grad_output.at(copied_offset), here && has_grad);
@@ -96,8 +93,7 @@ struct FmaBackward {
   }
   DEVICE void read(int n) {
     dev::cp_wait<Ring::kAhead - 1>();
-    UNROLL
-    for (int k = 0; k < kReserve; ++k) gates[k] = *ring.place(n, k);
+    if constexpr (kReserve > 0) gates = *ring.template kept<Kept>(n);
     before = *ring.place(n, kBefore), grad = *ring.place(n, kGrad);
   }
 
@@ -106,7 +102,7 @@ struct FmaBackward {
     // Of a row or unit that does not exist all is zero anyway.
     const bool here = S::kRows == 1 || self.alive(n);
     float* to = self.vector(n) + self.tile_row * S::kDepth + self.unit % S::kOwn;
-    backward_unit<Cell, V>([&](int i) { return V(gates[i]); },
+    backward_unit<Cell, V>([&](int i) { return V(gates.gate(i)); },
                            [&](int k) { return V(k == kLast ? before : 0.f); },
                            [&](int k) { return V(k == kLast ? after : 0.f); },
                            [&](int k) { return V(k == 0 ? grads[0] + grad : grads[k]); },

@@ -15,10 +15,11 @@ struct FmaForward {
   using Ring = FmaRing<S>;
   using Worker = FmaWorker<S, kPacked>;
   static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
-  static constexpr int kReserve = kSave ? Cell::kReserve : 0;
-  // What a step stores: the reserve, the states (in training), h. Two lanes have the same numbers
-  // and take turns.
-  static constexpr int kResults = kReserve + (kSave ? kStates : 0) + 1;
+  using Kept = KeptOf<Cell, float>;
+  static constexpr bool kKeeps = kSave && Cell::kReserve > 0;
+  // What a step stores: the states (in training), h. Two lanes have the same numbers and take
+  // turns; the first one stores what is kept of the gates, too.
+  static constexpr int kResults = (kSave ? kStates : 0) + 1;
   static constexpr int kStores = (kResults + 1) / 2;
   static constexpr int kReceivers = (S::kPeers + Worker::kSenders - 1) / Worker::kSenders;
 
@@ -27,9 +28,12 @@ struct FmaForward {
   const Ring ring;
   float states[kStates], start[S::kUnits][kGates], bias[kGates], x[kGates];
   float values[2 * kStores];  // results of the step before
+  Kept kept;
   FmaCursor<const float, kPacked> inputs;
   FmaCursor<float, kPacked> results[kStores];
   bool stores[kStores];
+  FmaCursor<Kept, kPacked> kept_at;
+  bool keeps;
   // Packed: where the step to be copied, and the one to be stored, begin.
   int copied_offset = 0, stored_offset = 0, next_offset = 0;
 
@@ -78,14 +82,9 @@ struct FmaForward {
     float* first[2 * kStores] = {};
     int sizes[2 * kStores] = {};
     UNROLL
-    for (int q = 0; q < kReserve; ++q) {
-      first[q] = a.gates + (self.rows_before() * kReserve + q) * H + self.unit;
-      sizes[q] = kReserve * H;
-    }
-    UNROLL
     for (int k = 0; kSave && k < kStates; ++k) {
-      first[kReserve + k] = a.timelines[k] + self.timeline() + int64_t{self.after()} * H;
-      sizes[kReserve + k] = H;
+      first[k] = a.timelines[k] + self.timeline() + int64_t{self.after()} * H;
+      sizes[k] = H;
     }
     first[kResults - 1] = a.output + self.in_output(), sizes[kResults - 1] = dev::grid_y() * H;
     const bool second = self.copy == 1, saves = a.timelines[0] != nullptr;
@@ -97,6 +96,9 @@ struct FmaForward {
                     second ? sizes[2 * i + 1] : sizes[2 * i], 1};
       stores[i] = self.copy < 2 && which < kResults && (saves || which == kResults - 1);
     }
+    if constexpr (kKeeps)
+      kept_at = {self, reinterpret_cast<Kept*>(a.gates) + self.rows_before() * H + self.unit, H, 1};
+    keeps = kKeeps && self.copy == 0 && saves;
   }
 
   // Asks for the inputs of step n.
@@ -126,6 +128,10 @@ struct FmaForward {
       const float value = dev::opaque(second ? values[2 * i + 1] : values[2 * i]);
       if (alive && stores[i]) *results[i].at(stored_offset) = value;
       results[i].go_on();
+    }
+    if constexpr (kKeeps) {
+      if (alive && keeps) *kept_at.at(stored_offset) = kept;
+      kept_at.go_on();
     }
     if constexpr (kPacked) stored_offset = next_offset, next_offset = self.offset(n + 2);
   }
@@ -158,14 +164,14 @@ struct FmaForward {
     });
     add_parts<S>(sum, self.part);
     const bool alive = self.alive(n);
+    float gates[kReserveSlots<Cell>] = {};
     forward_unit<Cell, V>([&](int g) { return V(g < Cell::kSharedGates ? x[g] : x[g] + bias[g]); },
                           [&](int g) { return V(sum[0][g]); }, [&](int k) { return V(states[k]); },
                           [&](int k, V s) { states[k] = alive ? plain(s) : states[k]; },
-                          [&](int i, V q) {
-                            if (i < kReserve) values[i] = plain(q);
-                          });
+                          [&](int i, V q) { gates[i] = plain(q); });
+    kept = Kept::of(gates);
     UNROLL
-    for (int k = 0; kSave && k < kStates; ++k) values[kReserve + k] = states[k];
+    for (int k = 0; kSave && k < kStates; ++k) values[k] = states[k];
     values[kResults - 1] = states[0];
     exchange(n + 1);
   }
@@ -180,6 +186,7 @@ struct FmaForward {
     load_states();
     UNROLL
     for (int i = 0; i < 2 * kStores; ++i) values[i] = 0.f;
+    kept = Kept{};
     self.start();
     for (int n = 0; n < self.count; ++n) step(n);
     store(self.count - 1);

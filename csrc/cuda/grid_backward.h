@@ -15,10 +15,11 @@ struct GridBackward {
   using Pair = typename Worker::Pair;
   using Stored = typename Worker::Stored;
   using Place = typename Worker::Place;
+  using Kept = KeptOf<Cell, E>;
   static constexpr int kGates = Cell::kGates, kReserve = Cell::kReserve;
-  static constexpr int kSlots = kReserve > 0 ? kReserve : 1;
   struct Inputs {  // pairs, of the step to come
-    Stored gates[kSlots], before[Cell::kStates], after[Cell::kStates], grad;
+    Kept gates[2];
+    Stored before[Cell::kStates], after[Cell::kStates], grad;
   };
   const BackwardArgs<E>& a;
   Worker self;
@@ -26,7 +27,7 @@ struct GridBackward {
 
   DEVICE GridBackward(const GridBackwardArgs<E>& args)
       : a(args.layer), self(a.steps, a.hidden, args.parts, a.packed, a.packed_bytes, a.exchange) {
-    bool even = self.aligned(a.gates) && self.aligned(a.grad_output);
+    bool even = self.aligned(a.grad_output);
     for (const E* timeline : a.timelines) even = even && self.aligned(timeline);
     self.even = even && self.aligned(a.grad_x_gates) && self.aligned(a.grad_h_gates);
   }
@@ -45,9 +46,9 @@ struct GridBackward {
   DEVICE void load_inputs(const Place& at, const Place& then, int part) {
     if (!self.alive(at)) return;
     if constexpr (kReserve > 0) {
-      const E* p = a.gates + self.in_rows(at.position, kReserve);
-      UNROLL
-      for (int k = 0; k < kReserve; ++k, p += self.hidden) in.gates[k] = self.load_pair(p);
+      const Kept* p = reinterpret_cast<const Kept*>(a.gates) + self.in_rows(at.position, 1);
+      in.gates[0] = p[0];
+      if (self.second) in.gates[1] = p[1];
     }
     const int64_t before = self.alive(then) ? then.position : self.initial(part);
     UNROLL
@@ -63,8 +64,8 @@ struct GridBackward {
   DEVICE typename Worker::Prefetch prefetch() const {
     const auto piece = self.piece(kReserve + 2);
     if (piece.slot < kReserve)
-      return {a.gates + self.ahead(piece, kReserve, piece.slot), self.prefetched_row(piece, true),
-              kReserve};
+      return {a.gates + self.ahead(piece, 1, 0) * kReserve + piece.slot * S::kUnits,
+              self.prefetched_row(piece, self.begins_inside(piece, kReserve)), kReserve};
     if (piece.slot == kReserve)
       return {a.timelines[Cell::kStates - 1] + self.step_numbers + self.ahead(piece, 1, 0),
               self.prefetched_row(piece, true), 1};
@@ -79,7 +80,7 @@ struct GridBackward {
     Pair x[kGates], h[kGates];
     UNROLL
     for (int i = 0; i < 2; ++i) {
-      backward_unit<Cell, V>([&](int r) { return V(in.gates[r].number(i)); },
+      backward_unit<Cell, V>([&](int r) { return V(in.gates[i].gate(r)); },
                              [&](int k) { return V(in.before[k].number(i)); },
                              [&](int k) { return V(in.after[k].number(i)); },
                              [&](int k) {

@@ -14,8 +14,8 @@ struct GridForward {
   using Pair = typename Worker::Pair;
   using Stored = typename Worker::Stored;
   using Place = typename Worker::Place;
+  using Kept = KeptOf<Cell, E>;
   static constexpr int kGates = Cell::kGates, kReserve = Cell::kReserve;
-  static constexpr int kSlots = kReserve > 0 ? kReserve : 1;
   const ForwardArgs<E>& a;
   Worker self;
   Stored x[kGates];  // of the step to come
@@ -24,7 +24,7 @@ struct GridForward {
       : a(args.layer), self(a.steps, a.hidden, args.parts, a.packed, a.packed_bytes, a.exchange) {
     bool even = self.aligned(a.x_gates) && self.aligned(a.output);
     for (const E* timeline : a.timelines) even = even && self.aligned(timeline);
-    self.even = even && self.aligned(a.gates);
+    self.even = even;
   }
 
   // [2][G][units] of the CTA: on the hidden side, and of the gates that do not share it on x's.
@@ -77,12 +77,12 @@ struct GridForward {
 
   // The states after the step, and what is kept of it; a row that is not alive keeps its states.
   DEVICE void update(const Place& at, const float (&sum)[kGates][2], Pair (&states)[Cell::kStates],
-                     Stored (&kept)[kSlots]) const {
+                     Kept (&kept)[2]) const {
     const bool alive = self.alive(at);
-    Pair reserve[kSlots];
     UNROLL
     for (int i = 0; i < 2; ++i) {
       const int unit = self.unit - self.rank * S::kUnits + i;
+      float gates[kReserveSlots<Cell>] = {};
       forward_unit<Cell, V>(
           [&](int g) {
             const V in(x[g].number(i));
@@ -91,15 +91,13 @@ struct GridForward {
           [&](int g) { return V(sum[g][i] + bias(0, g)[unit]); },
           [&](int k) { return V(states[k].number[i]); },
           [&](int k, V s) { states[k].number[i] = alive ? plain(s) : states[k].number[i]; },
-          [&](int r, V q) { reserve[r].number[i] = plain(q); });
+          [&](int r, V q) { gates[r] = plain(q); });
+      kept[i] = Kept::of(gates);
     }
-    UNROLL
-    for (int k = 0; k < kReserve; ++k)
-      kept[k] = Stored::of(reserve[k].number[0], reserve[k].number[1]);
   }
 
   DEVICE void store(const Place& at, const Stored (&states)[Cell::kStates],
-                    const Stored (&kept)[kSlots]) const {
+                    const Kept (&kept)[2]) const {
     if (!self.alive(at)) return;
     const int64_t position = at.position;
     self.store_pair(a.output + self.in_output(position), states[0]);
@@ -108,9 +106,9 @@ struct GridForward {
     for (int k = 0; k < Cell::kStates; ++k)
       self.store_pair(a.timelines[k] + self.in_timeline(position), states[k]);
     if constexpr (kReserve > 0) {
-      E* p = a.gates + self.in_rows(position, kReserve);
-      UNROLL
-      for (int k = 0; k < kReserve; ++k, p += self.hidden) self.store_pair(p, kept[k]);
+      Kept* p = reinterpret_cast<Kept*>(a.gates) + self.in_rows(position, 1);
+      p[0] = kept[0];
+      if (self.second) p[1] = kept[1];
     }
   }
 
@@ -120,7 +118,8 @@ struct GridForward {
     self.product(n, part, following, sum);
     if (!self.active) return;
     Pair states[Cell::kStates];
-    Stored stored[Cell::kStates], kept[kSlots];
+    Stored stored[Cell::kStates];
+    Kept kept[2];
     UNROLL
     for (int k = 0; k < Cell::kStates; ++k) states[k] = self.state(part, k);
     update(at, sum, states, kept);

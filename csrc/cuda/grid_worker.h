@@ -175,6 +175,11 @@ struct GridWorker {
     const int i = S::kThreads - 1 - dev::tid();
     return {i / slots, i % slots};
   }
+  // Of `slots` numbers of each unit, side by side: the CTA's units may be fewer than it has room
+  // for.
+  DEVICE bool begins_inside(const Piece& p, int slots) const {
+    return p.slot * S::kUnits < (hidden - rank * S::kUnits) * slots;
+  }
   DEVICE int prefetched_row(const Piece& p, bool wanted) const {
     return wanted && p.row < S::kRows && rank * S::kUnits < hidden ? p.row : kNoSeat;
   }

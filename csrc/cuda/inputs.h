@@ -4,7 +4,9 @@
 //
 // A slot of a warp: [line][element of a thread][piece of 8 units][lane % 4] of 16 bytes, where a
 // line is what a step reads per unit and batch row. Threads then read their numbers of one line
-// without bank conflicts, at places that the compiler knows from that of the first.
+// without bank conflicts, at places that the compiler knows from that of the first. Where a step
+// reads kept gates, these are the first lines, and a line is a share of them: line l of a piece has
+// the l-th 16 bytes of what its units keep, side by side as in memory.
 #pragma once
 
 #include "cuda/worker.h"
@@ -15,6 +17,7 @@ namespace rnnfast::cuda {
 template <class S>
 struct InputRing {
   using E = typename S::Element;
+  using Kept = KeptOf<typename S::Cell, E>;
   static constexpr int kSlots = S::kRingSlots;
   static constexpr bool kExists = kSlots > 0;
   static constexpr int kPieceUnits = kRowBytes / static_cast<int>(sizeof(E));
@@ -24,11 +27,13 @@ struct InputRing {
   static constexpr int kLinesAtOnce = kWarpSize / kLinePieces;
   static_assert(!kExists || kWarpSize % kLinePieces == 0);
   static_assert(S::kWarps * kSlotBytes == S::kLayout.slot_bytes());
+  static_assert(kRowBytes % sizeof(Kept) == 0);
 
   int line;               // of the lane's first copy, among the lines that it copies together
   int row, unit;          // where its 16 bytes begin, in the tile and in the layer
   int seat;               // as Worker::seat, of them
   int write_at, read_at;  // of its first piece and its first element
+  int kept_at;            // and from there on to what the unit of that element keeps
 
   DEVICE InputRing(const Worker<S>& worker) {
     const int lane = worker.lane, piece = lane % kLinePieces, own = worker.split * S::kElements;
@@ -41,6 +46,9 @@ struct InputRing {
     seat = unit < worker.hidden ? row : worker.kNoSeat;
     write_at = warp_at + lane * kRowBytes;
     read_at = warp_at + (lane / 4 / kPieceUnits * 4 + lane % 4) * kRowBytes +
+              lane / 4 % kPieceUnits * static_cast<int>(sizeof(E));
+    const int kept = lane / 4 % kPieceUnits * static_cast<int>(sizeof(Kept));
+    kept_at = kept / kRowBytes * kLinePieces * kRowBytes + kept % kRowBytes -
               lane / 4 % kPieceUnits * static_cast<int>(sizeof(E));
   }
 
@@ -75,8 +83,14 @@ struct InputRing {
     dev::warp_sync();
     return dev::smem() + step % kSlots * kSlotBytes + read_at;
   }
+  static constexpr DEVICE int place(int line, int e) {
+    return (line * S::kElements + e) * kPieces * 4 * kRowBytes;
+  }
   static DEVICE E number(const uint8_t* slot, int line, int e) {
-    return *reinterpret_cast<const E*>(slot + (line * S::kElements + e) * kPieces * 4 * kRowBytes);
+    return *reinterpret_cast<const E*>(slot + place(line, e));
+  }
+  DEVICE Kept kept(const uint8_t* slot, int e) const {
+    return *reinterpret_cast<const Kept*>(slot + kept_at + place(0, e));
   }
 };
 

@@ -12,14 +12,16 @@ struct BackwardWorker {
   using E = typename S::Element;
   using V = typename S::Number;
   static constexpr int kElements = S::kElements, kGates = Cell::kGates;
-  static constexpr int kReserve = Cell::kReserve, kSlots = kReserve > 0 ? kReserve : 1;
+  static constexpr int kReserve = Cell::kReserve;
+  using Kept = KeptOf<Cell, E>;
   static constexpr int kState = Cell::kStates - 1;  // the one that the cell reads
   using Ring = InputRing<S>;
   // Lines of the inputs: the gates, and those that lie in other tensors.
   static constexpr int kOthers = S::kLines - kReserve, kGradLine = kOthers - 1;
   static constexpr int kCopies = (kOthers + Ring::kLinesAtOnce - 1) / Ring::kLinesAtOnce;
   struct Inputs {  // of one element at the step to come
-    E gates[kSlots], before, after, grad;
+    Kept gates;
+    E before, after, grad;
   };
   const BackwardArgs<E>& a;
   Worker<S> self;
@@ -37,7 +39,8 @@ struct BackwardWorker {
         self(args.steps, args.hidden, args.packed, args.packed_bytes, args.exchange),
         ring(self),
         staged(Ring::copies(self.hidden, a.gates, a.timelines[kState], a.grad_output)) {
-    gates_from = a.gates + (ring.shift(self) * kReserve + ring.line * self.hidden + ring.unit);
+    gates_from =
+        a.gates + ((ring.shift(self) + ring.unit) * kReserve + ring.line * Ring::kPieceUnits);
     UNROLL
     for (int i = 0; i < kCopies; ++i) {
       others_from[i] = a.timelines[kState] + self.step_numbers + (ring.shift(self) + ring.unit);
@@ -74,7 +77,7 @@ struct BackwardWorker {
       if constexpr (kReserve > 0) {
         const E* from = gates_from + at.position * kReserve;
         ring.template copy<0, kReserve>(
-            n, [&](int i) { return from + i * Ring::kLinesAtOnce * self.hidden; });
+            n, [&](int i) { return from + i * Ring::kLinesAtOnce * Ring::kPieceUnits; });
       }
       const int64_t before = self.before(ring.seat, then);
       const int wide = static_cast<int>(dev::grid_y()) - 1;  // rows of grad_output: 2 H or H
@@ -96,8 +99,7 @@ struct BackwardWorker {
   DEVICE void take(const uint8_t* slot) {
     UNROLL
     for (int e = 0; e < kElements; ++e) {
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) in[e].gates[k] = Ring::number(slot, k, e);
+      if constexpr (kReserve > 0) in[e].gates = ring.kept(slot, e);
       if (Cell::kReadsBefore) in[e].before = Ring::number(slot, kReserve, e);
       if (Cell::kReadsAfter) in[e].after = Ring::number(slot, kReserve + Cell::kReadsBefore, e);
       in[e].grad = narrow<E>(0.f);
@@ -129,10 +131,11 @@ struct BackwardWorker {
     UNROLL
     for (int e = 0; e < kElements; ++e) in[e] = Inputs{};
     if constexpr (kReserve > 0)
-      self.template walk_rows<kReserve>(a.gates + self.in_rows(at.position, kReserve),
-                                        [&](const E* p, int e, int k) {
-                                          if (self.alive(e, at.living)) in[e].gates[k] = *p;
-                                        });
+      self.template walk_rows<1>(
+          reinterpret_cast<const Kept*>(a.gates) + self.in_rows(at.position, 1),
+          [&](const Kept* p, int e, int) {
+            if (self.alive(e, at.living)) in[e].gates = *p;
+          });
     const E* timeline = a.timelines[kState];
     if constexpr (Cell::kReadsAfter)
       self.template walk_rows<1>(timeline + self.in_timeline(at.position),
@@ -159,7 +162,7 @@ struct BackwardWorker {
   DEVICE void update(const Place& at, int e, float (&sent)[kGates][kElements]) {
     const bool alive = self.alive(e, at.living);
     backward_unit<Cell, V>(
-        [&](int i) { return V(widen(in[e].gates[i])); },
+        [&](int i) { return V(in[e].gates.gate(i)); },
         [&](int k) { return V(k == kState ? widen(in[e].before) : 0.f); },
         [&](int k) { return V(k == kState ? widen(in[e].after) : 0.f); },
         [&](int k) { return V(k == 0 ? grads[0][e] + widen(in[e].grad) : grads[k][e]); },

@@ -12,7 +12,7 @@ struct ForwardWorker {
   using E = typename S::Element;
   using V = typename S::Number;
   static constexpr int kElements = S::kElements, kGates = Cell::kGates;
-  static constexpr int kReserve = Cell::kReserve, kSlots = kReserve > 0 ? kReserve : 1;
+  using Kept = KeptOf<Cell, E>;
   static constexpr int kShared = Cell::kSharedGates, kApart = kGates - kShared;
   using Ring = InputRing<S>;
   const ForwardArgs<E>& a;
@@ -25,7 +25,7 @@ struct ForwardWorker {
   float bias[kGates][S::kOwnUnits];
   float bias_apart[kApart > 0 ? kApart : 1][S::kOwnUnits];  // b_ih, where it stands alone
   E x[kElements][kGates];                                   // of the step to come
-  E kept[kElements][kSlots];                                // of the step done, to be stored
+  Kept kept[kElements];                                     // of the step done, to be stored
 
   DEVICE ForwardWorker(const ForwardArgs<E>& args)
       : a(args),
@@ -121,6 +121,7 @@ struct ForwardWorker {
 
   DEVICE void update(const Place& at, int e, const float (&sum)[kGates]) {
     const bool alive = self.alive(e, at.living);
+    float gates[kReserveSlots<Cell>] = {};
     forward_unit<Cell, V>(
         [&](int g) {
           const V in(widen(x[e][g]));
@@ -128,7 +129,8 @@ struct ForwardWorker {
         },
         [&](int g) { return V(sum[g]); }, [&](int k) { return V(states[k][e]); },
         [&](int k, V s) { states[k][e] = alive ? plain(s) : states[k][e]; },
-        [&](int i, V q) { kept[e][i] = narrow<E>(plain(q)); });
+        [&](int i, V q) { gates[i] = plain(q); });
+    kept[e] = Kept::of(gates);
   }
 
   DEVICE void store(const Place& at) const {
@@ -143,12 +145,12 @@ struct ForwardWorker {
                                      if (self.alive(e, at.living)) *p = narrow<E>(states[k][e]);
                                    });
     }
-    if constexpr (kReserve > 0) {
+    if constexpr (Cell::kReserve > 0) {
       if (a.gates != nullptr)
-        self.template walk_rows<kReserve>(a.gates + self.in_rows(at.position, kReserve),
-                                          [&](E* p, int e, int k) {
-                                            if (self.alive(e, at.living)) *p = kept[e][k];
-                                          });
+        self.template walk_rows<1>(reinterpret_cast<Kept*>(a.gates) + self.in_rows(at.position, 1),
+                                   [&](Kept* p, int e, int) {
+                                     if (self.alive(e, at.living)) *p = kept[e];
+                                   });
     }
   }
 

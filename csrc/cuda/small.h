@@ -43,7 +43,7 @@ struct SmallShape {
   static constexpr int kChains = kLayout.chains();
   // Words that a thread reads a step: forward its inputs; backward the reserve, the last state
   // before and after the step, and the gradient of the output.
-  static constexpr int kSlots = Cell::kReserve > 0 ? Cell::kReserve : 1;
+  using Kept = KeptOf<Cell, Element>;
   static constexpr int kWords =
       kBackward ? Cell::kReserve + Cell::kReadsBefore + Cell::kReadsAfter + 1 : Cell::kGates;
   static constexpr int kSharedBytes = kLayout.shared_bytes(kWords);
@@ -63,6 +63,12 @@ DEVICE uint32_t pair_of(E first, E second) {
   memcpy(&high, &second, sizeof high);
   return low | static_cast<uint32_t>(high) << 16;
 }
+
+// What is kept of the gates of a pair.
+template <class Kept>
+struct alignas(2 * alignof(Kept)) KeptPair {
+  Kept of[2];
+};
 
 // Step of a tile: the rows of the batch that are alive, and the first row of the step in [rows].
 struct SmallStep {
@@ -132,6 +138,17 @@ struct SmallWorker {
     if (second()) memcpy(to + 1, &parts[1], sizeof(E));
   }
 
+  template <class Kept>
+  DEVICE void store_kept(Kept* to, const KeptPair<Kept>& kept, bool wanted) const {
+    if (!wanted) return;
+    if (words) {
+      *reinterpret_cast<KeptPair<Kept>*>(to) = kept;
+      return;
+    }
+    to[0] = kept.of[0];
+    if (second()) to[1] = kept.of[1];
+  }
+
   // ---- the exchanged vector ----
   DEVICE uint8_t* vector(int round) const { return dev::smem() + (round & 1) * S::kVectorBytes; }
   // Where the pair of a number that units exchange is stored, from the vector on.
@@ -163,16 +180,32 @@ struct SmallTrack {
 };
 
 // Words in shared memory that this thread alone copies there, kSmallAhead steps before it reads
-// them.
+// them. In a step's place word i of all threads follows on word i - 1 of all; what is kept of the
+// gates takes the places of the first words, thread by thread.
 template <class W>
 struct SmallRing {
   using S = typename W::S;
-  static constexpr int kStep = S::kWordBytes, kWord = kSmallAhead * kStep;
+  using Kept = typename S::Kept;
+  static constexpr int kWord = S::kWordBytes, kStep = S::kWords * kWord;
   uint8_t* at;  // of the step to be read
 
   DEVICE SmallRing() : at(dev::smem() + S::kRingAt + dev::tid() * 4) {}
 
   DEVICE uint32_t word(int i) const { return *reinterpret_cast<const uint32_t*>(at + i * kWord); }
+  DEVICE KeptPair<Kept>* kept() const {
+    const int thread = dev::tid() * static_cast<int>(sizeof(KeptPair<Kept>) - sizeof(uint32_t));
+    return reinterpret_cast<KeptPair<Kept>*>(at + thread);
+  }
+  DEVICE void copy_kept(const W& self, const Kept* from, bool wanted) const {
+    Kept* const to = kept()->of;
+    constexpr int kSize = sizeof(Kept);
+    if (self.words) {
+      dev::cp_async<2 * kSize>(to, from, wanted ? 2 * kSize : 0);
+      return;
+    }
+    dev::cp_async<kSize>(to, from, wanted ? kSize : 0);
+    dev::cp_async<kSize>(to + 1, from + 1, wanted && self.second() ? kSize : 0);
+  }
   template <class E>
   DEVICE void copy(const W& self, int i, const E* from, bool wanted) const {
     if (self.words) {

@@ -12,7 +12,8 @@ struct SmallBackward {
   using V = typename S::Number;
   using W = SmallWorker<S, kRegular>;
   static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
-  static constexpr int kReserve = Cell::kReserve, kSlots = S::kSlots;
+  static constexpr int kReserve = Cell::kReserve;
+  using Kept = typename S::Kept;
   static constexpr int kLast = kStates - 1;  // the state that cells read
   // Words in the ring, behind those of the reserve.
   static constexpr int kBefore = kReserve, kAfter = kBefore + Cell::kReadsBefore,
@@ -21,7 +22,8 @@ struct SmallBackward {
   W self;
   SmallWeights<W> weights;
   SmallRing<W> ring;
-  SmallTrack<W, const E> gates, timeline, grad_output;  // of the step to be asked for
+  SmallTrack<W, const Kept> gates;  // of the step to be asked for, as these two
+  SmallTrack<W, const E> timeline, grad_output;
   SmallTrack<W, E> grad_x, grad_h;
   const E* initial;                     // the last state before all steps
   float grads[kStates][2];              // of the states after the step to come
@@ -30,7 +32,8 @@ struct SmallBackward {
   DEVICE explicit SmallBackward(const BackwardArgs<E>& args)
       : a(args),
         self(args.steps, args.hidden, words(args)),
-        gates(self, args.gates + self.unit, first_row(), kReserve * args.hidden, forward()),
+        gates(self, reinterpret_cast<const Kept*>(args.gates) + self.unit, first_row(), args.hidden,
+              forward()),
         timeline(self, args.timelines[kLast] + self.unit,
                  first_row() + self.direction * args.steps.largest +
                      (self.direction == 0 ? args.steps.largest : 0),
@@ -43,8 +46,7 @@ struct SmallBackward {
         initial(args.timelines[kLast] + self.initial_row() * args.hidden + self.unit) {}
 
   static RNNFAST_FN bool words(const BackwardArgs<E>& a) {
-    return whole_pairs(a.hidden, a.gates, a.timelines[kLast], a.grad_output, a.grad_x_gates,
-                       a.grad_h_gates);
+    return whole_pairs(a.hidden, a.timelines[kLast], a.grad_output, a.grad_x_gates, a.grad_h_gates);
   }
 
   // In time: the steps are taken from the last one to the first of the layer's direction.
@@ -65,8 +67,7 @@ struct SmallBackward {
   // The inputs of step n. `then`: the step that it followed; rows not alive there began here.
   DEVICE void ask(int n, const SmallStep& at, const SmallStep& then) {
     const bool wanted = n < self.count && self.alive(at);
-    UNROLL
-    for (int k = 0; k < kReserve; ++k) ring.copy(self, k, gates.at + k * self.hidden, wanted);
+    if constexpr (kReserve > 0) ring.copy_kept(self, gates.at, wanted);
     if constexpr (Cell::kReadsAfter) ring.copy(self, kAfter, timeline.at, wanted);
     if constexpr (Cell::kReadsBefore) {
       const bool continued = n + 1 < self.count && self.alive(then);
@@ -87,13 +88,14 @@ struct SmallBackward {
   }
 
   // The gate gradients of a step.
-  DEVICE void update(const SmallStep& at, const uint32_t (&in)[kWords]) {
+  DEVICE void update(const SmallStep& at, const KeptPair<Kept>& kept,
+                     const uint32_t (&in)[kWords]) {
     const bool alive = kRegular || self.alive(at);
     float x[kGates][2], h[kGates][2];
     UNROLL
     for (int half = 0; half < 2; ++half) {
       backward_unit<Cell, V>(
-          [&](int i) { return V(part(in[i], half)); },
+          [&](int i) { return V(kept.of[half].gate(i)); },
           [&](int k) {
             return V(Cell::kReadsBefore && k == kLast ? part(in[kBefore], half) : 0.f);
           },
@@ -144,8 +146,10 @@ struct SmallBackward {
       uint32_t in[kWords];
       ring.wait();
       UNROLL
-      for (int i = 0; i < kWords; ++i) in[i] = ring.word(i);
-      update(at, in);
+      for (int i = kReserve; i < kWords; ++i) in[i] = ring.word(i);
+      KeptPair<Kept> kept;
+      if constexpr (kReserve > 0) kept = *ring.kept();
+      update(at, kept, in);
       send(at, n);
       dev::cta_sync();
       typename SmallWeights<W>::Early early;

@@ -13,16 +13,19 @@ struct SmallForward {
   using V = typename S::Number;
   using W = SmallWorker<S, kRegular>;
   static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
-  static constexpr int kReserve = Cell::kReserve, kSlots = S::kSlots;
+  using Kept = typename S::Kept;
+  static constexpr bool kKeeps = Cell::kReserve > 0;
   const ForwardArgs<E>& a;
   W self;
   SmallWeights<W> weights;
   SmallRing<W> ring;
   SmallTrack<W, const E> inputs;  // of the step to be asked for
-  SmallTrack<W, E> output, timelines[kMaxStates], gates;
+  SmallTrack<W, E> output, timelines[kMaxStates];
+  SmallTrack<W, Kept> gates;
   float states[kStates][2];
   float bias_x[kGates][2], bias_h[kGates][2];  // those of shared gates are added in bias_x
-  uint32_t now[kStates], kept[kSlots];         // of the step done, to be stored
+  uint32_t now[kStates];                       // of the step done, to be stored, as what is kept
+  KeptPair<Kept> kept;
 
   DEVICE explicit SmallForward(const ForwardArgs<E>& args)
       : a(args),
@@ -32,10 +35,11 @@ struct SmallForward {
                first_row() - self.direction * args.steps.rows, dev::grid_y() * args.hidden,
                forward()),
         timelines{timeline(0), timeline(kStates - 1)},
-        gates(self, args.gates + self.unit, first_row(), kReserve * args.hidden, forward()) {}
+        gates(self, reinterpret_cast<Kept*>(args.gates) + self.unit, first_row(), args.hidden,
+              forward()) {}
 
   static RNNFAST_FN bool words(const ForwardArgs<E>& a) {
-    return whole_pairs(a.hidden, a.x_gates, a.output, a.timelines[0], a.timelines[1], a.gates);
+    return whole_pairs(a.hidden, a.x_gates, a.output, a.timelines[0], a.timelines[1]);
   }
 
   DEVICE bool forward() const { return self.direction == 0; }
@@ -89,9 +93,10 @@ struct SmallForward {
 
   DEVICE void update(const SmallStep& at, const uint32_t (&x)[kGates],
                      const float (&sum)[2][kGates]) {
-    float next[kStates][2], reserve[kSlots][2];
+    float next[kStates][2];
     UNROLL
     for (int half = 0; half < 2; ++half) {
+      float gates[kReserveSlots<Cell>] = {};
       forward_unit<Cell, V>(
           [&](int g) {
             const float in = half == 0 ? dev::low_float<E>(x[g]) : dev::high_float<E>(x[g]);
@@ -101,7 +106,8 @@ struct SmallForward {
             return V(g < Cell::kSharedGates ? sum[half][g] : sum[half][g] + bias_h[g][half]);
           },
           [&](int k) { return V(states[k][half]); }, [&](int k, V s) { next[k][half] = plain(s); },
-          [&](int i, V q) { reserve[i][half] = plain(q); });
+          [&](int i, V q) { gates[i] = plain(q); });
+      kept.of[half] = Kept::of(gates);
     }
     const bool alive = kRegular || self.alive(at);
     UNROLL
@@ -111,8 +117,6 @@ struct SmallForward {
         states[k][half] = alive ? next[k][half] : states[k][half];
       now[k] = dev::pack2<E>(states[k][0], states[k][1]);
     }
-    UNROLL
-    for (int k = 0; k < kReserve; ++k) kept[k] = dev::pack2<E>(reserve[k][0], reserve[k][1]);
   }
 
   // h where the products of a round find it.
@@ -127,8 +131,7 @@ struct SmallForward {
     if constexpr (kSave) {
       UNROLL
       for (int k = 0; k < kStates; ++k) self.store(timelines[k].at, now[k], alive);
-      UNROLL
-      for (int k = 0; k < kReserve; ++k) self.store(gates.at + k * self.hidden, kept[k], alive);
+      if constexpr (kKeeps) self.store_kept(gates.at, kept, alive);
     }
   }
 
@@ -137,7 +140,7 @@ struct SmallForward {
     if constexpr (kSave) {
       UNROLL
       for (int k = 0; k < kStates; ++k) timelines[k].go(from, to);
-      if constexpr (kReserve > 0) gates.go(from, to);
+      if constexpr (kKeeps) gates.go(from, to);
     }
   }
 

@@ -84,8 +84,8 @@ struct ForwardUnit {
   DEVICE void put_gate(int i, V q) const {
     const ForwardArgs<E>& layer = a.layer;
     if (layer.gates)
-      layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j] =
-          narrow<E>(plain(q));
+      reinterpret_cast<KeptOf<Cell, E>*>(layer.gates)[(d * layer.steps.rows + row) * H + j].put(
+          i, plain(q));
   }
 };
 
@@ -121,7 +121,8 @@ struct BackwardUnit {
   }
   DEVICE V gate(int i) const {
     const BackwardArgs<E>& layer = a.layer;
-    return V(widen(layer.gates[((d * layer.steps.rows + row) * Cell::kReserve + i) * H + j]));
+    const auto* gates = reinterpret_cast<const KeptOf<Cell, E>*>(layer.gates);
+    return V(gates[(d * layer.steps.rows + row) * H + j].gate(i));
   }
   DEVICE V before(int k) const {
     if (names(a.begins[d], b)) return V(C(0));

@@ -4,6 +4,7 @@
 
 #include "cuda/device.h"
 #include "math.h"
+#include "unit.h"
 
 namespace rnnfast {
 
@@ -126,6 +127,40 @@ DEVICE E narrow(Compute<E> x) {
     return x;
   }
 }
+
+// What backward needs of the gates of one unit: numbers side by side in memory, read and written
+// together. A tensor of gates is [D, rows, H] of these.
+constexpr int largest_word(int bytes) {
+  const int power = bytes & -bytes;
+  return power < 16 ? power : 16;
+}
+template <class E, int kCount>
+struct alignas(largest_word(kCount* int{sizeof(E)})) KeptGates {
+  static constexpr int kTogether = sizeof(E) == 2 && kCount % 2 == 0 ? 2 : 1;
+  using Word = std::conditional_t<kTogether == 2, uint32_t, E>;
+  Word word[kCount / kTogether];
+
+  static DEVICE KeptGates of(const Compute<E> (&gates)[kCount]) {
+    KeptGates kept;
+    UNROLL
+    for (int i = 0; i < kCount; i += kTogether) {
+      if constexpr (kTogether == 2)
+        kept.word[i / 2] = dev::pack2<E>(gates[i], gates[i + 1]);
+      else
+        kept.word[i] = narrow<E>(gates[i]);
+    }
+    return kept;
+  }
+  DEVICE Compute<E> gate(int i) const {
+    if constexpr (kTogether == 2)
+      return i % 2 == 0 ? dev::low_float<E>(word[i / 2]) : dev::high_float<E>(word[i / 2]);
+    else
+      return widen(word[i]);
+  }
+  DEVICE void put(int i, Compute<E> gate) { reinterpret_cast<E*>(word)[i] = narrow<E>(gate); }
+};
+template <class Cell, class E>
+using KeptOf = KeptGates<E, kReserveSlots<Cell>>;
 
 // Two neighbouring elements of a tensor.
 template <class E>

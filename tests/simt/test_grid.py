@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from covering import covering
-from emulated import Simt
+from emulated import Simt, unit_by_unit
 from problems import MODES, TOLERANCE, Problem, assert_close
 from test_parity import (
     TF32_TOLERANCE,
@@ -151,12 +151,13 @@ def test_every_instance(mode: str, run: tuple[torch.dtype, bool], instance: Inst
     output, states_n, reserve = ops.layer(*problem.layer_arguments(True))
     torch.ops.rnnfast_simt.launched()
     if entries[0] is not None:
-        found, _ = kept(problem, Simt(f"grid/{entries[0]}"))
-        assert_close(found, [output, *states_n], tolerance)
+        values, _ = kept(problem, Simt(f"grid/{entries[0]}"))
+        assert_close(values, [output, *states_n], tolerance)
         assert torch.ops.rnnfast_simt.launched() == ["grid"]
     if entries[1] is not None:
         stored = [t.to(dtype) for t in reserve]
-        arguments = backward_arguments(problem, Simt("step"), ([output, *states_n], stored))
+        found = [output, *states_n], unit_by_unit(stored)
+        arguments = backward_arguments(problem, Simt("step"), found)
         gradients = Simt(f"grid/{entries[1]}").layer_backward(*arguments)
         assert torch.ops.rnnfast_simt.launched() == ["grid"]
         arguments[7] = [t.float() for t in stored]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from covering import covering
-from emulated import KERNELS, Simt
+from emulated import KERNELS, Simt, gate_by_gate
 from problems import (
     CELLS,
     MODES,
@@ -103,7 +103,7 @@ def check(problem: Problem, simt: Simt, tolerance: float | None = None) -> None:
     assert all(g.dtype == problem.dtype and g.is_contiguous() for g in grads)
     if problem.cell == "rnn_relu" and tolerance >= TF32_TOLERANCE:
         # Its slope jumps: only from the same states the gradients are the same.
-        arguments[7] = [t.float() for t in reserve]
+        arguments[7] = gate_by_gate([t.float() for t in reserve])
         assert_gradients_close(grads, list(ops.layer_backward(*arguments)), tolerance)
         return
     if not problem.states:
@@ -215,7 +215,7 @@ def test_every_size_of_kernel(
     # The CPU kernels, which other tests prove, on the same numbers and from the same reserve.
     output, states_n, _ = ops.layer(*problem.layer_arguments(True))
     assert_close(found[0], [output, *states_n], tolerance)
-    arguments[7] = [t.float() for t in arguments[7]]
+    arguments[7] = gate_by_gate([t.float() for t in arguments[7]])
     assert_gradients_close(gradients, list(ops.layer_backward(*arguments)), tolerance)
 
 
@@ -231,11 +231,16 @@ def test_no_inputs_or_units(cell: str, sizes: tuple[int, int], bias: bool, simt:
     output, states_n, reserve = simt.layer(*arguments, True)
     wanted, wanted_n, kept_there = ops.layer(*arguments, True)
     tolerance = simt.tolerance
-    assert_close([output, *states_n, *reserve], [wanted, *wanted_n, *kept_there], tolerance)
+    assert_close([output, *states_n], [wanted, *wanted_n], tolerance)
+    assert_close(gate_by_gate(reserve), kept_there, tolerance)
     grads = [torch.randn_like(s) for s in states_n]
     needs = [True] * (1 + len(states_n) + len(weights))
-    given = (cell, output, grads, arguments[1], None, weights, False, reserve, needs)
-    assert_close(simt.layer_backward(*given), ops.layer_backward(*given), tolerance)
+    given = (cell, output, grads, arguments[1], None, weights, False)
+    assert_close(
+        simt.layer_backward(*given, reserve, needs),
+        ops.layer_backward(*given, gate_by_gate(reserve), needs),
+        tolerance,
+    )
 
 
 @pytest.mark.usefixtures("_library")
@@ -254,7 +259,7 @@ def test_reserve_is_that_of_the_cpu(
     problem = Problem(mode, bidirectional=True, dtype=dtype, **shape)
     _, reserve = kept(problem, simt)
     _, _, wanted = problem.layer(train=True)
-    assert_close(reserve, [t.to(dtype) for t in wanted], TOLERANCE[dtype])
+    assert_close(gate_by_gate(reserve), [t.to(dtype) for t in wanted], TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("mode", MODES)
