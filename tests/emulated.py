@@ -21,7 +21,11 @@ KERNELS = ("step", "cta", "cluster")
 ROOT = Path(__file__).parents[1]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=Path(sys.executable).parent)
-FLAGS = "-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -DRNNFAST_SIMT"
+# A GPU reads words only where they may begin.
+FLAGS = (
+    "-std=c++20 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -DRNNFAST_SIMT"
+    " -fsanitize=alignment -fsanitize-undefined-trap-on-error"
+)
 NINJA_FILE = """\
 rule compile
   command = {compiler} {flags} -x c++ -MMD -MF $out.d -c $in -o $out
