@@ -108,7 +108,7 @@ struct GridForward {
     if constexpr (kReserve > 0) {
       Kept* p = reinterpret_cast<Kept*>(a.gates) + self.in_rows(position, 1);
       p[0] = kept[0];
-      if (self.second) p[1] = kept[1];
+      if (self.even || self.second) p[1] = kept[1];
     }
   }
 

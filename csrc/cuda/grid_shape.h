@@ -120,10 +120,10 @@ constexpr int grid_held_fragments(const GridLayout& l) {
 // Operands that fit into registers before sm_100 alone, by the same reports.
 constexpr int grid_spared_fragments(const GridLayout& l) {
   const int sums = l.blocks * l.columns;
-  if (l.gates == 4) return l.element_bytes == 2 && !l.backward && sums == 1;
+  if (l.gates == 4) return l.backward || sums > 1 ? 0 : l.element_bytes == 2 ? 2 : l.hidden == 768;
   if (l.gates == 1 || l.two_parts) return 0;
   if (l.element_bytes == 2) return l.backward && sums == 2;
-  if (l.backward) return l.hidden == 1024;
+  if (l.backward) return l.hidden == 1024 || sums == 1;
   return l.columns == 1 ? 3 : 0;
 }
 

@@ -30,7 +30,7 @@ struct GridWorker {
   const bool active;
   int unit, row, seat;         // of the pair, in the layer and in the part; no seat: does not exist
   bool second;                 // whether the second unit of the pair exists
-  bool even;                   // pairs are aligned in all tensors
+  bool even;                   // pairs are aligned in all tensors, and have both units
   const int64_t step_numbers;  // [B, H]
   int64_t origin;              // position of the pair's row in the first part at step 0, see Place
   int64_t output_shift;        // of direction 1

@@ -171,6 +171,7 @@ constexpr int register_fragments(const Layout& l) {
   int step = (l.backward ? 66 : l.ring_slots == 0 ? 74 : 78) + 3 * l.gates;
   if (l.backward) step += l.sums() ? 12 : l.elements() > 1 ? 28 : 16;
   if (l.element_bytes > 2) step += grid ? 12 : 24;
+  if (l.element_bytes > 2 && l.backward && l.gates == 3 && l.units == 128) step += 4;
   if (l.two_parts) step += 8 * (l.sums() ? 2 : l.out * l.columns);
   if (grid) step += l.gates == (l.backward ? 4 : 1) ? 32 : 28;
   if (l.gates == 4 && !grid) step += !l.backward ? 20 : l.peers < 16 ? 8 : 0;
@@ -183,9 +184,8 @@ constexpr int register_fragments(const Layout& l) {
 // Operands that fit into registers before sm_100 alone, by the same reports.
 constexpr int spared_fragments(const Layout& l) {
   if (l.gates != 3 || l.two_parts) return 0;
-  const bool half = l.element_bytes == 2;
-  return l.backward ? !half && l.exchange == Exchange::kCta && l.units == 128
-                    : half && l.exchange == Exchange::kCluster && l.units == 64 && l.peers == 8;
+  return !l.backward && l.element_bytes == 2 && l.exchange == Exchange::kCluster && l.units == 64 &&
+         l.peers == 8;
 }
 
 constexpr Layout layout(const Instance& instance, int gates, Precision precision) {

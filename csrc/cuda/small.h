@@ -64,10 +64,19 @@ DEVICE uint32_t pair_of(E first, E second) {
   return low | static_cast<uint32_t>(high) << 16;
 }
 
-// What is kept of the gates of a pair.
+// What is kept of the gates of a pair; `whole`: it is one word, as the pair is in all tensors.
 template <class Kept>
-struct alignas(2 * alignof(Kept)) KeptPair {
+struct alignas(largest_word(2 * int{sizeof(Kept)})) KeptPair {
   Kept of[2];
+
+  DEVICE void store(Kept* to, bool whole, bool second) const {
+    if (whole) {
+      *reinterpret_cast<KeptPair*>(to) = *this;
+      return;
+    }
+    to[0] = of[0];
+    if (second) to[1] = of[1];
+  }
 };
 
 // Step of a tile: the rows of the batch that are alive, and the first row of the step in [rows].
@@ -136,17 +145,6 @@ struct SmallWorker {
     uint16_t parts[2] = {static_cast<uint16_t>(pair), static_cast<uint16_t>(pair >> 16)};
     memcpy(to, &parts[0], sizeof(E));
     if (second()) memcpy(to + 1, &parts[1], sizeof(E));
-  }
-
-  template <class Kept>
-  DEVICE void store_kept(Kept* to, const KeptPair<Kept>& kept, bool wanted) const {
-    if (!wanted) return;
-    if (words) {
-      *reinterpret_cast<KeptPair<Kept>*>(to) = kept;
-      return;
-    }
-    to[0] = kept.of[0];
-    if (second()) to[1] = kept.of[1];
   }
 
   // ---- the exchanged vector ----

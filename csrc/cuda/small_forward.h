@@ -131,7 +131,8 @@ struct SmallForward {
     if constexpr (kSave) {
       UNROLL
       for (int k = 0; k < kStates; ++k) self.store(timelines[k].at, now[k], alive);
-      if constexpr (kKeeps) self.store_kept(gates.at, kept, alive);
+      if constexpr (kKeeps)
+        if (alive) kept.store(gates.at, self.words, self.second());
     }
   }
 

@@ -138,7 +138,7 @@ struct Worker {
     initial = dev::opaque(origin + (direction == 1 ? all.rows * H : -step_numbers));
     stride = dev::opaque(backward_in_time() ? -step_numbers : step_numbers);
     first_unit = unit(0);
-    output_shift = direction == 1 ? H - all.rows * H * dev::grid_y() : 0;
+    output_shift = shift_of(direction);
     UNROLL
     for (int u = 0; u < S::kOwnUnits; ++u) seat[u] = unit(2 * u) < hidden ? tile_row(0) : kNoSeat;
     const int64_t fragments = (int64_t{rank} * S::kWarps + warp) * S::kFragments;
@@ -211,8 +211,13 @@ struct Worker {
   DEVICE int64_t in_timeline(int64_t position) const {
     return position + step_numbers + first_unit;
   }
+  DEVICE int64_t shift_of(int d) const {
+    return d == 1 ? hidden - steps.rows * hidden * dev::grid_y() : 0;
+  }
   DEVICE int64_t in_output(int64_t position) const {
-    return (position << (dev::grid_y() - 1)) + output_shift + first_unit;
+    // Backward a register less: there it is rarely asked for.
+    const int64_t shift = S::kBackward ? shift_of(dev::block_y()) : output_shift;
+    return (position << (dev::grid_y() - 1)) + shift + first_unit;
   }
   // Calls f(pointer, e, slot) for all elements and `slots` numbers each, which lie H apart, as
   // rows do: from the place of element 0. The compiler is kept from computing each pointer from the
