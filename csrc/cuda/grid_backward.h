@@ -47,7 +47,7 @@ struct GridBackward {
     if (!self.alive(at)) return;
     if constexpr (kReserve > 0) {
       const Kept* p = reinterpret_cast<const Kept*>(a.gates) + self.in_rows(at.position, 1);
-      in.gates[0] = p[0];
+      in.gates[0] = p[0], in.gates[1] = Kept{};
       if (self.even || self.second) in.gates[1] = p[1];
     }
     const int64_t before = self.alive(then) ? then.position : self.initial(part);
