@@ -117,7 +117,8 @@ struct GridBackward {
     self.product(round, part, following, sum);
     if (!self.active) return;
     Pair grad = self.state(part, 0);
-    grad.number[0] += sum[0][0], grad.number[1] += sum[0][1];
+    grad.number[0] += sum[0][0];
+    if (self.even || self.second) grad.number[1] += sum[0][1];  // as forward
     self.state(part, 0) = grad;
   }
 

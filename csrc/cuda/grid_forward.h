@@ -82,6 +82,8 @@ struct GridForward {
     UNROLL
     for (int i = 0; i < 2; ++i) {
       const int unit = self.unit - self.rank * S::kUnits + i;
+      // Or what is not finite would spread to the whole row from a unit that is not there.
+      const bool exists = alive && (i == 0 || self.even || self.second);
       float gates[kReserveSlots<Cell>] = {};
       forward_unit<Cell, V>(
           [&](int g) {
@@ -90,7 +92,7 @@ struct GridForward {
           },
           [&](int g) { return V(sum[g][i] + bias(0, g)[unit]); },
           [&](int k) { return V(states[k].number[i]); },
-          [&](int k, V s) { states[k].number[i] = alive ? plain(s) : states[k].number[i]; },
+          [&](int k, V s) { states[k].number[i] = exists ? plain(s) : states[k].number[i]; },
           [&](int r, V q) { gates[r] = plain(q); });
       kept[i] = Kept::of(gates);
     }

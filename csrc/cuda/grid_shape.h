@@ -168,9 +168,8 @@ inline double grid_factor(const GridLayout& l) {
 // What the kernels of the grid family have for a problem. All CTAs must run at once: where the
 // batch has too many rows for that, each takes several parts, one behind the other.
 inline void add_grid_plans(const Request& p, Plans& plans) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;
   const auto how = precision(p);
-  if (!how || p.device.arch < 80 || p.T > kMost || p.B > kMost) return;
+  if (!how || p.device.arch < 80 || p.T > kMostRows || p.B > kMostRows) return;
   for (int i = 0; i < kGridInstanceCount; ++i) {
     const GridInstance& instance = kGridInstances[i];
     if (instance.backward != p.backward || instance.hidden < p.H ||

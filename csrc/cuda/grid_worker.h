@@ -21,7 +21,8 @@ template <class S>
 struct GridWorker {
   using E = typename S::Element;
   using Stored = StoredPair<E>;
-  static constexpr int kNoSeat = 1 << 24;
+  static constexpr int kNoSeat = 1 << 30;
+  static_assert(kNoSeat > kMostRows);
   const Steps& steps;
   const int hidden;  // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
   const int direction, warp, lane, rank, parts;

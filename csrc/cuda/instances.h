@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 
 #include "math.h"
 
@@ -48,6 +49,10 @@ constexpr int input_lines(int gates, bool backward) {
   if (!backward) return gates;
   return gates == 1 ? 2 : gates == 3 ? 6 : 7;
 }
+
+// Rows of a batch, and steps, for which there are instances: tiles times peers are counted in 32
+// bits.
+inline constexpr int kMostRows = std::numeric_limits<int32_t>::max() / 128;
 
 struct Instance {
   Exchange exchange;

@@ -85,4 +85,7 @@ Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream 
 Status launch_expand_runs(const ExpandRuns& args, Stream stream);
 Status launch_states_before(Type type, const StatesBefore<void>& args, Stream stream);
 
+// What the kernels' code for the current device may use, see dev::compiled_for.
+int compiled_for();
+
 }  // namespace rnnfast::cuda

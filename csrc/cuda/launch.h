@@ -67,6 +67,10 @@ template <class Args>
 int max_cooperative_blocks(void (*)(Args), const Launch&) {
   return emu::settings.max_cooperative_blocks;
 }
+template <class Args>
+int compiled_for(void (*)(Args)) {
+  return 90;
+}
 
 #else
 
@@ -95,6 +99,7 @@ inline constexpr int kPlainCluster = 8;
 struct KernelState {
   size_t smem_bytes = kPlainBytes;
   bool large_cluster = false;
+  int compiled_for = -1;                          // not asked yet
   std::map<std::array<size_t, 4>, int> resident;  // by {threads, cluster, smem, cooperative}
 };
 
@@ -230,6 +235,19 @@ int max_cooperative_blocks(void (*kernel)(Args), const Launch& l) {
           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, address, l.threads, l.smem_bytes);
     *count = blocks * processors;
     return error;
+  });
+}
+
+// The architecture, 10 * major + minor, whose features the code of this kernel has that runs on the
+// current device: an older one's than the device's where that is all there is. 0: nothing runs.
+template <class Args>
+int compiled_for(void (*kernel)(Args)) {
+  const void* address = reinterpret_cast<const void*>(kernel);
+  return detail::KernelStates::instance().use(address, [&](detail::KernelState& state) {
+    if (state.compiled_for >= 0) return state.compiled_for;
+    cudaFuncAttributes attributes{};
+    const bool found = detail::status_of(cudaFuncGetAttributes(&attributes, address)).ok();
+    return state.compiled_for = found ? attributes.ptxVersion : 0;
   });
 }
 

@@ -5,6 +5,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 namespace rnnfast::cuda {
@@ -29,7 +30,8 @@ std::optional<Wish> wanted_kernel() {
 
 Context context() {
   const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
-  const int arch = 10 * device.major + device.minor;
+  // A build for older GPUs runs here as for one of them: its kernels have no clusters.
+  const int arch = std::min(10 * device.major + device.minor, compiled_for());
   return {{arch, device.multiProcessorCount, static_cast<int>(device.sharedMemPerBlockOptin),
            arch >= 90 ? kMaxCluster : 1},
           at::cuda::getCurrentCUDAStream(),

@@ -24,9 +24,8 @@ constexpr Kernel kernel_of(Exchange exchange) {
 }
 
 inline bool serves(const Instance& instance, const Request& p) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 128;  // tiles times peers fit
   const auto how = precision(p);
-  if (!how || p.T > kMost || p.B > kMost || instance.backward != p.backward ||
+  if (!how || p.T > kMostRows || p.B > kMostRows || instance.backward != p.backward ||
       instance.hidden < p.H || !possible(instance, p.gates, *how))
     return false;
   const bool cluster = instance.exchange == Exchange::kCluster;

@@ -118,8 +118,8 @@ struct SingleWorker {
     const ForwardArgs<E>& layer = a.layer;
     const int64_t H = layer.hidden, b = first_row + row(e), j = first_unit + unit(e);
     const Walk walk{layer.steps, direction == 1};
-    auto* const gates = reinterpret_cast<KeptOf<Cell, E>*>(layer.gates) +
-                        (direction * layer.steps.rows + b) * H + j;
+    using Kept = KeptOf<Cell, E>;
+    float gates[kReserveSlots<Cell>] = {};
     const auto put_state = [&](int k, V s) {
       const E after = narrow<E>(plain(s));
       if (k == 0) layer.output[(b * a.directions + direction) * H + j] = after;
@@ -131,9 +131,10 @@ struct SingleWorker {
     };
     forward_unit<Cell, V>([&](int g) { return V(x[e][g]); }, [&](int g) { return V(h[e][g]); },
                           [&](int k) { return V(states[e][k]); }, put_state,
-                          [&](int i, V q) {
-                            if (layer.gates != nullptr) gates->put(i, plain(q));
-                          });
+                          [&](int i, V q) { gates[i] = plain(q); });
+    if (Cell::kReserve > 0 && layer.gates != nullptr)
+      reinterpret_cast<Kept*>(layer.gates)[(direction * layer.steps.rows + b) * H + j] =
+          Kept::of(gates);
   }
 
   DEVICE void run() {

@@ -57,6 +57,8 @@ Status launch_column_sums(Type type, const ColumnSums<void, void>& args, Stream 
   });
 }
 
+int compiled_for() { return dev::compiled_for(expand_runs); }
+
 Status launch_expand_runs(const ExpandRuns& args, Stream stream) {
   return dev::launch(expand_runs, {.grid_x = args.count, .threads = kThreads}, stream, args);
 }

@@ -55,6 +55,7 @@ struct ForwardUnit {
   const StepForward<E, C>& a;
   const StepRows& rows;
   const int64_t d, D, H, B, row, b, j;  // direction, of so many; the row's place, and the unit's
+  C (&gates)[kReserveSlots<Cell>];      // as put_gate leaves them
 
   DEVICE int64_t own() const { return (d * B + b) * H + j; }
   DEVICE V x(int g) const {
@@ -81,11 +82,12 @@ struct ForwardUnit {
     layer.output[(row * D + d) * H + j] = narrow<E>(plain(s));
     if (a.h && (!a.last_h || b >= rows.staying)) a.h[own()] = narrow<E>(plain(s));
   }
-  DEVICE void put_gate(int i, V q) const {
+  DEVICE void put_gate(int i, V q) const { gates[i] = plain(q); }
+  DEVICE void keep_gates() const {
+    using Kept = KeptOf<Cell, E>;
     const ForwardArgs<E>& layer = a.layer;
-    if (layer.gates)
-      reinterpret_cast<KeptOf<Cell, E>*>(layer.gates)[(d * layer.steps.rows + row) * H + j].put(
-          i, plain(q));
+    if (Cell::kReserve > 0 && layer.gates)
+      reinterpret_cast<Kept*>(layer.gates)[(d * layer.steps.rows + row) * H + j] = Kept::of(gates);
   }
 };
 
@@ -96,8 +98,11 @@ KERNEL step_forward(StepForwardArgs<E> args) {
   const StepRows& rows = a.rows[d];
   const auto [j, b] = place(args.shape);
   if (j >= H || b >= rows.count) return;
-  forward_unit<Cell, Value<E>>(ForwardUnit<Cell, E>{a, rows, d, dev::grid_y(), H,
-                                                    a.layer.steps.largest, rows.row + b, b, j});
+  Compute<E> gates[kReserveSlots<Cell>] = {};
+  const ForwardUnit<Cell, E> unit{
+      a, rows, d, dev::grid_y(), H, a.layer.steps.largest, rows.row + b, b, j, gates};
+  forward_unit<Cell, Value<E>>(unit);
+  unit.keep_gates();
 }
 
 template <class E>
@@ -113,17 +118,14 @@ struct BackwardUnit {
   const StepBackward<E, C>& a;
   const StepRows& rows;
   const int64_t d, D, H, B, row, b, j;  // as in ForwardUnit
+  const KeptOf<Cell, E> kept;
 
   DEVICE int64_t own() const { return (d * B + b) * H + j; }
   DEVICE V in_timeline(int k, int64_t place) const {
     const int64_t first = d * (a.layer.steps.rows + B) + b;
     return V(widen(a.layer.timelines[k][(first + place) * H + j]));
   }
-  DEVICE V gate(int i) const {
-    const BackwardArgs<E>& layer = a.layer;
-    const auto* gates = reinterpret_cast<const KeptOf<Cell, E>*>(layer.gates);
-    return V(gates[(d * layer.steps.rows + row) * H + j].gate(i));
-  }
+  DEVICE V gate(int i) const { return V(kept.gate(i)); }
   DEVICE V before(int k) const {
     if (names(a.begins[d], b)) return V(C(0));
     return in_timeline(k, b < rows.continued ? rows.before : rows.initial);
@@ -162,8 +164,13 @@ KERNEL step_backward(StepBackwardArgs<E> args) {
   const StepRows& rows = a.rows[d];
   const auto [j, b] = place(args.shape);
   if (j >= H || b >= rows.count) return;
-  backward_unit<Cell, Value<E>>(BackwardUnit<Cell, E>{a, rows, d, dev::grid_y(), H,
-                                                      a.layer.steps.largest, rows.row + b, b, j});
+  using Kept = KeptOf<Cell, E>;
+  const int64_t row = rows.row + b;
+  Kept kept{};
+  if constexpr (Cell::kReserve > 0)
+    kept = reinterpret_cast<const Kept*>(a.layer.gates)[(d * a.layer.steps.rows + row) * H + j];
+  backward_unit<Cell, Value<E>>(
+      BackwardUnit<Cell, E>{a, rows, d, dev::grid_y(), H, a.layer.steps.largest, row, b, j, kept});
 }
 
 // ---- column sums ----

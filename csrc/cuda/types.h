@@ -157,7 +157,6 @@ struct alignas(largest_word(kCount* int{sizeof(E)})) KeptGates {
     else
       return widen(word[i]);
   }
-  DEVICE void put(int i, Compute<E> gate) { reinterpret_cast<E*>(word)[i] = narrow<E>(gate); }
 };
 template <class Cell, class E>
 using KeptOf = KeptGates<E, kReserveSlots<Cell>>;

@@ -91,7 +91,8 @@ struct Border {
 template <class S>
 struct Worker {
   static constexpr int kElements = S::kElements;
-  static constexpr int kNoSeat = 1 << 20;
+  static constexpr int kNoSeat = 1 << 30;
+  static_assert(kNoSeat > kMostRows);
   const Steps& steps;  // of the kernel's arguments
   const int hidden;    // the plan keeps T, B and H below 2^31; positions in tensors are 64-bit
   const int direction, warp, lane, group, split, tile;

@@ -164,6 +164,24 @@ def test_every_instance(mode: str, run: tuple[torch.dtype, bool], instance: Inst
         assert_gradients_close(gradients, list(ops.layer_backward(*arguments)), tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_units_that_do_not_exist_make_no_nan_of_infinity(dtype: torch.dtype) -> None:
+    """The second one of the last pair; weights without a sign keep infinity what it is."""
+    problem = Problem("RNN_RELU", dtype=dtype, T=4, B=3, H=21, bias=False)
+    cell, x, sizes, (h_0,), weights, both, _ = problem.layer_arguments(True)
+    x, h_0, weights = x.abs(), h_0.abs(), [w.abs() for w in weights]
+    h_0[0, 1, 0] = float("inf")
+    needs, results = [True] * (2 + len(weights)), []
+    for op in (Simt("grid"), ops):
+        output, states_n, reserve = op.layer(cell, x, sizes, [h_0], weights, both, True)
+        grad = torch.ones_like(output)
+        grad[3, 1, 0] = float("inf")
+        grads = op.layer_backward(cell, grad, [None], x, sizes, weights, both, reserve, needs)
+        results.append([output, *states_n, *grads[:2]])
+    assert all(t[..., 1, :].isinf().all() for t in results[1][1:])
+    assert [t.isnan().any() for t in results[0]] == [False] * len(results[0])
+
+
 @pytest.mark.parametrize("run", RUNS, ids=name)
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_instances_are_those_tested(run: tuple[torch.dtype, bool], backward: bool) -> None:

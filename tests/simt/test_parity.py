@@ -111,6 +111,34 @@ def check(problem: Problem, simt: Simt, tolerance: float | None = None) -> None:
     assert_gradients_close(grads, gradients, tolerance)
 
 
+def check_what_is_not_finite(
+    mode: str, simt: Simt, bad: float, dtype: torch.dtype, hidden: int
+) -> None:
+    """One number of x, and one of the output's gradient, where the CPU keeps what comes of it."""
+    problem = Problem(mode, dtype=dtype, T=4, B=6, H=hidden, states_given=False)
+    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(False)
+    x = x.clone()
+    x[1, 2, 0] = bad
+    arguments = (cell, x, sizes, states, weights, both, False)
+    output, states_n, _ = simt.layer(*arguments)
+    wanted, wanted_n, _ = ops.layer(*arguments)
+    found, right = [output, *states_n], [wanted, *wanted_n]
+    given = backward_arguments(problem, simt)
+    given[1] = given[1].clone()
+    given[1][2, 2, 0] = bad
+    found.append(simt.layer_backward(*given)[0])
+    given[7] = gate_by_gate([t.float() for t in given[7]])
+    right.append(ops.layer_backward(*given)[0])
+    for a, b in zip(found, right, strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+        torch.testing.assert_close(
+            a.nan_to_num(0, 0, 0),
+            b.nan_to_num(0, 0, 0),
+            rtol=TOLERANCE[dtype],
+            atol=TOLERANCE[dtype],
+        )
+
+
 @covering("mode, run, shape", MODES, RUNS, SHAPES, ids=name)
 @pytest.mark.usefixtures("_library")
 def test_values_and_gradients(
