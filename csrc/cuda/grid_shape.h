@@ -123,7 +123,7 @@ constexpr int grid_spared_fragments(const GridLayout& l) {
   if (l.gates == 4) return l.backward || sums > 1 ? 0 : l.element_bytes == 2 ? 2 : l.hidden == 768;
   if (l.gates == 1 || l.two_parts) return 0;
   if (l.element_bytes == 2) return l.backward && sums == 2;
-  if (l.backward) return l.hidden == 1024 || sums == 1;
+  if (l.backward) return sums > 1 ? l.hidden == 1024 : l.hidden == 1024 ? 3 : 1;
   return l.columns == 1 ? 3 : 0;
 }
 
