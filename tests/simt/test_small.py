@@ -19,6 +19,7 @@ from test_parity import (
     SHAPES,
     backward_arguments,
     check,
+    check_what_is_not_finite,
     kept,
     name,
 )
@@ -119,18 +120,7 @@ def test_every_schedule_gives_the_same_bits(mode: str, hidden: int, shape: dict[
 @pytest.mark.parametrize("hidden", [5, 20, 64])
 def test_what_is_not_finite_stays_in_its_row(mode: str, bad: float, hidden: int) -> None:
     """And in its unit, where the CPU keeps it there: units that do not exist carry nothing on."""
-    problem = Problem(mode, dtype=torch.bfloat16, T=4, B=6, H=hidden, states_given=False)
-    cell, x, sizes, states, weights, both, _ = problem.layer_arguments(False)
-    x = x.clone()
-    x[1, 2, 0] = bad
-    arguments = (cell, x, sizes, states, weights, both, False)
-    output, states_n, _ = SMALL.layer(*arguments)
-    wanted, wanted_n, _ = ops.layer(*arguments)
-    for a, b in zip([output, *states_n], [wanted, *wanted_n], strict=True):
-        assert torch.equal(a.isfinite(), b.isfinite())
-        torch.testing.assert_close(
-            a.nan_to_num(), b.nan_to_num(), rtol=TOLERANCE[a.dtype], atol=TOLERANCE[a.dtype]
-        )
+    check_what_is_not_finite(mode, SMALL, bad, torch.bfloat16, hidden)
 
 
 def test_a_layer_that_is_too_large_runs_step_by_step() -> None:
